@@ -1,0 +1,64 @@
+//! What the stages tell whoever watches: typed events, and the wish to stop.
+
+/// Something that happened on the way through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A stage begins that will handle `total_bytes` (uncompressed tar or blob bytes; zero where nobody can tell).
+    Started {
+        /// The stage.
+        stage: Stage,
+        /// How much there is to do, in bytes.
+        total_bytes: u64,
+    },
+    /// The current stage has handled this many bytes more.
+    Advanced {
+        /// Bytes since the last such event.
+        bytes: u64,
+    },
+    /// The stage is over.
+    Finished {
+        /// The stage.
+        stage: Stage,
+    },
+    /// Something went on by another way than usual; worth a line for people even without `-v`.
+    Warning {
+        /// What happened and what it means, one sentence.
+        message: String,
+    },
+    /// A detail for `-v`.
+    Detail {
+        /// One line.
+        message: String,
+    },
+}
+
+/// The long parts of the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Contents are hashed that no database vouches for.
+    Hashing,
+    /// Layers are packed and digested.
+    Packing,
+    /// The image goes to its target.
+    Delivering,
+}
+
+/// Watches a run. The stages run in parallel, so an observer is shared between threads.
+pub trait Observer: Sync {
+    /// Takes note of an event; must return quickly.
+    fn event(&self, event: Event);
+
+    /// Whether the user wants the run to end (Ctrl-C). Stages ask between buffers and then fail with `Interrupted`.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Watches nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn event(&self, _: Event) {}
+}

@@ -1,0 +1,15 @@
+//! Exports a Flox or Nix environment as an OCI container image, layer by layer out of a content-addressed store.
+//!
+//! The way through, in the order of the modules:
+//!
+//! ```text
+//! environment -> closure -> layer plan -> packing -> layer store -> image -> delivery
+//! ```
+
+pub mod blob;
+pub mod event;
+pub mod rootfs;
+
+pub mod nix;
+
+pub mod environment;

@@ -1,0 +1,161 @@
+//! The abstraction that packing hangs on: a source of store paths.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use super::{ContentHash, StorePath};
+
+/// What is known of a store path without walking it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathInfo {
+    /// The path itself.
+    pub path: StorePath,
+    /// What its contents hash to, vouched for by the Nix database or taken of the tree by this tool.
+    pub content: ContentHash,
+    /// The length in bytes of its NAR serialisation.
+    pub nar_size: u64,
+    /// The store paths it refers to, itself left out.
+    pub references: BTreeSet<StorePath>,
+}
+
+/// One node of a store path, as NAR knows it.
+pub enum Node<'a> {
+    /// A directory. Its entries follow, in byte order of their names.
+    Directory,
+    /// A regular file.
+    Regular {
+        /// Whether its owner may execute it.
+        executable: bool,
+        /// Its length in bytes; `contents` yields exactly that many, or the walk fails.
+        size: u64,
+        /// Its bytes. The file is opened at the first read: a visitor that needs none leaves it alone.
+        contents: &'a mut dyn Read,
+    },
+    /// A symbolic link and its target, uninterpreted.
+    Symlink {
+        /// The target's bytes.
+        target: &'a [u8],
+    },
+}
+
+/// Sees the nodes of a store path, parents before children, siblings in byte order of their names.
+pub trait Visitor {
+    /// Takes one node. `path` is relative to the store path, without a leading slash; the store path itself is `""`.
+    fn node(&mut self, path: &[u8], node: Node<'_>) -> io::Result<()>;
+}
+
+impl<F: FnMut(&[u8], Node<'_>) -> io::Result<()>> Visitor for F {
+    fn node(&mut self, path: &[u8], node: Node<'_>) -> io::Result<()> {
+        self(path, node)
+    }
+}
+
+/// Where store paths are found: a local Nix store, trees in memory, later binary caches.
+///
+/// Whatever the source, the same contents give the same nodes in the same order, hence the same layer.
+pub trait Source: Send + Sync {
+    /// What is known of `path`, or `None` where this source does not have it.
+    fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError>;
+
+    /// Shows every node of `path` to `visitor`. A tree that changes meanwhile is an error, never a mixture.
+    fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError>;
+}
+
+/// A source could not say what it knows of a path.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The Nix database did not answer.
+    #[error("cannot read the Nix database '{}'", database.display())]
+    Database {
+        /// The database file.
+        database: PathBuf,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The Nix database holds something that this tool cannot read.
+    #[error("the Nix database '{}' says of '{path}': {reason}", database.display())]
+    Record {
+        /// The database file.
+        database: PathBuf,
+        /// The store path in question, as the database has it.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The store's directory could not be listed.
+    #[error("cannot read the store '{}'", store.display())]
+    Store {
+        /// The directory.
+        store: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A tree that nothing vouches for could not be walked for its hash.
+    #[error(transparent)]
+    Walk(#[from] WalkError),
+}
+
+/// A walk over a store path failed.
+#[derive(Debug, thiserror::Error)]
+pub enum WalkError {
+    /// This source does not have the path.
+    #[error("'{path}' is not in the store")]
+    Absent {
+        /// The absolute path.
+        path: PathBuf,
+    },
+    /// A file or directory could not be read.
+    #[error("cannot read '{}'", path.display())]
+    Read {
+        /// The file on disk.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that a store path cannot hold.
+    #[error("'{}' is a {kind}; a store path holds only directories, regular files and symbolic links", path.display())]
+    Unsupported {
+        /// The file on disk.
+        path: PathBuf,
+        /// `socket`, `FIFO`, `character device` or `block device`.
+        kind: &'static str,
+    },
+    /// A file changed or vanished between two looks at it.
+    #[error("'{}' changed while it was read", path.display())]
+    Changed {
+        /// The file on disk.
+        path: PathBuf,
+    },
+    /// The visitor failed (its output broke, or the user interrupted).
+    #[error(transparent)]
+    Visitor(io::Error),
+}
+
+/// Several sources as one: a path belongs to the first that has it.
+pub struct Union<'a>(pub Vec<&'a dyn Source>);
+
+impl Source for Union<'_> {
+    fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+        for source in &self.0 {
+            if let Some(info) = source.path_info(path)? {
+                return Ok(Some(info));
+            }
+        }
+        Ok(None)
+    }
+
+    fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
+        for source in &self.0 {
+            match source.walk(path, visitor) {
+                // A source says so before it shows a single node, so the next one starts afresh.
+                Err(WalkError::Absent { .. }) => continue,
+                other => return other,
+            }
+        }
+        Err(WalkError::Absent { path: path.to_absolute() })
+    }
+}

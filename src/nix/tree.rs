@@ -1,0 +1,63 @@
+//! A store path's structure without its files' contents: names, kinds, link targets.
+
+use std::collections::BTreeMap;
+
+use super::{Node, Source, StorePath, WalkError};
+
+/// What an entry is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    Regular {
+        /// Whether its owner may execute it.
+        executable: bool,
+        /// Length in bytes.
+        size: u64,
+    },
+    /// A symbolic link with its target.
+    Symlink(Vec<u8>),
+}
+
+/// The structure of one store path, by relative path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TreeListing(BTreeMap<Vec<u8>, EntryKind>);
+
+impl TreeListing {
+    /// Walks `path` without opening a file.
+    pub fn read(source: &dyn Source, path: &StorePath) -> Result<Self, WalkError> {
+        let mut entries = BTreeMap::new();
+        source.walk(path, &mut |path: &[u8], node: Node<'_>| {
+            let kind = match node {
+                Node::Directory => EntryKind::Directory,
+                Node::Regular { executable, size, .. } => EntryKind::Regular { executable, size },
+                Node::Symlink { target } => EntryKind::Symlink(target.to_vec()),
+            };
+            entries.insert(path.to_vec(), kind);
+            Ok(())
+        })?;
+        Ok(Self(entries))
+    }
+
+    /// The entry at a relative path.
+    pub fn get(&self, path: &[u8]) -> Option<&EntryKind> {
+        self.0.get(path)
+    }
+
+    /// Every entry, parents first.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &EntryKind)> {
+        self.0.iter().map(|(path, kind)| (path.as_slice(), kind))
+    }
+
+    /// The names in the directory at `path`, in byte order.
+    pub fn children<'a>(&'a self, path: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a EntryKind)> {
+        let from = if path.is_empty() { Vec::new() } else { [path, b"/"].concat() };
+        let skip = from.len();
+        self.0
+            .range(from.clone()..)
+            .take_while(move |(entry, _)| entry.starts_with(&from))
+            .filter(move |(entry, _)| entry.len() > skip && !entry[skip..].contains(&b'/'))
+            .map(move |(entry, kind)| (&entry[skip..], kind))
+    }
+}
