@@ -1,1 +1,12 @@
-//! it
+//! Integration tests, one binary: the built `layerhold` against real stores, real runtimes and real readers of images.
+#![allow(clippy::unwrap_used)]
+
+mod archive;
+mod flox_fixture;
+mod nix_fixture;
+mod peers;
+mod sandbox;
+mod terminal;
+
+mod containerize;
+mod house;
