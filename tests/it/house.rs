@@ -18,6 +18,7 @@ const ORDER: &[&str] = &[
     "image",
     "delivery",
     "layers",
+    "error",
     "containerize",
     "cli",
 ];
@@ -28,14 +29,16 @@ const STRANGERS: &[(&str, &[&str])] = &[
     ("pack", &["environment", "plan"]),
     // The layer store knows keys and blobs.
     ("store", &["nix", "rootfs", "environment", "plan", "pack"]),
-    // Images are described, and go to their target, without a look into layers.
-    ("image", &["nix", "rootfs", "plan", "pack", "store", "memo"]),
+    // Images are described, and go to their target, without a look into layers: of a store path the name is known.
+    ("image", &["rootfs", "plan", "pack", "store", "memo"]),
     ("delivery", &["nix", "rootfs", "environment", "plan", "pack", "store", "memo"]),
 ];
 
 struct SourceFile {
     path: PathBuf,
     text: String,
+    /// Whether it is compiled for tests alone.
+    is_tests: bool,
 }
 
 impl SourceFile {
@@ -55,10 +58,9 @@ impl SourceFile {
             .filter(|(_, line)| !line.trim_start().starts_with("//"))
     }
 
-    /// The lines of code that are not tests.
+    /// The lines of code that are not tests: those before a module of tests in the file, none of a file of tests.
     fn product(&self) -> impl Iterator<Item = (usize, &str)> {
-        let tests = self.path.file_name().is_some_and(|name| name == "tests.rs");
-        self.code().take_while(move |(_, line)| !tests && !line.starts_with("#[cfg(test)]"))
+        self.code().take_while(move |(_, line)| !self.is_tests && !line.starts_with("#[cfg(test)]"))
     }
 
     fn place(&self, line: usize) -> String {
@@ -82,10 +84,28 @@ fn sources() -> Vec<SourceFile> {
     let mut files = Vec::new();
     files_below(&root().join("src"), &mut files);
     files.sort();
+    let texts: Vec<_> = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let of_tests: BTreeSet<_> = texts.iter().flat_map(|text| test_modules(text)).collect();
+    let is_tests = |path: &Path| of_tests.contains(path.file_stem().unwrap().to_str().unwrap());
+    let files: Vec<_> = files.into_iter().zip(texts).collect();
     let files: Vec<_> =
-        files.into_iter().map(|path| SourceFile { text: fs::read_to_string(&path).unwrap(), path }).collect();
+        files.into_iter().map(|(path, text)| SourceFile { is_tests: is_tests(&path), path, text }).collect();
     assert!(files.len() > 10);
     files
+}
+
+/// The files, without `.rs`, that a text declares as modules of tests.
+fn test_modules(text: &str) -> Vec<String> {
+    let behind = text.split("#[cfg(test)]\n").skip(1);
+    let declared = behind.filter_map(|behind| {
+        let mut lines = behind.lines();
+        let first = lines.next()?.trim();
+        match first.strip_prefix("#[path = \"") {
+            Some(path) => path.strip_suffix(".rs\"]"),
+            None => first.trim_start_matches("pub(crate) ").strip_prefix("mod ")?.strip_suffix(';'),
+        }
+    });
+    declared.map(str::to_owned).collect()
 }
 
 /// The modules that a line of code names as `crate::module` or `crate::{a, b::c}`.
@@ -178,7 +198,6 @@ fn only_the_command_line_touches_the_world_around() {
         "env::temp_dir",
         "env::args",
         "env::home_dir",
-        "env::split_paths",
         "SystemTime::now",
         "Instant::now",
         "process::exit",
