@@ -176,7 +176,7 @@ fn compression_changes_blobs_and_not_what_is_in_them() {
     let plain = archive(&sandbox, nix.root(), &environment, &[]);
     for codec in ["gzip", "gzip:1", "zstd", "zstd:3"] {
         let compressed = archive(&sandbox, nix.root(), &environment, &["--compression", codec]);
-        assert_eq!(compressed.config["rootfs"], plain.config["rootfs"], "{codec}");
+        assert_eq!(compressed.image_id(), plain.image_id(), "{codec}: the configuration names uncompressed layers");
         let suffix = format!("+{}", codec.split(':').next().unwrap());
         for layer in compressed.manifest["layers"].as_array().unwrap() {
             assert!(layer["mediaType"].as_str().unwrap().ends_with(&suffix), "{layer}");

@@ -8,5 +8,8 @@ mod peers;
 mod sandbox;
 mod terminal;
 
+mod activation;
 mod containerize;
+mod failures;
 mod house;
+mod runtimes;
