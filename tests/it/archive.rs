@@ -85,8 +85,8 @@ impl Archive {
         }
         let diff_ids = self.config["rootfs"]["diff_ids"].as_array().unwrap();
         assert_eq!(diff_ids.len(), descriptors.len());
-        for at in 0..diff_ids.len() {
-            assert_eq!(diff_ids[at].as_str().unwrap(), Digest::of(&self.layer_tar(at)).to_string(), "of layer {at}");
+        for (at, diff_id) in diff_ids.iter().enumerate() {
+            assert_eq!(diff_id.as_str().unwrap(), Digest::of(&self.layer_tar(at)).to_string(), "of layer {at}");
         }
         let history = self.config["history"].as_array().unwrap();
         let filled = history.iter().filter(|entry| entry["empty_layer"] != true).count();

@@ -179,7 +179,7 @@ impl BareStore {
         let busybox = fs::read(find_program("busybox")?).unwrap();
         let tools = ["cat", "env", "id", "kill", "ls", "mkdir", "ps", "readlink", "sleep", "stat", "touch", "tr", "wc"];
         let tree = Tree::new().program("bin/busybox", busybox);
-        let tree = tools.iter().fold(tree, |tree, tool| tree.link(&format!("bin/{tool}"), "busybox"));
+        let tree = tools.iter().fold(tree, |tree, tool| tree.link(format!("bin/{tool}"), "busybox"));
         Some(self.add("busybox-static-1.35", &tree))
     }
 }

@@ -1,5 +1,5 @@
 //! Integration tests, one binary: the built `layerhold` against real stores, real runtimes and real readers of images.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod archive;
 mod flox_fixture;
