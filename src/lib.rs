@@ -13,3 +13,7 @@ pub mod rootfs;
 pub mod nix;
 
 pub mod environment;
+
+pub mod plan;
+
+pub mod pack;
