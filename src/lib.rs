@@ -17,3 +17,5 @@ pub mod environment;
 pub mod plan;
 
 pub mod pack;
+
+pub mod store;

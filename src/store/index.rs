@@ -1,0 +1,142 @@
+//! The sled index: fast to ask, free to lose.
+//!
+//! sled calls itself beta, locks other processes out, and can panic on a damaged file. So it holds nothing that is not
+//! in the records (or can be had again by work), it is opened for a question and closed after it, the wait for other
+//! processes is on a lock file of our own, and an index that does not open is moved aside and made anew.
+
+use std::fs::File;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::time::Duration;
+
+use super::StoreError;
+use super::files::IoContext;
+use super::record::LayerRecord;
+use crate::blob::{LayerKey, canonical_json};
+
+/// Set in sled's default tree once every record is in the index.
+const COMPLETE: &[u8] = b"complete";
+
+/// The index, open.
+pub(super) struct Index {
+    layers: sled::Tree,
+    memory: sled::Tree,
+    db: sled::Db,
+}
+
+/// Opens the index at `root`, waiting for other processes, does `work` with it, and closes it.
+///
+/// An index that is missing or damaged is made from `records`.
+pub(super) fn with<T>(
+    root: &Path,
+    records: impl Fn() -> Result<Vec<LayerRecord>, StoreError>,
+    work: impl Fn(&Index) -> sled::Result<T>,
+) -> Result<T, StoreError> {
+    let lock = root.join("index.lock");
+    let file = File::options().create(true).append(true).open(&lock).context("open", &lock)?;
+    // Released when the file is closed, by whatever end.
+    file.lock().context("lock", &lock)?;
+
+    let path = root.join("index");
+    let attempt = |rebuild: bool| -> Result<sled::Result<T>, StoreError> {
+        let records = if rebuild { Some(records()?) } else { None };
+        // sled asserts what it finds on the disk; a panic here says "damaged" and nothing more.
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let index = Index::open(&path)?;
+            match &records {
+                Some(records) => index.fill(records)?,
+                None if !index.is_complete()? => {
+                    return Err(sled::Error::ReportableBug("the index was never finished".to_owned()));
+                }
+                None => {}
+            }
+            work(&index)
+        }));
+        Ok(outcome.unwrap_or_else(|_| Err(sled::Error::ReportableBug("the index is damaged".to_owned()))))
+    };
+    if path.exists() {
+        match attempt(false)? {
+            Ok(done) => return Ok(done),
+            Err(sled::Error::Io(source)) if is_surroundings(&source) => {
+                return Err(StoreError::Index { path, source: sled::Error::Io(source) });
+            }
+            Err(_) => move_aside(root, &path)?,
+        }
+    }
+    attempt(true)?.map_err(|source| StoreError::Index { path: path.clone(), source })
+}
+
+/// Whether a new index would meet the same error: the disk is full, or the directory is not ours.
+fn is_surroundings(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
+}
+
+/// Out of the way and then deleted: a second damage finds no leftovers, and a kill in between leaves only an orphan.
+fn move_aside(root: &Path, path: &Path) -> Result<(), StoreError> {
+    let aside = tempfile::Builder::new()
+        .prefix("damaged-index-")
+        .tempdir_in(root.join("tmp"))
+        .context("make a directory in", &root.join("tmp"))?;
+    std::fs::rename(path, aside.path().join("index")).context("move the damaged index", path)
+}
+
+impl Index {
+    fn open(path: &Path) -> sled::Result<Self> {
+        let config = sled::Config::new().path(path).flush_every_ms(None).cache_capacity(16 << 20);
+        let db = loop {
+            match config.open() {
+                // sled lets go of its file a moment after it was dropped. Our own lock is held, so nobody else has the
+                // index open on purpose and the wait is short.
+                Err(sled::Error::Io(error)) if error.to_string().starts_with("could not acquire lock") => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                opened => break opened?,
+            }
+        };
+        Ok(Self { layers: db.open_tree("layers")?, memory: db.open_tree("memory")?, db })
+    }
+
+    /// Takes in all records, then says so: sled opens some damaged files as if they were empty, and a process can be
+    /// killed half-way through this.
+    fn fill(&self, records: &[LayerRecord]) -> sled::Result<()> {
+        self.insert_layers(records)?;
+        self.db.insert(COMPLETE, &[])?;
+        self.db.flush().map(drop)
+    }
+
+    fn is_complete(&self) -> sled::Result<bool> {
+        self.db.contains_key(COMPLETE)
+    }
+
+    pub(super) fn layers(&self, keys: &[LayerKey]) -> sled::Result<Vec<Option<LayerRecord>>> {
+        keys.iter()
+            .map(|key| {
+                let value = self.layers.get(key.as_bytes())?;
+                // A value of another version is as good as none: the layer is made again.
+                Ok(value.and_then(|value| serde_json::from_slice(&value).ok()))
+            })
+            .collect()
+    }
+
+    pub(super) fn insert_layers(&self, records: &[LayerRecord]) -> sled::Result<()> {
+        for record in records {
+            let value = canonical_json(record).map_err(|error| sled::Error::Io(error.into()))?;
+            self.layers.insert(record.key.as_bytes(), value)?;
+        }
+        self.db.flush().map(drop)
+    }
+
+    pub(super) fn recall(&self, keys: &[Vec<u8>]) -> sled::Result<Vec<Option<Vec<u8>>>> {
+        keys.iter().map(|key| Ok(self.memory.get(key)?.map(|value| value.to_vec()))).collect()
+    }
+
+    pub(super) fn remember(&self, entries: &[(Vec<u8>, Vec<u8>)]) -> sled::Result<()> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in entries {
+            batch.insert(key.as_slice(), value.as_slice());
+        }
+        self.memory.apply_batch(batch)?;
+        self.db.flush().map(drop)
+    }
+}

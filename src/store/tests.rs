@@ -1,0 +1,172 @@
+use std::io::{Read, Write};
+use std::path::Path;
+
+use super::*;
+use crate::blob::{DiffId, LayerKeyBuilder};
+
+fn key(name: &str) -> LayerKey {
+    LayerKeyBuilder::new("layerhold store tests").field(name.as_bytes()).finish()
+}
+
+fn record(name: &str, blob: Option<&[u8]>) -> LayerRecord {
+    let bytes = blob.unwrap_or(b"not kept");
+    LayerRecord {
+        key: key(name),
+        digest: Digest::of(bytes),
+        diff_id: DiffId(Digest::of(bytes)),
+        size: bytes.len() as u64,
+        tar_size: 1024,
+        media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
+        has_blob: blob.is_some(),
+        contents: vec![name.to_owned()],
+    }
+}
+
+fn keep(store: &LayerStore, bytes: &[u8]) {
+    let mut writer = store.blob_writer().unwrap();
+    writer.write_all(bytes).unwrap();
+    writer.commit(&Digest::of(bytes)).unwrap();
+}
+
+fn files_below(path: &Path) -> usize {
+    std::fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| if path.is_dir() { files_below(&path) } else { 1 })
+        .sum()
+}
+
+#[test]
+fn what_was_recorded_is_found_by_another_opening() {
+    let directory = tempfile::tempdir().unwrap();
+    let (kept, made) = (record("kept", Some(b"bytes")), record("made", None));
+    let store = LayerStore::open(directory.path()).unwrap();
+    keep(&store, b"bytes");
+    store.record_layers(&[kept.clone(), made.clone()]).unwrap();
+
+    let store = LayerStore::open(directory.path()).unwrap();
+    let found = store.lookup(&[key("made"), key("unknown"), key("kept")]).unwrap();
+    assert_eq!(found, [Some(made), None, Some(kept.clone())]);
+    let mut bytes = Vec::new();
+    store.read_blob(&kept.digest, kept.size).unwrap().read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"bytes");
+}
+
+#[test]
+fn a_lost_or_damaged_index_is_made_from_the_records() {
+    for damage in [
+        |index: &Path| std::fs::remove_dir_all(index).unwrap(),
+        |index: &Path| std::fs::write(index.join("db"), b"garbage").unwrap(),
+        |index: &Path| std::fs::write(index.join("conf"), b"garbage").unwrap(),
+        |index: &Path| {
+            let db = index.join("db");
+            let length = std::fs::metadata(&db).unwrap().len();
+            std::fs::write(&db, vec![0xa5; length as usize]).unwrap();
+        },
+        |index: &Path| {
+            std::fs::remove_dir_all(index).unwrap();
+            std::fs::write(index, b"a file").unwrap();
+        },
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LayerStore::open(directory.path()).unwrap();
+        let records: Vec<_> = (0..50).map(|n| record(&n.to_string(), None)).collect();
+        store.record_layers(&records).unwrap();
+        damage(&directory.path().join("index"));
+        let keys: Vec<_> = records.iter().map(|record| record.key).collect();
+        let found: Vec<_> = store.lookup(&keys).unwrap().into_iter().flatten().collect();
+        assert!(found == records, "{} of {} found", found.len(), records.len());
+        assert_eq!(files_below(&directory.path().join("tmp")), 0);
+    }
+}
+
+#[test]
+fn a_layer_whose_bytes_are_gone_is_unknown() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let record = record("kept", Some(b"bytes"));
+    store.record_layers(std::slice::from_ref(&record)).unwrap();
+    assert_eq!(store.lookup(&[record.key]).unwrap(), [None], "never there");
+    keep(&store, b"bytes");
+    assert_eq!(store.lookup(&[record.key]).unwrap(), [Some(record.clone())]);
+    std::fs::write(store.blob(&record.digest), b"byte").unwrap();
+    assert_eq!(store.lookup(&[record.key]).unwrap(), [None], "cut short");
+}
+
+#[test]
+fn a_flipped_bit_is_not_read_as_the_blob() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    keep(&store, b"bytes");
+    let digest = Digest::of(b"bytes");
+    std::fs::write(store.blob(&digest), b"bytez").unwrap();
+    let error = store.read_blob(&digest, 5).unwrap().read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn a_blob_that_is_not_committed_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let before = files_below(directory.path());
+    let mut writer = store.blob_writer().unwrap();
+    writer.write_all(b"half").unwrap();
+    drop(writer);
+    assert_eq!(files_below(directory.path()), before);
+}
+
+#[test]
+fn a_torn_record_is_as_good_as_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let (whole, torn) = (record("whole", None), record("torn", None));
+    store.record_layers(&[whole.clone(), torn.clone()]).unwrap();
+    let path = store.record(&torn.key);
+    let bytes = std::fs::read(&path).unwrap();
+    for length in [0, 10, 66, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+        assert_eq!(store.lookup(&[whole.key, torn.key]).unwrap(), [Some(whole.clone()), None]);
+    }
+}
+
+#[test]
+fn another_format_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("layerhold-store"), "layerhold layer store, format 2\n").unwrap();
+    let error = LayerStore::open(directory.path()).unwrap_err();
+    assert!(error.to_string().ends_with(r#"its format is "layerhold layer store, format 2""#), "{error}");
+    assert!(error.hint().unwrap().contains("LAYERHOLD_CACHE"));
+    assert_eq!(files_below(directory.path()), 1);
+}
+
+#[test]
+fn many_threads_and_openings_share_one_index() {
+    let directory = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let root = directory.path();
+            scope.spawn(move || {
+                let store = LayerStore::open(root).unwrap();
+                for n in 0..5 {
+                    let record = record(&format!("{thread}-{n}"), None);
+                    store.record_layers(std::slice::from_ref(&record)).unwrap();
+                    assert_eq!(store.lookup(&[record.key]).unwrap(), [Some(record)]);
+                }
+            });
+        }
+    });
+    std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let keys: Vec<_> = (0..8).flat_map(|t| (0..5).map(move |n| key(&format!("{t}-{n}")))).collect();
+    assert!(store.lookup(&keys).unwrap().iter().all(Option::is_some));
+}
+
+#[test]
+fn memories_come_back_or_are_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    store.remember(&[(b"stamp".to_vec(), b"hash".to_vec())]).unwrap();
+    let keys = [b"stamp".to_vec(), b"other".to_vec()];
+    assert_eq!(store.recall(&keys).unwrap(), [Some(b"hash".to_vec()), None]);
+}
