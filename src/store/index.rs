@@ -4,6 +4,7 @@
 //! in the records (or can be had again by work), it is opened for a question and closed after it, the wait for other
 //! processes is on a lock file of our own, and an index that does not open is moved aside and made anew.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -127,8 +128,8 @@ impl Index {
         self.db.flush().map(drop)
     }
 
-    pub(super) fn recall(&self, keys: &[Vec<u8>]) -> sled::Result<Vec<Option<Vec<u8>>>> {
-        keys.iter().map(|key| Ok(self.memory.get(key)?.map(|value| value.to_vec()))).collect()
+    pub(super) fn recall(&self) -> sled::Result<HashMap<Vec<u8>, Vec<u8>>> {
+        self.memory.iter().map(|entry| entry.map(|(key, value)| (key.to_vec(), value.to_vec()))).collect()
     }
 
     pub(super) fn remember(&self, entries: &[(Vec<u8>, Vec<u8>)]) -> sled::Result<()> {

@@ -23,6 +23,7 @@ mod files;
 mod index;
 mod record;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use blobs::BlobWriter;
@@ -172,9 +173,9 @@ impl LayerStore {
         image.write(&self.tmp(), &self.root.join("images").join(image.file_name()))
     }
 
-    /// What was remembered under these keys, in their order.
-    pub fn recall(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        self.with_index(|index| index.recall(keys))
+    /// All that was remembered, by key.
+    pub fn recall(&self) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
+        self.with_index(Index::recall)
     }
 
     /// Remembers values that can be had again by work; they may be forgotten at any time.
