@@ -25,6 +25,14 @@ pub(super) struct Index {
     db: sled::Db,
 }
 
+/// Waits until no other process has the index open; released when the file is closed, by whatever end.
+pub(super) fn lock(root: &Path) -> Result<File, StoreError> {
+    let path = root.join("index.lock");
+    let file = File::options().create(true).append(true).open(&path).context("open", &path)?;
+    file.lock().context("lock", &path)?;
+    Ok(file)
+}
+
 /// Opens the index at `root`, waiting for other processes, does `work` with it, and closes it.
 ///
 /// An index that is missing or damaged is made from `records`.
@@ -33,11 +41,7 @@ pub(super) fn with<T>(
     records: impl Fn() -> Result<Vec<LayerRecord>, StoreError>,
     work: impl Fn(&Index) -> sled::Result<T>,
 ) -> Result<T, StoreError> {
-    let lock = root.join("index.lock");
-    let file = File::options().create(true).append(true).open(&lock).context("open", &lock)?;
-    // Released when the file is closed, by whatever end.
-    file.lock().context("lock", &lock)?;
-
+    let _guard = lock(root)?;
     let path = root.join("index");
     let attempt = |rebuild: bool| -> Result<sled::Result<T>, StoreError> {
         let records = if rebuild { Some(records()?) } else { None };

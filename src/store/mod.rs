@@ -6,7 +6,9 @@
 //! layerhold-store          the format's number; nothing else is touched before it is read
 //! blobs/sha256/<digest>    bytes of compressed layers, named by their digest
 //! records/<kk>/<key>       one layer's record each: the truth
-//! images/<name>            one image's record each: which layers it has
+//! images/<hash>            one image's record each: which layers it has
+//! leases/<random>          one running build's each, locked by it: the keys of the layers that it uses
+//! claims/<key>             locked by the process that is making the layer
 //! index/                   a sled database made from the records; may be thrown away at any time
 //! index.lock               held by the one process that has the index open
 //! tmp/                     files that are being written
@@ -19,15 +21,19 @@
 //! The store knows keys and blobs; what a layer holds is to it a list of texts.
 
 mod blobs;
+mod claim;
 mod files;
 mod index;
+mod lease;
 mod record;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use blobs::BlobWriter;
-pub use record::{ImageRecord, LayerRecord};
+pub use claim::Claim;
+pub use lease::Lease;
+pub use record::{Content, GraphNode, ImageRecord, LayerRecord};
 
 use crate::blob::{Digest, LayerKey, VerifyingReader};
 use files::IoContext;
@@ -110,7 +116,7 @@ impl LayerStore {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).context("read", &format),
         }
-        for directory in ["blobs/sha256", "records", "images", "tmp"] {
+        for directory in ["blobs/sha256", "records", "images", "leases", "claims", "tmp"] {
             let path = store.root.join(directory);
             std::fs::create_dir_all(&path).context("make the directory", &path)?;
         }
@@ -132,15 +138,14 @@ impl LayerStore {
         for (key, found) in keys.iter().zip(&mut found) {
             // The records are the truth: what a damaged index lost is still known.
             if found.is_none() {
-                *found = LayerRecord::read(&self.record(key))?.filter(|record| record.key == *key);
+                *found = self.read_record(key)?;
                 forgotten.extend(found.clone());
-            }
-            if found.as_ref().is_some_and(|record| !self.has_its_bytes(record)) {
+            } else if found.as_ref().is_some_and(|record| !self.has_its_bytes(record)) {
                 *found = None;
             }
         }
         if !forgotten.is_empty() {
-            self.with_index(|index| index.insert_layers(&forgotten))?;
+            self.index_layers(&forgotten)?;
         }
         Ok(found)
     }
@@ -157,20 +162,50 @@ impl LayerStore {
         Ok(VerifyingReader::new(file, *digest, size))
     }
 
-    /// Records layers whose blobs, where they are kept, were committed before.
-    pub fn record_layers(&self, records: &[LayerRecord]) -> Result<(), StoreError> {
+    /// Protects layers from garbage collection until the lease is dropped, by whatever end of the process.
+    ///
+    /// Taken before the layers are looked up: whoever collects garbage either sees the lease, or is done before the
+    /// look-up and the layer is seen to be gone.
+    pub fn lease(&self, keys: &[LayerKey]) -> Result<Lease, StoreError> {
+        let _guard = index::lock(&self.root)?;
+        Lease::take(&self.root.join("leases"), keys)
+    }
+
+    /// Claims the work on a layer, or says that another process is at it.
+    pub fn try_claim(&self, key: &LayerKey) -> Result<Option<Claim>, StoreError> {
+        Claim::try_take(&self.root.join("claims").join(key.hex()))
+    }
+
+    /// Claims the work on a layer once no other process is at it; its record may be there then.
+    pub fn claim(&self, key: &LayerKey) -> Result<Claim, StoreError> {
+        Claim::take(&self.root.join("claims").join(key.hex()))
+    }
+
+    /// The record of one layer, past the index: what another process has just made.
+    pub fn read_record(&self, key: &LayerKey) -> Result<Option<LayerRecord>, StoreError> {
+        let record = LayerRecord::read(&self.record(key))?.filter(|record| record.key == *key);
+        Ok(record.filter(|record| self.has_its_bytes(record)))
+    }
+
+    /// Records a layer whose blob, where it is kept, was committed before. [`LayerStore::index_layers`] follows.
+    pub fn record_layer(&self, record: &LayerRecord) -> Result<(), StoreError> {
+        record.write(&self.tmp(), &self.record(&record.key))
+    }
+
+    /// Takes layers that were recorded before into the index.
+    pub fn index_layers(&self, records: &[LayerRecord]) -> Result<(), StoreError> {
         if records.is_empty() {
             return Ok(());
-        }
-        for record in records {
-            record.write(&self.tmp(), &self.record(&record.key))?;
         }
         self.with_index(|index| index.insert_layers(records))
     }
 
-    /// Records an image whose layers were recorded before; takes the place of the one with the same name and tag.
+    /// Records an image whose layers were recorded before. The same image made again under the same name keeps the
+    /// time when it was made first.
     pub fn record_image(&self, image: &ImageRecord) -> Result<(), StoreError> {
-        image.write(&self.tmp(), &self.root.join("images").join(image.file_name()))
+        let path = self.root.join("images").join(image.file_name());
+        let made_at = ImageRecord::read(&path)?.map_or(image.made_at, |before| before.made_at);
+        ImageRecord { made_at, ..image.clone() }.write(&self.tmp(), &path)
     }
 
     /// All that was remembered, by key.

@@ -27,8 +27,17 @@ pub struct LayerRecord {
     pub media_type: String,
     /// Whether the store keeps the bytes.
     pub has_blob: bool,
-    /// What the layer holds, for people.
-    pub contents: Vec<String>,
+    /// What the layer holds, for people; empty for an image's own files.
+    pub contents: Vec<Content>,
+}
+
+/// One of the things that a layer holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// What it is called: a store path without its directory.
+    pub name: String,
+    /// Its share of the uncompressed layer, in bytes.
+    pub size: u64,
 }
 
 /// What is known of an image that was made.
@@ -45,18 +54,33 @@ pub struct ImageRecord {
     /// Keys of its layers, the bottom one first.
     #[serde(with = "keys_as_hex")]
     pub layers: Vec<LayerKey>,
+    /// Length of all its blobs in bytes, whether the store keeps them or not.
+    pub size: u64,
+    /// When it was made first, in seconds after the epoch.
+    pub made_at: u64,
     /// When it was made last, in seconds after the epoch.
     pub used_at: u64,
+    /// What it holds, and what each of those refers to.
+    pub graph: Vec<GraphNode>,
+}
+
+/// One thing that an image holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraphNode {
+    /// What it is called, as in [`Content::name`].
+    pub name: String,
+    /// Whether the user asked for it, rather than something else that is there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub root: bool,
+    /// What it refers to: places in the same list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<usize>,
 }
 
 impl LayerRecord {
     /// The record in the file at `path`, if there is one and it is whole.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, StoreError> {
-        match std::fs::read(path) {
-            Ok(bytes) => Ok(parse(&bytes)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context("read the record", path),
-        }
+        read(path)
     }
 
     pub(super) fn write(&self, tmp: &Path, path: &Path) -> Result<(), StoreError> {
@@ -65,13 +89,19 @@ impl LayerRecord {
 }
 
 impl ImageRecord {
+    /// The record in the file at `path`, if there is one and it is whole.
+    pub(super) fn read(path: &Path) -> Result<Option<Self>, StoreError> {
+        read(path)
+    }
+
     pub(super) fn write(&self, tmp: &Path, path: &Path) -> Result<(), StoreError> {
         write(self, tmp, path)
     }
 
-    /// One file for one name and tag, whatever characters they have.
+    /// One file for one image under one name and tag, whatever characters they have.
     pub(super) fn file_name(&self) -> String {
-        blake3::hash(format!("{}:{}", self.name, self.tag).as_bytes()).to_hex().to_string()
+        let identity = format!("{}:{} {}", self.name, self.tag, self.image_id);
+        blake3::hash(identity.as_bytes()).to_hex().to_string()
     }
 }
 
@@ -83,6 +113,14 @@ fn write<T: Serialize>(record: &T, tmp: &Path, path: &Path) -> Result<(), StoreE
     bytes.extend_from_slice(&json);
     bytes.push(b'\n');
     files::write_atomically(tmp, path, &bytes)
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(parse(&bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("read the record", path),
+    }
 }
 
 /// The record in these bytes, unless they are torn or another version's.

@@ -18,8 +18,15 @@ fn record(name: &str, blob: Option<&[u8]>) -> LayerRecord {
         tar_size: 1024,
         media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
         has_blob: blob.is_some(),
-        contents: vec![name.to_owned()],
+        contents: vec![Content { name: name.to_owned(), size: 512 }],
     }
+}
+
+fn record_layers(store: &LayerStore, records: &[LayerRecord]) {
+    for record in records {
+        store.record_layer(record).unwrap();
+    }
+    store.index_layers(records).unwrap();
 }
 
 fn keep(store: &LayerStore, bytes: &[u8]) {
@@ -42,7 +49,7 @@ fn what_was_recorded_is_found_by_another_opening() {
     let (kept, made) = (record("kept", Some(b"bytes")), record("made", None));
     let store = LayerStore::open(directory.path()).unwrap();
     keep(&store, b"bytes");
-    store.record_layers(&[kept.clone(), made.clone()]).unwrap();
+    record_layers(&store, &[kept.clone(), made.clone()]);
 
     let store = LayerStore::open(directory.path()).unwrap();
     let found = store.lookup(&[key("made"), key("unknown"), key("kept")]).unwrap();
@@ -71,7 +78,7 @@ fn a_lost_or_damaged_index_is_made_from_the_records() {
         let directory = tempfile::tempdir().unwrap();
         let store = LayerStore::open(directory.path()).unwrap();
         let records: Vec<_> = (0..50).map(|n| record(&n.to_string(), None)).collect();
-        store.record_layers(&records).unwrap();
+        record_layers(&store, &records);
         damage(&directory.path().join("index"));
         let keys: Vec<_> = records.iter().map(|record| record.key).collect();
         let found: Vec<_> = store.lookup(&keys).unwrap().into_iter().flatten().collect();
@@ -85,7 +92,7 @@ fn a_layer_whose_bytes_are_gone_is_unknown() {
     let directory = tempfile::tempdir().unwrap();
     let store = LayerStore::open(directory.path()).unwrap();
     let record = record("kept", Some(b"bytes"));
-    store.record_layers(std::slice::from_ref(&record)).unwrap();
+    record_layers(&store, std::slice::from_ref(&record));
     assert_eq!(store.lookup(&[record.key]).unwrap(), [None], "never there");
     keep(&store, b"bytes");
     assert_eq!(store.lookup(&[record.key]).unwrap(), [Some(record.clone())]);
@@ -120,7 +127,7 @@ fn a_torn_record_is_as_good_as_none() {
     let directory = tempfile::tempdir().unwrap();
     let store = LayerStore::open(directory.path()).unwrap();
     let (whole, torn) = (record("whole", None), record("torn", None));
-    store.record_layers(&[whole.clone(), torn.clone()]).unwrap();
+    record_layers(&store, &[whole.clone(), torn.clone()]);
     let path = store.record(&torn.key);
     let bytes = std::fs::read(&path).unwrap();
     for length in [0, 10, 66, bytes.len() - 1] {
@@ -150,7 +157,7 @@ fn many_threads_and_openings_share_one_index() {
                 let store = LayerStore::open(root).unwrap();
                 for n in 0..5 {
                     let record = record(&format!("{thread}-{n}"), None);
-                    store.record_layers(std::slice::from_ref(&record)).unwrap();
+                    record_layers(&store, std::slice::from_ref(&record));
                     assert_eq!(store.lookup(&[record.key]).unwrap(), [Some(record)]);
                 }
             });
@@ -167,7 +174,7 @@ fn memories_come_back_or_are_gone() {
     let directory = tempfile::tempdir().unwrap();
     let store = LayerStore::open(directory.path()).unwrap();
     store.remember(&[(b"stamp".to_vec(), b"hash".to_vec())]).unwrap();
-    assert_eq!(store.recall().unwrap(), [(b"stamp".to_vec(), b"hash".to_vec())].into());
+    assert_eq!(store.recall().unwrap(), HashMap::from([(b"stamp".to_vec(), b"hash".to_vec())]));
     std::fs::remove_dir_all(directory.path().join("index")).unwrap();
-    assert_eq!(store.recall().unwrap(), [].into());
+    assert!(store.recall().unwrap().is_empty());
 }
