@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::blob::{Digest, DigestMismatch, DigestWriter, LayerKey};
 use crate::delivery::{BlobError, BlobProvider};
@@ -11,7 +11,7 @@ use crate::event::{Event, Observer, Stage};
 use crate::image::{Layer, UnknownMediaType};
 use crate::nix::Source;
 use crate::pack::{Compression, LayerContents, PackError, Packed};
-use crate::store::{LayerRecord, LayerStore, StoreError};
+use crate::store::{Claim, Content, LayerRecord, LayerStore, Lease, StoreError};
 
 /// A layer could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -19,49 +19,48 @@ pub enum LayersError {
     /// It could not be packed.
     #[error(transparent)]
     Pack(#[from] PackError),
-    /// The layer store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// The store's record of a layer names a kind of blob that is no layer's.
     #[error("the layer store has a record that this version cannot read")]
     MediaType(#[from] UnknownMediaType),
 }
 
+/// Where layers come from and how they are made: what every step needs.
+#[derive(Clone, Copy)]
+pub struct Workshop<'a> {
+    /// Where store paths are read.
+    pub source: &'a dyn Source,
+    /// Where layers are kept. Without a store every layer is packed, and packed again on its way out.
+    pub store: Option<&'a LayerStore>,
+    /// How layers are compressed.
+    pub compression: Compression,
+    /// Who watches.
+    pub observer: &'a dyn Observer,
+}
+
 /// The layers of an image: all is known of them, and their bytes can be had.
 pub struct Layers<'a> {
+    workshop: Workshop<'a>,
     contents: Vec<LayerContents<'a>>,
+    keys: Vec<LayerKey>,
     records: Vec<LayerRecord>,
     reused: Vec<bool>,
     by_digest: BTreeMap<Digest, usize>,
-    source: &'a dyn Source,
-    store: &'a LayerStore,
-    compression: Compression,
-    observer: &'a dyn Observer,
+    /// Keeps the layers from garbage collection until they are delivered.
+    _lease: Option<Lease>,
 }
 
 impl<'a> Layers<'a> {
     /// Looks every layer up in the store and packs, in parallel, those that it does not know.
-    pub fn obtain(
-        contents: Vec<LayerContents<'a>>,
-        source: &'a dyn Source,
-        store: &'a LayerStore,
-        compression: Compression,
-        observer: &'a dyn Observer,
-    ) -> Result<Self, LayersError> {
-        let keys: Vec<_> = contents.iter().map(|contents| contents.key(compression)).collect();
-        let mut records = store.lookup(&keys)?;
-        let reused: Vec<_> = records.iter().map(Option::is_some).collect();
+    pub fn obtain(workshop: Workshop<'a>, contents: Vec<LayerContents<'a>>) -> Result<Self, LayersError> {
+        let keys: Vec<_> = contents.iter().map(|contents| contents.key(workshop.compression)).collect();
+        let lease = workshop.with_store("protect layers in use", |store| store.lease(&keys));
+        let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
+        let known = found.unwrap_or_else(|| vec![None; keys.len()]);
+        let reused: Vec<_> = known.iter().map(Option::is_some).collect();
 
-        let missing: Vec<_> = (0..contents.len()).filter(|&at| !reused[at]).collect();
-        let packed = pack_all(&missing, &contents, &keys, source, store, compression, observer)?;
-        store.record_layers(&packed)?;
-        for (at, record) in missing.into_iter().zip(packed) {
-            records[at] = Some(record);
-        }
-
-        let records: Vec<_> = records.into_iter().flatten().collect();
+        let records = pack_missing(workshop, &contents, &keys, known)?;
         let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
-        Ok(Self { contents, records, reused, by_digest, source, store, compression, observer })
+        Ok(Self { workshop, contents, keys, records, reused, by_digest, _lease: lease })
     }
 
     /// The layers as the image has them, the bottom one first.
@@ -83,8 +82,8 @@ impl<'a> Layers<'a> {
     }
 
     /// The layers' keys, the bottom one first.
-    pub fn keys(&self) -> Vec<LayerKey> {
-        self.records.iter().map(|record| record.key).collect()
+    pub fn keys(&self) -> &[LayerKey] {
+        &self.keys
     }
 }
 
@@ -95,23 +94,20 @@ impl BlobProvider for Layers<'_> {
             return Err(BlobError::read(io::Error::other(format!("{} is no layer of this image", layer.digest))));
         };
         let record = &self.records[at];
-        if record.has_blob {
-            let mut blob = self.store.read_blob(&record.digest, record.size).map_err(BlobError::read)?;
+        if let (true, Some(store)) = (record.has_blob, self.workshop.store) {
+            let mut blob = store.read_blob(&record.digest, record.size).map_err(BlobError::read)?;
             return copy(&mut blob, out);
         }
+        let Workshop { source, compression, observer, .. } = self.workshop;
         let mut out = DigestWriter::new(out);
-        self.contents[at].pack(self.source, self.compression, &mut out, self.observer).map_err(|error| match error {
+        self.contents[at].pack(source, compression, &mut out, observer).map_err(|error| match error {
             PackError::Write(error) => BlobError::write(error),
             PackError::Walk(error) => BlobError::read(error),
         })?;
         let (_, found, found_size) = out.finish();
         if found != record.digest {
-            return Err(BlobError::read(DigestMismatch {
-                expected: record.digest,
-                expected_size: record.size,
-                found,
-                found_size,
-            }));
+            let (expected, expected_size) = (record.digest, record.size);
+            return Err(BlobError::read(DigestMismatch { expected, expected_size, found, found_size }));
         }
         Ok(())
     }
@@ -130,75 +126,141 @@ fn copy(blob: &mut dyn io::Read, out: &mut dyn Write) -> Result<(), BlobError> {
     }
 }
 
-/// Packs the layers at the places `missing`, on all threads of the present rayon pool, and returns their records in
-/// the order of `missing`.
-fn pack_all(
-    missing: &[usize],
+/// Fills the places of `known` that are empty, on all threads of the present rayon pool.
+fn pack_missing(
+    workshop: Workshop<'_>,
     contents: &[LayerContents<'_>],
     keys: &[LayerKey],
-    source: &dyn Source,
-    store: &LayerStore,
-    compression: Compression,
-    observer: &dyn Observer,
+    known: Vec<Option<LayerRecord>>,
 ) -> Result<Vec<LayerRecord>, LayersError> {
+    let mut missing: Vec<_> = (0..contents.len()).filter(|&at| known[at].is_none()).collect();
     if missing.is_empty() {
-        return Ok(Vec::new());
+        return Ok(known.into_iter().flatten().collect());
     }
     let total_bytes = missing.iter().map(|&at| contents[at].estimated_size()).sum();
-    observer.event(Event::Started { stage: Stage::Packing, total_bytes });
-
+    workshop.observer.event(Event::Started { stage: Stage::Packing, total_bytes });
     // Each thread takes the largest layer that is left, so that all of them end at about the same time.
-    let mut by_size: Vec<_> = (0..missing.len()).collect();
-    by_size.sort_by_key(|&n| std::cmp::Reverse(contents[missing[n]].estimated_size()));
+    missing.sort_by_key(|&at| std::cmp::Reverse(contents[at].estimated_size()));
+
+    let records = Mutex::new(known);
+    let keep = |at: usize, record| records.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(record);
+    // Layers that another process is making right now: its work is waited for, but only when there is no other.
+    let elsewhere = Mutex::new(Vec::new());
+    let outcome = on_every_thread(&missing, |at| {
+        match workshop.try_claim(&keys[at]) {
+            Ok(claim) => keep(at, workshop.pack(&contents[at], keys[at], claim)?),
+            Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
+        }
+        Ok(())
+    })
+    .and_then(|()| {
+        let elsewhere = elsewhere.into_inner().unwrap_or_else(PoisonError::into_inner);
+        on_every_thread(&elsewhere, |at| {
+            let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
+            keep(at, workshop.pack(&contents[at], keys[at], claim)?);
+            Ok(())
+        })
+    });
+    let records = records.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // Also after a failure: what was packed before it is kept, and the next run need not do it again.
+    let packed: Vec<_> = missing.iter().filter_map(|&at| records[at].clone()).collect();
+    workshop.with_store("index layers", |store| store.index_layers(&packed));
+    workshop.observer.event(Event::Finished { stage: Stage::Packing });
+    outcome?;
+    Ok(records.into_iter().flatten().collect())
+}
+
+/// Does `work` for each place, on every thread of the pool, in the order of the list. After a failure no thread takes
+/// a further place.
+fn on_every_thread(
+    places: &[usize],
+    work: impl Fn(usize) -> Result<(), LayersError> + Sync,
+) -> Result<(), LayersError> {
     let next = AtomicUsize::new(0);
-    let done = Mutex::new(vec![None; missing.len()]);
-    let outcomes = rayon::broadcast(|_| -> Result<(), LayersError> {
-        while let Some(&n) = by_size.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let at = missing[n];
-            let packed = pack_one(&contents[at], source, store, compression, observer).inspect_err(|_| {
-                // The other threads finish the layer that they are at and take no further one.
-                next.store(by_size.len(), Ordering::Relaxed);
-            })?;
-            let record = LayerRecord {
-                key: keys[at],
-                digest: packed.digest,
-                diff_id: packed.diff_id,
-                size: packed.size,
-                tar_size: packed.tar_size,
-                media_type: compression.media_type().to_owned(),
-                has_blob: compression != Compression::None,
-                contents: contents[at].store_paths().iter().map(|path| path.base_name().to_owned()).collect(),
-            };
-            done.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[n] = Some(record);
+    let outcomes = rayon::broadcast(|_| {
+        while let Some(&at) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(at).inspect_err(|_| next.store(places.len(), Ordering::Relaxed))?;
         }
         Ok(())
     });
-    let outcome: Result<Vec<()>, _> = outcomes.into_iter().collect();
-    let done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    observer.event(Event::Finished { stage: Stage::Packing });
-    if outcome.is_err() {
-        // What was packed before the failure is kept: the next run need not do it again.
-        store.record_layers(&done.into_iter().flatten().collect::<Vec<_>>())?;
-        outcome?;
-        return Ok(Vec::new());
-    }
-    Ok(done.into_iter().flatten().collect())
+    outcomes.into_iter().collect()
 }
 
-/// Packs one layer. Only bytes that cost more to make than to read are kept: an uncompressed layer's are made again
-/// from the store paths when they are wanted.
-fn pack_one(
-    contents: &LayerContents<'_>,
-    source: &dyn Source,
-    store: &LayerStore,
-    compression: Compression,
-    observer: &dyn Observer,
-) -> Result<Packed, LayersError> {
-    if compression == Compression::None {
-        return Ok(contents.pack(source, compression, &mut io::sink(), observer)?);
+/// Another process is making the layer.
+struct BeingMade;
+
+impl Workshop<'_> {
+    /// Does something with the store, if there is one. A store that fails costs time, never the image: that is said
+    /// and the work goes on.
+    fn with_store<T>(&self, what: &str, work: impl FnOnce(&LayerStore) -> Result<T, StoreError>) -> Option<T> {
+        match work(self.store?) {
+            Ok(done) => Some(done),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                let message = format!("the layer cache could not {what} ({error}{cause}); going on without");
+                self.observer.event(Event::Warning { message });
+                None
+            }
+        }
     }
-    let mut blob = store.blob_writer()?;
-    let packed = contents.pack(source, compression, &mut blob, observer)?;
-    blob.commit(&packed.digest)?;
-    Ok(packed)
+
+    fn try_claim(&self, key: &LayerKey) -> Result<Option<Claim>, BeingMade> {
+        match self.with_store("claim a layer", |store| store.try_claim(key)) {
+            Some(None) => Err(BeingMade),
+            Some(claim) => Ok(claim),
+            None => Ok(None),
+        }
+    }
+
+    /// Packs one layer and records it, unless another process has done so by now.
+    fn pack(
+        &self,
+        contents: &LayerContents<'_>,
+        key: LayerKey,
+        claim: Option<Claim>,
+    ) -> Result<LayerRecord, LayersError> {
+        if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(&key)) {
+            return Ok(record);
+        }
+        let (packed, has_blob) = self.pack_blob(contents)?;
+        let record = LayerRecord {
+            key,
+            digest: packed.digest,
+            diff_id: packed.diff_id,
+            size: packed.size,
+            tar_size: packed.tar_size,
+            media_type: self.compression.media_type().to_owned(),
+            has_blob,
+            contents: contents.sizes().map(|(path, size)| Content { name: path.base_name().to_owned(), size }).collect(),
+        };
+        self.with_store("record a layer", |store| store.record_layer(&record));
+        drop(claim);
+        Ok(record)
+    }
+
+    /// Packs one layer, and keeps its bytes where they cost more to make than to read: an uncompressed layer's are made
+    /// again from the store paths when they are wanted. Says whether they were kept.
+    fn pack_blob(&self, contents: &LayerContents<'_>) -> Result<(Packed, bool), LayersError> {
+        let to_nowhere = || contents.pack(self.source, self.compression, &mut io::sink(), self.observer);
+        if self.compression == Compression::None {
+            return Ok((to_nowhere()?, false));
+        }
+        let Some(mut blob) = self.with_store("keep a layer", LayerStore::blob_writer) else {
+            return Ok((to_nowhere()?, false));
+        };
+        match contents.pack(self.source, self.compression, &mut blob, self.observer) {
+            Ok(packed) => {
+                let kept = self.with_store("keep a layer", |_| blob.commit(&packed.digest)).is_some();
+                Ok((packed, kept))
+            }
+            // The cache's disk is full, say: the image does not depend on it.
+            Err(PackError::Write(error)) if !crate::event::Cancelled::caused(&error) => {
+                let message = format!("the layer cache could not keep a layer ({error}); going on without");
+                self.observer.event(Event::Warning { message });
+                drop(blob);
+                Ok((to_nowhere()?, false))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
 }

@@ -84,6 +84,15 @@ impl LayerContents<'_> {
         }
     }
 
+    /// The store paths with their shares of the layer, in bytes of NAR, in the order in which they are packed.
+    pub fn sizes(&self) -> impl Iterator<Item = (StorePath, u64)> {
+        let paths = match self {
+            Self::StorePaths(paths) => in_layer_order(paths),
+            Self::RootFs(_) => Vec::new(),
+        };
+        paths.into_iter().map(|info| (info.path.clone(), info.nar_size))
+    }
+
     /// About how many bytes there are to pack: for progress, and to start with the largest layer.
     pub fn estimated_size(&self) -> u64 {
         match self {

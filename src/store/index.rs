@@ -17,12 +17,35 @@ use crate::blob::{LayerKey, canonical_json};
 
 /// Set in sled's default tree once every record is in the index.
 const COMPLETE: &[u8] = b"complete";
+/// In sled's default tree: how many bytes all layers take on the disk.
+const LAYER_BYTES: &[u8] = b"layer bytes";
 
 /// The index, open.
 pub(super) struct Index {
     layers: sled::Tree,
     memory: sled::Tree,
     db: sled::Db,
+}
+
+/// What can go wrong while the index is open.
+#[derive(Debug)]
+pub(super) enum WorkError {
+    /// The index itself.
+    Index(sled::Error),
+    /// Something else in the store.
+    Store(StoreError),
+}
+
+impl From<sled::Error> for WorkError {
+    fn from(error: sled::Error) -> Self {
+        Self::Index(error)
+    }
+}
+
+impl From<StoreError> for WorkError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
 }
 
 /// Waits until no other process has the index open; released when the file is closed, by whatever end.
@@ -35,15 +58,15 @@ pub(super) fn lock(root: &Path) -> Result<File, StoreError> {
 
 /// Opens the index at `root`, waiting for other processes, does `work` with it, and closes it.
 ///
-/// An index that is missing or damaged is made from `records`.
+/// An index that is missing or damaged is made from `records`; `work` may then be done a second time.
 pub(super) fn with<T>(
     root: &Path,
     records: impl Fn() -> Result<Vec<LayerRecord>, StoreError>,
-    work: impl Fn(&Index) -> sled::Result<T>,
+    work: impl Fn(&Index) -> Result<T, WorkError>,
 ) -> Result<T, StoreError> {
     let _guard = lock(root)?;
     let path = root.join("index");
-    let attempt = |rebuild: bool| -> Result<sled::Result<T>, StoreError> {
+    let attempt = |rebuild: bool| -> Result<T, WorkError> {
         let records = if rebuild { Some(records()?) } else { None };
         // sled asserts what it finds on the disk; a panic here says "damaged" and nothing more.
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
@@ -51,29 +74,32 @@ pub(super) fn with<T>(
             match &records {
                 Some(records) => index.fill(records)?,
                 None if !index.is_complete()? => {
-                    return Err(sled::Error::ReportableBug("the index was never finished".to_owned()));
+                    return Err(sled::Error::ReportableBug("the index was never finished".to_owned()).into());
                 }
                 None => {}
             }
             work(&index)
         }));
-        Ok(outcome.unwrap_or_else(|_| Err(sled::Error::ReportableBug("the index is damaged".to_owned()))))
+        outcome.unwrap_or_else(|_| Err(sled::Error::ReportableBug("the index is damaged".to_owned()).into()))
+    };
+    let fail = |error| match error {
+        WorkError::Index(source) => StoreError::Index { path: path.clone(), source },
+        WorkError::Store(error) => error,
     };
     if path.exists() {
-        match attempt(false)? {
+        match attempt(false) {
             Ok(done) => return Ok(done),
-            Err(sled::Error::Io(source)) if is_surroundings(&source) => {
-                return Err(StoreError::Index { path, source: sled::Error::Io(source) });
-            }
-            Err(_) => move_aside(root, &path)?,
+            Err(WorkError::Index(error)) if !is_surroundings(&error) => move_aside(root, &path)?,
+            Err(error) => return Err(fail(error)),
         }
     }
-    attempt(true)?.map_err(|source| StoreError::Index { path: path.clone(), source })
+    attempt(true).map_err(fail)
 }
 
 /// Whether a new index would meet the same error: the disk is full, or the directory is not ours.
-fn is_surroundings(error: &std::io::Error) -> bool {
+fn is_surroundings(error: &sled::Error) -> bool {
     use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let sled::Error::Io(error) = error else { return false };
     matches!(error.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
 }
 
@@ -124,11 +150,48 @@ impl Index {
             .collect()
     }
 
+    /// Every layer with the length of its record in bytes.
+    pub(super) fn all_layers(&self) -> sled::Result<Vec<(LayerRecord, u64)>> {
+        let mut found = Vec::new();
+        for entry in &self.layers {
+            let (_, value) = entry?;
+            if let Ok(record) = serde_json::from_slice(&value) {
+                found.push((record, value.len() as u64));
+            }
+        }
+        Ok(found)
+    }
+
     pub(super) fn insert_layers(&self, records: &[LayerRecord]) -> sled::Result<()> {
+        let mut bytes = self.layer_bytes()?;
         for record in records {
             let value = canonical_json(record).map_err(|error| sled::Error::Io(error.into()))?;
-            self.layers.insert(record.key.as_bytes(), value)?;
+            bytes += disk_bytes(record, value.len() as u64);
+            if let Some(before) = self.layers.insert(record.key.as_bytes(), value)? {
+                bytes = bytes.saturating_sub(disk_bytes_of_value(&before));
+            }
         }
+        self.set_layer_bytes(bytes)
+    }
+
+    pub(super) fn remove_layers(&self, keys: &[LayerKey]) -> sled::Result<()> {
+        let mut bytes = self.layer_bytes()?;
+        for key in keys {
+            if let Some(before) = self.layers.remove(key.as_bytes())? {
+                bytes = bytes.saturating_sub(disk_bytes_of_value(&before));
+            }
+        }
+        self.set_layer_bytes(bytes)
+    }
+
+    /// How many bytes all layers take on the disk, without looking at each.
+    pub(super) fn layer_bytes(&self) -> sled::Result<u64> {
+        let value = self.db.get(LAYER_BYTES)?;
+        Ok(value.and_then(|value| value.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes))
+    }
+
+    fn set_layer_bytes(&self, bytes: u64) -> sled::Result<()> {
+        self.db.insert(LAYER_BYTES, &bytes.to_be_bytes())?;
         self.db.flush().map(drop)
     }
 
@@ -144,4 +207,18 @@ impl Index {
         self.memory.apply_batch(batch)?;
         self.db.flush().map(drop)
     }
+}
+
+/// What a layer takes on the disk, in bytes: its record's file and, where it is kept, its blob.
+pub(super) fn disk_bytes(record: &LayerRecord, json_length: u64) -> u64 {
+    record_bytes(json_length) + if record.has_blob { record.size } else { 0 }
+}
+
+/// What a record's file takes, in bytes: the index has the JSON without the line of its checksum.
+pub(super) fn record_bytes(json_length: u64) -> u64 {
+    json_length + 66
+}
+
+fn disk_bytes_of_value(value: &[u8]) -> u64 {
+    serde_json::from_slice(value).map_or(0, |record| disk_bytes(&record, value.len() as u64))
 }

@@ -23,21 +23,26 @@
 mod blobs;
 mod claim;
 mod files;
+mod gc;
 mod index;
+mod inventory;
 mod lease;
+mod pins;
 mod record;
+mod sweep;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use blobs::BlobWriter;
 pub use claim::Claim;
+pub use gc::{DoomedImage, DoomedLayer, GcPlan, GcPolicy, Orphan, Reason};
 pub use lease::Lease;
 pub use record::{Content, GraphNode, ImageRecord, LayerRecord};
 
 use crate::blob::{Digest, LayerKey, VerifyingReader};
 use files::IoContext;
-use index::Index;
+use index::{Index, WorkError};
 
 /// The number in `layerhold-store`.
 const FORMAT: &str = "layerhold layer store, format 1\n";
@@ -133,7 +138,7 @@ impl LayerStore {
     /// What is known of the layers with these keys, in their order. A layer whose bytes should be here but are not
     /// counts as unknown.
     pub fn lookup(&self, keys: &[LayerKey]) -> Result<Vec<Option<LayerRecord>>, StoreError> {
-        let mut found = self.with_index(|index| index.layers(keys))?;
+        let mut found = self.with_index(|index| Ok(index.layers(keys)?))?;
         let mut forgotten = Vec::new();
         for (key, found) in keys.iter().zip(&mut found) {
             // The records are the truth: what a damaged index lost is still known.
@@ -197,7 +202,7 @@ impl LayerStore {
         if records.is_empty() {
             return Ok(());
         }
-        self.with_index(|index| index.insert_layers(records))
+        self.with_index(|index| Ok(index.insert_layers(records)?))
     }
 
     /// Records an image whose layers were recorded before. The same image made again under the same name keeps the
@@ -210,7 +215,7 @@ impl LayerStore {
 
     /// All that was remembered, by key.
     pub fn recall(&self) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
-        self.with_index(Index::recall)
+        self.with_index(|index| Ok(index.recall()?))
     }
 
     /// Remembers values that can be had again by work; they may be forgotten at any time.
@@ -218,14 +223,14 @@ impl LayerStore {
         if entries.is_empty() {
             return Ok(());
         }
-        self.with_index(|index| index.remember(entries))
+        self.with_index(|index| Ok(index.remember(entries)?))
     }
 
     fn has_its_bytes(&self, record: &LayerRecord) -> bool {
         !record.has_blob || blobs::is_whole(&self.blob(&record.digest), record.size)
     }
 
-    fn with_index<T>(&self, work: impl Fn(&Index) -> sled::Result<T>) -> Result<T, StoreError> {
+    fn with_index<T>(&self, work: impl Fn(&Index) -> Result<T, WorkError>) -> Result<T, StoreError> {
         index::with(&self.root, || record::read_all(&self.root.join("records")), work)
     }
 
