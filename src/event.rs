@@ -42,6 +42,8 @@ pub enum Stage {
     Packing,
     /// The image goes to its target.
     Delivering,
+    /// The layer store is read again.
+    Verifying,
 }
 
 /// Watches a run. The stages run in parallel, so an observer is shared between threads.

@@ -52,6 +52,7 @@ impl Progress {
             Stage::Hashing => "Hashing store paths",
             Stage::Packing => "Packing layers",
             Stage::Delivering => "Delivering the image",
+            Stage::Verifying => "Verifying layers",
         };
         if self.draws {
             let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());

@@ -30,6 +30,7 @@ mod lease;
 mod pins;
 mod record;
 mod sweep;
+mod verify;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ pub use claim::Claim;
 pub use gc::{DoomedImage, DoomedLayer, GcPlan, GcPolicy, Orphan, Reason};
 pub use lease::Lease;
 pub use record::{Content, GraphNode, ImageRecord, LayerRecord};
+pub use verify::{Damage, Verified};
 
 use crate::blob::{Digest, LayerKey, VerifyingReader};
 use files::IoContext;

@@ -178,3 +178,146 @@ fn memories_come_back_or_are_gone() {
     std::fs::remove_dir_all(directory.path().join("index")).unwrap();
     assert!(store.recall().unwrap().is_empty());
 }
+
+fn image(name: &str, used_at: u64, layers: &[&LayerRecord]) -> ImageRecord {
+    ImageRecord {
+        name: name.to_owned(),
+        tag: "latest".to_owned(),
+        image_id: Digest::of(name.as_bytes()),
+        manifest_digest: Digest::of(name.as_bytes()),
+        layers: layers.iter().map(|record| record.key).collect(),
+        size: layers.iter().map(|record| record.size).sum(),
+        made_at: used_at,
+        used_at,
+        graph: vec![GraphNode { name: name.to_owned(), root: true, references: vec![] }],
+    }
+}
+
+/// A store with two images that share a layer, and a layer that nobody has.
+fn filled_store(directory: &Path) -> (LayerStore, [LayerRecord; 4]) {
+    let store = LayerStore::open(directory).unwrap();
+    let records = [&b"shared"[..], b"old", b"new", b"loose"]
+        .map(|bytes| record(std::str::from_utf8(bytes).unwrap(), Some(bytes)));
+    for bytes in [&b"shared"[..], b"old", b"new", b"loose"] {
+        keep(&store, bytes);
+    }
+    record_layers(&store, &records);
+    store.record_image(&image("first", 1, &[&records[0], &records[1]])).unwrap();
+    store.record_image(&image("second", 2, &[&records[0], &records[2]])).unwrap();
+    (store, records)
+}
+
+#[test]
+fn a_collection_does_exactly_what_its_plan_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    std::fs::write(directory.path().join("tmp/left"), vec![0; 100]).unwrap();
+    keep(&store, b"blob without a record");
+    let policy = GcPolicy { older_than: Some(5), now: 7, ..GcPolicy::default() };
+    let planned = store.plan_gc(&policy).unwrap();
+    assert_eq!(store.plan_gc(&policy).unwrap(), planned, "planning changes nothing");
+    let before = inventory::tree_bytes(directory.path()).unwrap()
+        - inventory::tree_bytes(&directory.path().join("index")).unwrap();
+    let done = store.gc(&policy).unwrap();
+    assert_eq!(done, planned);
+    let after = inventory::tree_bytes(directory.path()).unwrap()
+        - inventory::tree_bytes(&directory.path().join("index")).unwrap();
+    assert_eq!(before - after, planned.freed());
+    assert_eq!(planned.images.len(), 1);
+    assert_eq!(planned.orphans.len(), 2);
+
+    let keys = records.each_ref().map(|record| record.key);
+    let found = store.lookup(&keys).unwrap();
+    assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true, false]);
+    assert_eq!(store.verify(&crate::event::Silent).unwrap().damage, []);
+    assert_eq!(store.gc(&policy).unwrap().freed(), 0);
+}
+
+#[test]
+fn what_a_living_build_uses_is_not_garbage() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    let lease = store.lease(&[records[3].key]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    keep(&store, b"not recorded yet");
+    assert_eq!(store.gc(&GcPolicy::default()).unwrap().freed(), 0);
+    assert!(store.lookup(&[records[3].key]).unwrap()[0].is_some());
+    drop(lease);
+    let plan = store.gc(&GcPolicy::default()).unwrap();
+    assert_eq!((plan.layers.len(), plan.orphans.len()), (1, 1));
+}
+
+#[test]
+fn the_lease_of_a_dead_build_is_an_orphan() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    std::fs::write(directory.path().join("leases/dead"), records[3].key.hex() + "\n").unwrap();
+    let plan = store.gc(&GcPolicy::default()).unwrap();
+    assert_eq!((plan.layers.len(), plan.orphans.len()), (1, 1));
+    assert_eq!(files_below(&directory.path().join("leases")), 0);
+}
+
+#[test]
+fn a_claim_is_held_by_one_at_a_time_and_released_by_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let claim = store.try_claim(&key("a")).unwrap();
+    assert!(claim.is_some());
+    assert!(store.try_claim(&key("a")).unwrap().is_none());
+    assert!(store.try_claim(&key("b")).unwrap().is_some());
+    drop(claim);
+    assert!(store.try_claim(&key("a")).unwrap().is_some());
+    assert_eq!(files_below(&directory.path().join("claims")), 0);
+}
+
+#[test]
+fn verify_finds_every_kind_of_damage_and_repair_mends_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    assert_eq!(store.verify(&crate::event::Silent).unwrap().damage, []);
+    std::fs::write(store.blob(&records[0].digest), b"sharee").unwrap();
+    std::fs::remove_file(store.blob(&records[1].digest)).unwrap();
+    std::fs::write(store.record(&records[2].key), b"torn").unwrap();
+
+    let damage = store.verify(&crate::event::Silent).unwrap().damage;
+    assert!(matches!(&damage[0], Damage::Record { path } if *path == store.record(&records[2].key)));
+    assert_eq!(damage[1], Damage::Index { key: records[2].key });
+    assert!(damage.contains(&Damage::MissingBlob { digest: records[1].digest }));
+    assert!(damage.iter().any(|damage| matches!(damage, Damage::Blob { digest, .. } if *digest == records[0].digest)));
+    assert_eq!(damage.len(), 4);
+
+    store.repair(&damage).unwrap();
+    assert_eq!(store.verify(&crate::event::Silent).unwrap().damage, []);
+    let found = store.lookup(&records.clone().map(|record| record.key)).unwrap();
+    assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, false, true]);
+}
+
+#[test]
+fn pins_hold_against_any_cap() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = filled_store(directory.path());
+    assert!(store.pin("first:latest").unwrap());
+    assert!(!store.pin("no-such-image").unwrap());
+    let plan = store.gc(&GcPolicy { max_size: Some(0), ..GcPolicy::default() }).unwrap();
+    assert_eq!(plan.images.iter().map(|image| image.image.name.as_str()).collect::<Vec<_>>(), ["second"]);
+    assert!(plan.over > 0);
+    assert!(store.unpin("first:latest").unwrap());
+    assert!(!store.unpin("first:latest").unwrap());
+    store.gc(&GcPolicy { max_size: Some(0), ..GcPolicy::default() }).unwrap();
+    assert_eq!(files_below(&directory.path().join("blobs")), 0);
+}
+
+#[test]
+fn the_quick_size_is_the_size() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = filled_store(directory.path());
+    let blobs_records_images = ["blobs", "records", "images"]
+        .map(|part| inventory::tree_bytes(&directory.path().join(part)).unwrap())
+        .iter()
+        .sum::<u64>();
+    let quick = store.quick_size().unwrap() - inventory::tree_bytes(&directory.path().join("index")).unwrap();
+    assert_eq!(quick, blobs_records_images);
+    store.clear().unwrap();
+    assert_eq!(files_below(&directory.path().join("blobs")), 0);
+    assert!(store.lookup(&[key("shared")]).unwrap()[0].is_none());
+}
