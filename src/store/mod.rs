@@ -29,6 +29,7 @@ mod inventory;
 mod lease;
 mod pins;
 mod record;
+mod report;
 mod sweep;
 mod verify;
 
@@ -40,6 +41,7 @@ pub use claim::Claim;
 pub use gc::{DoomedImage, DoomedLayer, GcPlan, GcPolicy, Orphan, Reason};
 pub use lease::Lease;
 pub use record::{Content, GraphNode, ImageRecord, LayerRecord};
+pub use report::{ImageRow, LayerRow, PathRow, Wanted, WhyRow};
 pub use verify::{Damage, Verified};
 
 use crate::blob::{Digest, LayerKey, VerifyingReader};

@@ -321,3 +321,59 @@ fn the_quick_size_is_the_size() {
     assert_eq!(files_below(&directory.path().join("blobs")), 0);
     assert!(store.lookup(&[key("shared")]).unwrap()[0].is_none());
 }
+
+#[test]
+fn what_an_image_would_free_is_what_a_collection_of_it_frees() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = filled_store(directory.path());
+    store.gc(&GcPolicy::default()).unwrap();
+    let rows = store.image_rows().unwrap();
+    assert_eq!(rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>(), ["second", "first"]);
+    let policy = GcPolicy { older_than: Some(5), now: 7, ..GcPolicy::default() };
+    assert_eq!(store.plan_gc(&policy).unwrap().freed(), rows[1].would_free);
+    assert!(rows[1].on_disk > rows[1].would_free, "a layer is shared");
+}
+
+#[test]
+fn layers_and_paths_are_listed_with_who_has_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = filled_store(directory.path());
+    let layers = store.layer_rows().unwrap();
+    let shared = layers.iter().find(|row| row.store_paths == ["shared"]).unwrap();
+    assert_eq!(shared.images, ["first:latest", "second:latest"]);
+    assert!(layers.iter().any(|row| row.images.is_empty()));
+    let paths = store.path_rows().unwrap();
+    assert_eq!(paths.len(), 4);
+    assert!(paths.is_sorted_by_key(|row| std::cmp::Reverse(row.on_disk)));
+}
+
+#[test]
+fn why_shows_the_shortest_way_through_references() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    let node = |name: &str, root, references: &[usize]| GraphNode {
+        name: name.to_owned(),
+        root,
+        references: references.to_vec(),
+    };
+    let mut third = image("third", 3, &[&records[0]]);
+    third.graph = vec![
+        node("app", true, &[1]),
+        node("lib", false, &[2, 1]),
+        node("shared", false, &[0]),
+        node("tool", true, &[1, 2]),
+        node("alone", false, &[]),
+    ];
+    store.record_image(&third).unwrap();
+    let why = |name: &str| store.why(&Wanted::StorePath(name.to_owned())).unwrap();
+    assert_eq!(why("shared")[0].through, ["tool", "shared"]);
+    assert_eq!(why("shared")[0].layer, Some(records[0].digest));
+    assert_eq!(why("lib")[0].through, ["app", "lib"]);
+    assert_eq!(why("alone")[0].through, ["alone"]);
+    assert!(why("absent").is_empty());
+    let holders = store.why(&Wanted::Digest(records[0].digest)).unwrap();
+    assert_eq!(
+        holders.iter().map(|row| row.image.as_str()).collect::<Vec<_>>(),
+        ["first:latest", "second:latest", "third:latest"]
+    );
+}
