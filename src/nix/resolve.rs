@@ -1,0 +1,75 @@
+//! From a symbolic link to the store path that it names.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use super::{STORE_DIR, StorePath};
+
+/// As many links as Linux follows in one path (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
+/// Follows `link` component by component until it is in the store `/nix/store`, or in `store`, where that store's
+/// files lie. `root` is where absolute links into `/nix` are looked for first.
+pub(super) fn resolve(root: &Path, store: &Path, link: &Path) -> io::Result<Option<StorePath>> {
+    let mut at = PathBuf::new();
+    let mut ahead: VecDeque<OsString> = VecDeque::new();
+    let mut links = 0;
+    push_front(&mut ahead, link);
+    while let Some(component) = ahead.pop_front() {
+        match Path::new(&component).components().next() {
+            Some(Component::RootDir) => at = PathBuf::from("/"),
+            Some(Component::ParentDir) => match at.components().next_back() {
+                Some(Component::Normal(_)) => _ = at.pop(),
+                Some(Component::RootDir) => {}
+                _ => at.push(".."),
+            },
+            Some(Component::Normal(name)) => {
+                let next = at.join(name);
+                if at == store || at == Path::new(STORE_DIR) {
+                    return Ok(name.to_str().and_then(|name| StorePath::from_base_name(name).ok()));
+                }
+                match fs::symlink_metadata(&next) {
+                    Ok(metadata) if metadata.is_symlink() => {
+                        links += 1;
+                        if links > MOST_LINKS {
+                            return Err(rustix::io::Errno::LOOP.into());
+                        }
+                        let target = fs::read_link(&next)?;
+                        push_front(&mut ahead, &under_root(root, target));
+                    }
+                    Ok(_) => at = next,
+                    // The store itself need not be where its links say: a store under another root has them too.
+                    Err(error) if is_absent(&error) && !Path::new(STORE_DIR).starts_with(&next) => return Ok(None),
+                    Err(error) if is_absent(&error) => at = next,
+                    Err(error) => return Err(error),
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn push_front(ahead: &mut VecDeque<OsString>, path: &Path) {
+    for component in path.components().rev() {
+        ahead.push_front(component.as_os_str().to_owned());
+    }
+}
+
+/// Links in a store under another root are written as if the root were `/`.
+fn under_root(root: &Path, target: PathBuf) -> PathBuf {
+    match target.strip_prefix("/") {
+        Ok(inside) if inside.starts_with("nix") && !inside.starts_with("nix/store") => {
+            let candidate = root.join(inside);
+            if fs::symlink_metadata(&candidate).is_ok() { candidate } else { target }
+        }
+        _ => target,
+    }
+}
