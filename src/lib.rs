@@ -13,3 +13,5 @@ pub mod rootfs;
 pub mod nix;
 
 pub mod environment;
+
+pub mod image;
