@@ -15,3 +15,5 @@ pub mod nix;
 pub mod environment;
 
 pub mod image;
+
+pub mod delivery;
