@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{DeliveryError, RuntimeClient, podman};
-use crate::blob::{Digest, DiffId};
+use crate::blob::{DiffId, Digest};
 use crate::event::Observer;
 use crate::image::{Image, LayerMediaType};
 
@@ -51,8 +51,9 @@ pub(super) fn held(
     others: &[Vec<DiffId>],
     observer: &dyn Observer,
 ) -> Result<BTreeSet<Digest>, DeliveryError> {
-    let common =
-        |other: &Vec<DiffId>| image.layers.iter().zip(other).take_while(|(ours, theirs)| ours.diff_id == **theirs).count();
+    let common = |other: &Vec<DiffId>| {
+        image.layers.iter().zip(other).take_while(|(ours, theirs)| ours.diff_id == **theirs).count()
+    };
     let depth = others.iter().map(common).max().unwrap_or(0);
     if depth == 0 || !is_classic(client, observer)? {
         return Ok(BTreeSet::new());

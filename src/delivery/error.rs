@@ -148,9 +148,9 @@ impl DeliveryError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Write { source, .. } | Self::Layout { source, .. } | Self::Stream(source) => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    Some("free some space (docker image prune, nix-collect-garbage), or name a file on another disk".into())
-                }
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(
+                    "free some space (docker image prune, nix-collect-garbage), or name a file on another disk".into(),
+                ),
                 io::ErrorKind::FileTooLarge => Some("name a file on a file system that holds larger files".into()),
                 _ => None,
             },
@@ -179,7 +179,9 @@ fn command_hint(runtime: Runtime, words: &str) -> Option<String> {
     let words = words.to_ascii_lowercase();
     let hint = if words.contains("permission denied") && runtime == Runtime::Docker {
         "join the group that may talk to the daemon: sudo usermod -aG docker \"$USER\", then log in again"
-    } else if words.contains("cannot connect") || words.contains("connection refused") || words.contains("daemon running")
+    } else if words.contains("cannot connect")
+        || words.contains("connection refused")
+        || words.contains("daemon running")
     {
         match runtime {
             Runtime::Docker => "is the daemon running? sudo systemctl start docker; or write a file: --file image.tar",

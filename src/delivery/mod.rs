@@ -122,11 +122,8 @@ struct Metered<'a> {
 
 impl Write for Metered<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let written = if self.observer.cancelled() {
-            Err(io::Error::other("interrupted"))
-        } else {
-            self.out.write(buf)
-        };
+        let written =
+            if self.observer.cancelled() { Err(io::Error::other("interrupted")) } else { self.out.write(buf) };
         match written {
             Ok(written) => {
                 self.bytes += written as u64;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{DeliveryError, RuntimeClient};
-use crate::blob::{Digest, DiffId};
+use crate::blob::{DiffId, Digest};
 use crate::event::Observer;
 use crate::image::Image;
 

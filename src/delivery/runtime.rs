@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use super::child::{Child, Ended};
 use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Sink, docker, podman};
-use crate::blob::{Digest, DiffId};
+use crate::blob::{DiffId, Digest};
 use crate::event::Observer;
 use crate::image::{Image, Layer, LayerMediaType};
 
@@ -215,10 +215,8 @@ impl RuntimeClient {
     fn is_name(&self, image: &Image, listed: &str) -> bool {
         match self.runtime {
             // Docker lists short names; Podman in Docker's place lists full ones.
-            Runtime::Docker => {
-                [image.name.to_string(), image.name.familiar_in_full(), image.name.local_in_full()]
-                    .contains(&listed.to_owned())
-            }
+            Runtime::Docker => [image.name.to_string(), image.name.familiar_in_full(), image.name.local_in_full()]
+                .contains(&listed.to_owned()),
             Runtime::Podman => listed == image.name.local_in_full(),
         }
     }
@@ -310,7 +308,8 @@ impl RuntimeSink<'_> {
     /// Ends the archive and sees the load through.
     fn load(&mut self, image: &Image) -> Result<(), DeliveryError> {
         let names = self.client.archive_names(image);
-        let load = self.feed(|archive, pipe| std::mem::take(archive).finish(pipe, image, &names, DeliveryError::Stream))?;
+        let load =
+            self.feed(|archive, pipe| std::mem::take(archive).finish(pipe, image, &names, DeliveryError::Stream))?;
         let ended = self.client.wait(load.child, self.observer)?;
         if ended.status.success() { Ok(()) } else { Err(self.client.failure(&LOAD, &ended)) }
     }
@@ -365,7 +364,8 @@ impl Sink for RuntimeSink<'_> {
         match std::mem::replace(&mut self.there, There::Absent) {
             There::Named => return Ok(Finish::Committed),
             There::Unnamed(id) => {
-                match self.client.run(&["tag", &self.client.id_argument(&id), &self.client.name(image)], self.observer) {
+                match self.client.run(&["tag", &self.client.id_argument(&id), &self.client.name(image)], self.observer)
+                {
                     Ok(_) => {}
                     // Removed since it was listed.
                     Err(DeliveryError::Command { .. }) => return Ok(Finish::Incomplete),
