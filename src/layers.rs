@@ -91,23 +91,23 @@ impl BlobProvider for Layers<'_> {
     /// Kept bytes are read and checked; bytes that are not kept are made again and checked against the record.
     fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError> {
         let Some(&at) = self.by_digest.get(&layer.digest) else {
-            return Err(BlobError::read(io::Error::other(format!("{} is no layer of this image", layer.digest))));
+            return Err(BlobError::Source(format!("{} is no layer of this image", layer.digest).into()));
         };
         let record = &self.records[at];
         if let (true, Some(store)) = (record.has_blob, self.workshop.store) {
-            let mut blob = store.read_blob(&record.digest, record.size).map_err(BlobError::read)?;
+            let mut blob = store.read_blob(&record.digest, record.size).map_err(|error| BlobError::Source(error.into()))?;
             return copy(&mut blob, out);
         }
         let Workshop { source, compression, observer, .. } = self.workshop;
         let mut out = DigestWriter::new(out);
         self.contents[at].pack(source, compression, &mut out, observer).map_err(|error| match error {
-            PackError::Write(error) => BlobError::write(error),
-            PackError::Walk(error) => BlobError::read(error),
+            PackError::Write(error) => BlobError::Write(error),
+            PackError::Walk(error) => BlobError::Source(error.into()),
         })?;
         let (_, found, found_size) = out.finish();
         if found != record.digest {
             let (expected, expected_size) = (record.digest, record.size);
-            return Err(BlobError::read(DigestMismatch { expected, expected_size, found, found_size }));
+            return Err(BlobError::Source(DigestMismatch { expected, expected_size, found, found_size }.into()));
         }
         Ok(())
     }
@@ -119,9 +119,9 @@ fn copy(blob: &mut dyn io::Read, out: &mut dyn Write) -> Result<(), BlobError> {
     loop {
         match blob.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(read) => out.write_all(&buffer[..read]).map_err(BlobError::write)?,
+            Ok(read) => out.write_all(&buffer[..read]).map_err(BlobError::Write)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(BlobError::read(error)),
+            Err(error) => return Err(BlobError::Source(error.into())),
         }
     }
 }

@@ -19,3 +19,10 @@ pub mod plan;
 pub mod pack;
 
 pub mod store;
+
+pub mod image;
+
+pub mod delivery;
+
+pub mod layers;
+pub mod memo;

@@ -1,7 +1,6 @@
 //! What there is to know of a store path that nothing vouches for: its content hash, its NAR's length, its references.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,7 +12,7 @@ use super::nar::NarSize;
 use super::refscan::{Found, KnownPaths, OVERLAP};
 use super::walk::{Entry, Location, walk_entries};
 use super::{FileMemo, FileStamp, PathInfo, RememberedFile, StorePath, TreeHasher, WalkError};
-use crate::event::{Event, Observer};
+use crate::event::{Cancelled, Event, Observer};
 
 /// Bytes read at once of a file that shares the cores with others.
 const BUFFER: usize = 256 * 1024;
@@ -48,10 +47,7 @@ impl Hashing<'_> {
     }
 
     fn keep_going(&self) -> Result<(), WalkError> {
-        if self.observer.cancelled() {
-            return Err(WalkError::Visitor(io::ErrorKind::Interrupted.into()));
-        }
-        Ok(())
+        Cancelled::check(self.observer).map_err(WalkError::Visitor)
     }
 }
 
