@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::document::{Cursor, InvalidFile, Problem};
+use super::document::Cursor;
+use super::invalid_file::{InvalidFile, Problem};
 use super::signal::StopSignal;
 use super::user::UserSpec;
 

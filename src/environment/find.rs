@@ -33,8 +33,11 @@ pub struct Surroundings<'a> {
     /// The value of `_FLOX_ACTIVE_ENVIRONMENTS`.
     pub active_environments: Option<&'a str>,
     /// Asks the user which one is meant, the found one (first) or the active one. `None` where there is no terminal.
-    pub choose: Option<&'a dyn Fn(&Candidate, &Candidate) -> io::Result<Choice>>,
+    pub choose: Option<&'a Choose<'a>>,
 }
+
+/// Puts the question to the user.
+pub type Choose<'a> = dyn Fn(&Candidate, &Candidate) -> io::Result<Choice> + 'a;
 
 /// An environment that may be meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,12 +227,7 @@ fn search(current_dir: &Path) -> Option<PathBuf> {
     within.filter(|dir| dir.join(DOT_FLOX).is_dir()).map(Path::to_owned).next()
 }
 
-/// An element of `_FLOX_ACTIVE_ENVIRONMENTS`; its other keys (`generation`, `mode`) are about the activation.
-#[derive(Deserialize)]
-struct Active {
-    environment: ActivePlace,
-}
-
+/// An active environment, as `_FLOX_ACTIVE_ENVIRONMENTS` has it.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum ActivePlace {
@@ -246,9 +244,11 @@ struct ActivePointer {
 fn active(variable: Option<&str>) -> Result<Option<Candidate>, FindError> {
     let Some(text) = variable.filter(|text| !text.is_empty()) else { return Ok(None) };
     let elements: Vec<serde_json::Value> = serde_json::from_str(text).map_err(FindError::Active)?;
-    let Some(first) = elements.into_iter().next() else { return Ok(None) };
-    let first: Active = serde_json::from_value(first).map_err(FindError::Active)?;
-    Ok(Some(match first.environment {
+    let Some(mut first) = elements.into_iter().next() else { return Ok(None) };
+    // Older versions of Flox have the environment itself for an element; newer ones also say how it is active
+    // (`generation`, `mode`).
+    let environment = first.get_mut("environment").map(serde_json::Value::take).unwrap_or(first);
+    Ok(Some(match serde_json::from_value(environment).map_err(FindError::Active)? {
         ActivePlace::Remote { owner, name } => Candidate { name, place: CandidatePlace::Remote(owner) },
         ActivePlace::DotFlox { path, pointer } => {
             // Versions of Flox differ in whether it is the path of `.flox` or of the directory that holds it.

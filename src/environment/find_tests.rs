@@ -129,6 +129,9 @@ fn what_is_active_is_taken_where_nothing_else_is_there() {
     assert_eq!(tree.find(default, "b", Some(&tree.active("a", "a"))).unwrap(), "a");
     // As other versions of Flox write it.
     assert_eq!(tree.find(default, "b", Some(&tree.active("a/.flox", "a"))).unwrap(), "a");
+    let unwrapped: serde_json::Value = serde_json::from_str(&tree.active("a", "a")).unwrap();
+    let unwrapped = serde_json::json!([unwrapped[0]["environment"]]).to_string();
+    assert_eq!(tree.find(default, "b", Some(&unwrapped)).unwrap(), "a");
     for none in [None, Some(""), Some("[]")] {
         let error = tree.find(default, "b", none).unwrap_err();
         assert!(matches!(error, FindError::Nowhere));
@@ -244,6 +247,27 @@ fn an_environment_that_cannot_be_read_says_so() {
 }
 
 proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// Against the rule said in one sentence: up to the nearest repository's top, and only where there is one.
+    #[test]
+    fn the_search_follows_the_rule_in_any_tree(flox: [bool; 5], git: [bool; 5]) {
+        let tree = Tree::new(&[]);
+        let dir = |depth: usize| "d/".repeat(depth) + "d";
+        for depth in 0..5 {
+            tree.dir(&dir(depth));
+            if flox[depth] {
+                tree.environment(&dir(depth), "d");
+            }
+            if git[depth] {
+                tree.dir(&(dir(depth) + "/.git"));
+            }
+        }
+        let top = (0..5).rev().find(|&depth| git[depth]).unwrap_or(4);
+        let expected = (top..5).rev().find(|&depth| flox[depth]).map(|depth| tree.path(&dir(depth)));
+        proptest::prop_assert_eq!(search(&tree.path(&dir(4))), expected);
+    }
+
     #[test]
     fn no_variable_makes_the_reader_panic(text: String) {
         let _ = active(Some(&text));

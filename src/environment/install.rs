@@ -1,6 +1,7 @@
 //! `[install]`: the packages that an environment asks for.
 
-use super::document::{Cursor, InvalidFile, Problem, Value};
+use super::document::{Cursor, Value};
+use super::invalid_file::{InvalidFile, Problem};
 use super::schema::Schema;
 use crate::nix::StorePath;
 

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::document::{Cursor, Document, InvalidFile, Problem, parse_json};
+use super::document::{Cursor, Document, parse_json};
 use super::freshness::Written;
 use super::install::{DEFAULT_PRIORITY, InstallEntry, PackageSource, SelectedOutputs, read_priority};
+use super::invalid_file::{InvalidFile, Problem};
 use super::manifest::Manifest;
 use super::relock_hint;
 use super::schema::Schema;

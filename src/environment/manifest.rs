@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::container_config::ContainerConfig;
-use super::document::{Cursor, Document, InvalidFile, Value};
+use super::document::{Cursor, Document, Value};
 use super::install::{InstallEntry, PackageSource};
+use super::invalid_file::InvalidFile;
 use super::schema::Schema;
 
 /// How an environment is activated (flox: `options.activate.mode`, `--mode`).

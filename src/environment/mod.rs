@@ -8,6 +8,7 @@ mod document;
 mod find;
 mod freshness;
 mod install;
+mod invalid_file;
 mod lockfile;
 mod manifest;
 mod open;
@@ -18,9 +19,11 @@ mod user;
 
 pub use built::{Built, Unusable};
 pub use container_config::{ContainerConfig, InvalidConfig, parse_label};
-pub use document::{InvalidFile, Place, Position, Problem};
-pub use find::{ACTIVE_ENVIRONMENTS, Candidate, CandidatePlace, Choice, FindError, Selection, Surroundings, find};
+pub use find::{
+    ACTIVE_ENVIRONMENTS, Candidate, CandidatePlace, Choice, Choose, FindError, Selection, Surroundings, find,
+};
 pub use install::{InstallEntry, InvalidPriority, PackageSource, SelectedOutputs};
+pub use invalid_file::{InvalidFile, Place, Position, Problem};
 pub use lockfile::{InstallError, Installed, Lockfile};
 pub use manifest::{ActivateMode, Manifest};
 pub use open::{Environment, Hub, OpenError};

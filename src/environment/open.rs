@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::document::{Cursor, Document, InvalidFile, Problem, parse_json};
+use super::document::{Cursor, Document, parse_json};
 use super::freshness::Written;
+use super::invalid_file::{InvalidFile, Problem};
 use super::lockfile::{InstallError, Installed, Lockfile};
 use super::manifest::Manifest;
 use super::system::System;

@@ -1,6 +1,7 @@
 //! Versions of the manifest's format: `version = 1`, or `schema-version`.
 
-use super::document::{Cursor, InvalidFile, Problem};
+use super::document::Cursor;
+use super::invalid_file::{InvalidFile, Problem};
 
 /// The version of a manifest's format.
 ///
