@@ -24,6 +24,17 @@ pub enum LayersError {
     MediaType(#[from] UnknownMediaType),
 }
 
+impl LayersError {
+    /// What mends it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Pack(PackError::Walk(error)) => error.hint(),
+            Self::Pack(PackError::Write(_)) => None,
+            Self::MediaType(_) => Some("make the cache anew: layerhold cache clear".to_owned()),
+        }
+    }
+}
+
 /// Where layers come from and how they are made: what every step needs.
 #[derive(Clone, Copy)]
 pub struct Workshop<'a> {

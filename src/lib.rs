@@ -26,3 +26,8 @@ pub mod delivery;
 
 pub mod layers;
 pub mod memo;
+
+pub mod containerize;
+pub mod error;
+
+pub mod cli;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use super::size;
 use crate::environment::ActivateMode;
 use crate::pack::Compression;
 use crate::plan;
@@ -40,6 +41,9 @@ pub(super) enum Command {
     /// inside the activation.
     #[command(after_long_help = EXAMPLES)]
     Containerize(Box<Containerize>),
+    /// See and tidy the layers that are kept from run to run
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Print a shell's completion script to standard output
     Completions {
         /// The shell to complete for
@@ -142,6 +146,89 @@ pub(super) struct LayerArgs {
     /// Compression of layers: none, gzip[:1-9] or zstd[:1-19]
     #[arg(long, value_name = "CODEC[:LEVEL]", default_value = "none")]
     pub(super) compression: Compression,
+}
+
+/// What can be done with the layer cache.
+#[derive(Debug, Subcommand)]
+pub(super) enum CacheCommand {
+    /// Remove images that were not made for longest, and what nothing needs
+    ///
+    /// The size cap is a ceiling: it beats every rule that keeps, except pins, layers that a running build uses, and
+    /// the image that was just made. Images that were not made for longest go first.
+    Gc(GcArgs),
+    /// List images
+    Ls {
+        /// List layers instead
+        #[arg(long)]
+        layers: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List store paths with what they cost
+    Du {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say which images hold a store path or a layer, and through which references
+    Why {
+        /// A store path, or the digest of a layer or image
+        #[arg(value_name = "PATH|DIGEST")]
+        wanted: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read everything again and say what is damaged; exit 3 if anything is
+    Verify {
+        /// Throw away what is damaged; it is made again when it is wanted
+        #[arg(long)]
+        repair: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Keep an image whatever the cap
+    Pin {
+        /// NAME or NAME:TAG
+        name: String,
+    },
+    /// Take a pin back
+    Unpin {
+        /// NAME or NAME:TAG
+        name: String,
+    },
+    /// Remove everything
+    Clear,
+    /// Print the directory
+    Path,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct GcArgs {
+    /// Most bytes that the cache may take [default: LAYERHOLD_CACHE_MAX_SIZE, else the config file's cache.max-size,
+    /// else 20GiB or a tenth of the disk]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(super) max_size: Option<u64>,
+    /// Fewest bytes that shall be free on the disk
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(super) min_free: Option<u64>,
+    /// Remove images that were not made for so long: 12h, 7d, 4w
+    #[arg(long, value_name = "AGE", value_parser = size::parse_age)]
+    pub(super) older_than: Option<u64>,
+    /// Of each name, keep the N images made last
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(super) keep_last: usize,
+    /// Keep images of this name; repeat for more
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub(super) keep: Vec<String>,
+    /// Only say what would go
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// `--mode`'s values.

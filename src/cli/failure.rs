@@ -27,6 +27,11 @@ impl Failure {
         Self { error: error.into(), hint, exit_code: 2 }
     }
 
+    /// `cache verify` found damage: exit code 3.
+    pub(super) fn damage(error: impl Into<Box<dyn Error>>, hint: Option<String>) -> Self {
+        Self { error: error.into(), hint, exit_code: 3 }
+    }
+
     /// Standard output could not be written.
     pub(super) fn output(error: io::Error) -> Self {
         Self::new(error, None)

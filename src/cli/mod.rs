@@ -3,10 +3,14 @@
 //! Only this module touches the terminal, the clock, the environment variables and the home directory.
 
 mod args;
+mod cache;
 mod containerize;
 mod failure;
 mod interrupt;
 mod progress;
+mod size;
+mod surroundings;
+mod table;
 
 use std::process::ExitCode;
 
@@ -35,6 +39,7 @@ pub fn run() -> ExitCode {
     let progress = Progress::new(verbosity, interrupt::flag());
     let outcome = match cli.command {
         Command::Containerize(args) => containerize::run(&args, &progress),
+        Command::Cache(command) => cache::run(&command, &progress),
         Command::Completions { shell } => print_generated(|out| {
             clap_complete::generate(shell, &mut Cli::command(), "layerhold", out);
             Ok(())

@@ -1,11 +1,13 @@
 //! What people see while they wait: a bar on a terminal, plain lines in a pipe, nothing with `-q`.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::size;
 use crate::event::{Event, Observer, Stage};
 
 /// How much the user wants to read.
@@ -26,12 +28,14 @@ pub(super) struct Progress {
     bar: Mutex<Option<ProgressBar>>,
     draws: bool,
     interrupted: &'static AtomicBool,
+    /// Warnings that were given: the same trouble met a hundred times is said once.
+    warned: Mutex<BTreeSet<String>>,
 }
 
 impl Progress {
     pub(super) fn new(verbosity: Verbosity, interrupted: &'static AtomicBool) -> Self {
         let draws = verbosity != Verbosity::Quiet && std::io::stderr().is_terminal();
-        Self { verbosity, bar: Mutex::new(None), draws, interrupted }
+        Self { verbosity, bar: Mutex::new(None), draws, interrupted, warned: Mutex::default() }
     }
 
     /// A line for people, above the bar if there is one.
@@ -44,6 +48,13 @@ impl Progress {
         match &*bar {
             Some(bar) => bar.suspend(write),
             None => write(),
+        }
+    }
+
+    /// What a command has done, in one line.
+    pub(super) fn result(&self, line: &str) {
+        if self.verbosity >= Verbosity::Normal {
+            self.line(line);
         }
     }
 
@@ -62,7 +73,7 @@ impl Progress {
             bar.set_message(text);
             *self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(bar);
         } else if self.verbosity >= Verbosity::Verbose(1) {
-            self.line(&format!("{text} ({})", human_bytes(total_bytes)));
+            self.line(&format!("{text} ({})", size::human(total_bytes)));
         }
     }
 }
@@ -82,7 +93,10 @@ impl Observer for Progress {
                 }
             }
             Event::Warning { message } if self.verbosity >= Verbosity::Normal => {
-                self.line(&format!("! {message}"));
+                let mut warned = self.warned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                if warned.insert(message.clone()) {
+                    self.line(&format!("! {message}"));
+                }
             }
             Event::Detail { message } if self.verbosity >= Verbosity::Verbose(1) => self.line(&message),
             _ => {}
@@ -91,29 +105,5 @@ impl Observer for Progress {
 
     fn cancelled(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
-    }
-}
-
-/// A length in bytes as people read it.
-pub(super) fn human_bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::human_bytes;
-
-    #[test]
-    fn lengths_are_short() {
-        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_300_000_000, "1.2 GiB")] {
-            assert_eq!(human_bytes(bytes), text);
-        }
     }
 }

@@ -134,6 +134,13 @@ impl LayerStore {
         Ok(store)
     }
 
+    /// Opens the store at `root` for a build: also makes sure that it can be written to.
+    pub fn open_to_write(root: &Path) -> Result<Self, StoreError> {
+        let store = Self::open(root)?;
+        tempfile::tempfile_in(store.tmp()).context("write to", &store.tmp())?;
+        Ok(store)
+    }
+
     /// The directory that the store lives in.
     pub fn root(&self) -> &Path {
         &self.root
