@@ -16,6 +16,8 @@ mod target;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod samples;
 
 pub use archive::{Archive, ArchiveNames};
 pub use error::DeliveryError;
