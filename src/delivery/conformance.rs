@@ -162,9 +162,7 @@ fn sample() -> (Image, Blobs) {
 }
 
 #[rstest]
-fn an_image_arrives_whole_and_each_blob_once(
-    #[values("file", "stream", "layout", "docker", "podman")] kind: &str,
-) {
+fn an_image_arrives_whole_and_each_blob_once(#[values("file", "stream", "layout", "docker", "podman")] kind: &str) {
     let bench = bench(kind);
     let (image, blobs) = sample();
     let watcher = Watcher::patient_for(usize::MAX);
@@ -179,10 +177,7 @@ fn an_image_arrives_whole_and_each_blob_once(
     let seen = watcher.seen.lock().unwrap();
     let advanced: u64 = seen.iter().map(|event| if let Event::Advanced { bytes } = event { *bytes } else { 0 }).sum();
     assert_eq!(advanced, delivered.bytes_sent);
-    assert_eq!(
-        seen.first(),
-        Some(&Event::Started { stage: Stage::Delivering, total_bytes: delivered.bytes_sent })
-    );
+    assert_eq!(seen.first(), Some(&Event::Started { stage: Stage::Delivering, total_bytes: delivered.bytes_sent }));
     assert_eq!(seen.last(), Some(&Event::Finished { stage: Stage::Delivering }));
 }
 

@@ -87,3 +87,79 @@ impl fmt::Display for Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::fake;
+    use super::*;
+
+    /// Directories with docker, with podman, with both, as values of `PATH`.
+    fn paths() -> (tempfile::TempDir, [std::ffi::OsString; 3]) {
+        let dir = tempfile::tempdir().unwrap();
+        for (sub, runtimes) in [
+            ("docker", &[Runtime::Docker][..]),
+            ("podman", &[Runtime::Podman]),
+            ("both", &[Runtime::Docker, Runtime::Podman]),
+        ] {
+            for runtime in runtimes {
+                fake(*runtime, &dir.path().join(sub));
+            }
+        }
+        let paths = ["docker", "podman", "both"].map(|sub| dir.path().join(sub).into_os_string());
+        (dir, paths)
+    }
+
+    fn choose(request: TargetRequest, path: &OsStr) -> Result<String, String> {
+        match Target::choose(request, Some(path), "Hello") {
+            Ok(target) => Ok(target.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn targets_are_chosen_as_flox_chooses_them() {
+        let (_dir, [docker, podman, both]) = paths();
+        let none = OsStr::new("/nonexistent");
+        let request = TargetRequest::default;
+        let file = |name: &str| TargetRequest { file: Some(name.into()), ..request() };
+        let runtime = |runtime| TargetRequest { runtime: Some(runtime), ..request() };
+
+        assert_eq!(choose(request(), &docker).unwrap(), "Docker runtime");
+        assert_eq!(choose(request(), &podman).unwrap(), "Podman runtime");
+        assert_eq!(choose(request(), &both).unwrap(), "Docker runtime");
+        assert_eq!(choose(request(), none).unwrap(), "file 'Hello-container.tar'");
+        assert_eq!(choose(file("a.tar"), &both).unwrap(), "file 'a.tar'");
+        assert_eq!(choose(file("-"), &both).unwrap(), "stdout");
+        assert_eq!(choose(runtime(Runtime::Podman), &both).unwrap(), "Podman runtime");
+        assert_eq!(choose(TargetRequest { layout: Some("dir".into()), ..request() }, &both).unwrap(), "layout 'dir'");
+    }
+
+    #[test]
+    fn a_given_runtime_must_be_on_path_even_with_a_file() {
+        let (_dir, [docker, ..]) = paths();
+        let request = TargetRequest { file: Some("a.tar".into()), runtime: Some(Runtime::Podman), layout: None };
+        assert_eq!(choose(request, &docker).unwrap_err(), "Container runtime 'podman' not found in PATH.");
+        let request = TargetRequest { file: Some("a.tar".into()), layout: Some("b".into()), runtime: None };
+        assert_eq!(choose(request, &docker).unwrap_err(), "--file and --layout exclude each other");
+        let request = TargetRequest { runtime: Some(Runtime::Docker), ..TargetRequest::default() };
+        assert_eq!(Target::choose(request, None, "x"), Err(TargetError::RuntimeNotFound(Runtime::Docker)));
+    }
+
+    #[test]
+    fn a_file_that_nobody_may_execute_is_no_runtime() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, [docker, podman, _]) = paths();
+        let program = dir.path().join("docker/docker");
+        std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(choose(TargetRequest::default(), &docker).unwrap(), "file 'Hello-container.tar'");
+        let path = std::env::join_paths([&docker, &podman]).unwrap();
+        assert_eq!(choose(TargetRequest::default(), &path).unwrap(), "Podman runtime");
+    }
+
+    #[test]
+    fn runtimes_have_floxs_names() {
+        assert_eq!("docker".parse(), Ok(Runtime::Docker));
+        assert_eq!("podman".parse(), Ok(Runtime::Podman));
+        assert_eq!("Docker".parse::<Runtime>().unwrap_err().to_string(), "Runtime must be 'docker' or 'podman'");
+    }
+}
