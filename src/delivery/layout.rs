@@ -25,6 +25,8 @@ use crate::image::{Image, ImageError, Layer};
 /// - `index.json` is read, changed and replaced under an advisory lock on `oci-layout`, so that of two processes
 ///   neither loses the other's image. An entry with the same reference name (`name:tag`) is replaced; whatever else
 ///   the index holds stays as it is.
+/// - skopeo and Podman read only reference names of OCI's grammar (image-layout.md, "Annotations"): `a__b:v1`, which
+///   Docker allows, is written as it is, but not found by them under that name.
 pub struct LayoutSink<'a> {
     dir: PathBuf,
     observer: &'a dyn Observer,

@@ -36,8 +36,10 @@ impl Runtime {
         }
     }
 
-    /// How many layers an image may have: Docker's classic store ends at 125 (moby: layer/layer_store.go,
-    /// `maxLayerDepth`); with Podman's overlay the mount's options end at 127 and more.
+    /// How many layers an image may have at most.
+    ///
+    /// Docker's classic store refuses more than 125 (moby: layer/layer_store.go, `maxLayerDepth`). Podman refuses
+    /// none, but other tools do: 127, as `--max-layers` allows.
     pub fn max_layers(self) -> usize {
         match self {
             Self::Docker => 125,

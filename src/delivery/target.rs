@@ -2,9 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::io::Write;
 use std::path::PathBuf;
 
-use super::{Runtime, RuntimeClient};
+use super::{DeliveryError, FileSink, LayoutSink, Runtime, RuntimeClient, Sink, StreamSink};
+use crate::event::Observer;
+use crate::image::LayerMediaType;
 
 /// Where an image goes. Displayed as the closing message has it: `written to <target>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +76,26 @@ impl Target {
                 Some(client) => Self::Runtime(client),
                 None => Self::File(PathBuf::from(format!("{}-container.tar", name.replace('/', "-")))),
             }),
+        }
+    }
+}
+
+impl Target {
+    /// Whether the target takes layers of this media type: to be asked before any work is done. A runtime must answer.
+    pub fn accepts(&self, media_type: LayerMediaType, observer: &dyn Observer) -> Result<(), DeliveryError> {
+        match self {
+            Self::Runtime(client) => client.accepts(media_type, observer),
+            Self::File(_) | Self::Stdout | Self::Layout(_) => Ok(()),
+        }
+    }
+
+    /// A sink on the target. `stdout` is standard output, without a line buffer; only [`Target::Stdout`] writes to it.
+    pub fn sink<'a>(&self, stdout: &'a mut dyn Write, observer: &'a dyn Observer) -> Box<dyn Sink + 'a> {
+        match self {
+            Self::File(path) => Box::new(FileSink::new(path)),
+            Self::Stdout => Box::new(StreamSink::new(stdout)),
+            Self::Runtime(client) => Box::new(client.sink(observer)),
+            Self::Layout(dir) => Box::new(LayoutSink::new(dir, observer)),
         }
     }
 }
@@ -154,6 +177,30 @@ mod tests {
         assert_eq!(choose(TargetRequest::default(), &docker).unwrap(), "file 'Hello-container.tar'");
         let path = std::env::join_paths([&docker, &podman]).unwrap();
         assert_eq!(choose(TargetRequest::default(), &path).unwrap(), "Podman runtime");
+    }
+
+    #[test]
+    fn a_target_opens_the_sink_that_it_names() {
+        use super::super::conformance::whole_archive;
+        use super::super::{deliver, samples::image};
+        use crate::event::Silent;
+        let dir = tempfile::tempdir().unwrap();
+        let client = fake(Runtime::Podman, &dir.path().join("podman"));
+        let (image, blobs) = image("v1", &["base"]);
+        for target in [
+            Target::File(dir.path().join("image.tar")),
+            Target::Stdout,
+            Target::Layout(dir.path().join("layout")),
+            Target::Runtime(client),
+        ] {
+            let mut stdout = Vec::new();
+            target.accepts(LayerMediaType::TarZstd, &Silent).unwrap();
+            deliver(&image, &blobs, &mut *target.sink(&mut stdout, &Silent), &Silent).unwrap();
+            assert_eq!(whole_archive(&stdout).is_some(), target == Target::Stdout);
+        }
+        assert!(whole_archive(&std::fs::read(dir.path().join("image.tar")).unwrap()).is_some());
+        assert!(dir.path().join("layout/index.json").exists());
+        assert!(std::fs::read_to_string(dir.path().join("podman/images")).unwrap().contains("localhost/hello:v1"));
     }
 
     #[test]
