@@ -156,3 +156,75 @@ fn manifest_json(image: &Image, names: &ArchiveNames) -> Result<Vec<u8>, ImageEr
         "Layers": layers,
     }]))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::whole_archive;
+    use super::super::samples::image;
+    use super::super::{StreamSink, deliver};
+    use super::*;
+    use crate::event::Silent;
+
+    fn archive(tag: &str, layers: &[&str]) -> Vec<u8> {
+        let (image, blobs) = image(tag, layers);
+        let mut out = Vec::new();
+        deliver(&image, &blobs, &mut StreamSink::new(&mut out), &Silent).unwrap();
+        out
+    }
+
+    #[test]
+    fn an_archive_is_these_entries_in_this_order() {
+        let archive = archive("v1", &["base", "top", "base"]);
+        let mut listing = String::new();
+        for entry in tar::Archive::new(archive.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let mut contents = String::new();
+            io::Read::read_to_string(&mut entry, &mut contents).unwrap();
+            let header = entry.header();
+            let (mode, mtime, uid) = (header.mode().unwrap(), header.mtime().unwrap(), header.uid().unwrap());
+            let path = entry.path().unwrap().display().to_string();
+            listing += &format!("{mode:o} {uid} {mtime} {path}\n{contents}\n");
+        }
+        insta::assert_snapshot!(listing, @r#"
+        644 0 0 blobs/sha256/cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2
+        base
+        644 0 0 blobs/sha256/28720365c5e7476a011e4f43ac003ee5f16247a263b9d623aa85ed311d73bf39
+        top
+        644 0 0 blobs/sha256/913f81c43c8edde2c9da87bd59da026c2361b0d5b181d485bf2997d403244c26
+        {"architecture":"amd64","config":{},"created":"1970-01-01T00:00:01Z","history":[{"comment":"the image's own files","created":"1970-01-01T00:00:01Z","created_by":"layerhold containerize"},{"comment":"the image's own files","created":"1970-01-01T00:00:01Z","created_by":"layerhold containerize"},{"comment":"the image's own files","created":"1970-01-01T00:00:01Z","created_by":"layerhold containerize"}],"os":"linux","rootfs":{"diff_ids":["sha256:cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2","sha256:28720365c5e7476a011e4f43ac003ee5f16247a263b9d623aa85ed311d73bf39","sha256:cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2"],"type":"layers"}}
+        644 0 0 blobs/sha256/8d15a4a610464e328b2cd1fd560216e66f467e8d0062839744c8ebb30d8dde6b
+        {"config":{"digest":"sha256:913f81c43c8edde2c9da87bd59da026c2361b0d5b181d485bf2997d403244c26","mediaType":"application/vnd.oci.image.config.v1+json","size":677},"layers":[{"digest":"sha256:cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2","mediaType":"application/vnd.oci.image.layer.v1.tar","size":4},{"digest":"sha256:28720365c5e7476a011e4f43ac003ee5f16247a263b9d623aa85ed311d73bf39","mediaType":"application/vnd.oci.image.layer.v1.tar","size":3},{"digest":"sha256:cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2","mediaType":"application/vnd.oci.image.layer.v1.tar","size":4}],"mediaType":"application/vnd.oci.image.manifest.v1+json","schemaVersion":2}
+        644 0 0 oci-layout
+        {"imageLayoutVersion":"1.0.0"}
+        644 0 0 index.json
+        {"manifests":[{"annotations":{"io.containerd.image.name":"docker.io/library/hello:v1","org.opencontainers.image.ref.name":"v1"},"digest":"sha256:8d15a4a610464e328b2cd1fd560216e66f467e8d0062839744c8ebb30d8dde6b","mediaType":"application/vnd.oci.image.manifest.v1+json","size":688}],"mediaType":"application/vnd.oci.image.index.v1+json","schemaVersion":2}
+        644 0 0 manifest.json
+        [{"Config":"blobs/sha256/913f81c43c8edde2c9da87bd59da026c2361b0d5b181d485bf2997d403244c26","Layers":["blobs/sha256/cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2","blobs/sha256/28720365c5e7476a011e4f43ac003ee5f16247a263b9d623aa85ed311d73bf39","blobs/sha256/cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2"],"RepoTags":["hello:v1"]}]
+        "#);
+    }
+
+    #[test]
+    fn the_same_image_gives_the_same_bytes() {
+        assert_eq!(archive("v1", &["base", "top"]), archive("v1", &["base", "top"]));
+    }
+
+    #[test]
+    fn an_archive_cut_off_anywhere_in_its_blobs_is_no_image() {
+        let whole = archive("v1", &["base", "top"]);
+        let entries = whole_archive(&whole).unwrap();
+        let blobs = entries.iter().take_while(|(path, _)| path != "index.json");
+        let end: usize = blobs.map(|(_, contents)| 512 + contents.len().next_multiple_of(512)).sum();
+        // The end of the last blob's entry is where a careless reader might stop.
+        for length in (0..=end).step_by(64) {
+            assert!(whole_archive(&whole[..length]).is_none(), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_blob_beyond_8_gib_has_a_header_that_says_so() {
+        let mut block = Vec::new();
+        write_header(&mut block, &blob_path(&Digest::of(b"")), (8 << 30) + 1).unwrap();
+        assert_eq!(block.len(), 512);
+        assert_eq!(tar::Header::from_byte_slice(&block).entry_size().unwrap(), (8 << 30) + 1);
+    }
+}

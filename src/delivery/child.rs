@@ -44,9 +44,11 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// How it ended, as a predicate: `failed with exit status 1`.
+    /// How it ended, as a predicate: `failed with exit status 1`. To be asked of a child that failed, or that ended
+    /// while it was fed.
     pub(super) fn status_words(&self) -> String {
         match (self.status.code(), self.status.signal()) {
+            (Some(0), _) => "ended before it had read the whole image".to_owned(),
             (Some(code), _) => format!("failed with exit status {code}"),
             (None, Some(signal)) => format!("was killed by signal {signal}"),
             (None, None) => "failed".to_owned(),

@@ -165,3 +165,111 @@ pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::conformance::{files, whole_archive};
+    use super::super::samples::{Ending, image};
+    use super::super::{Delivered, deliver};
+    use super::*;
+    use crate::event::Silent;
+    use std::os::unix::fs::symlink;
+
+    fn write(path: &Path) -> Result<Delivered, DeliveryError> {
+        let (image, blobs) = image("v1", &["base", "top"]);
+        deliver(&image, &blobs, &mut FileSink::new(path), &Silent)
+    }
+
+    fn is_image(path: &Path) -> bool {
+        whole_archive(&fs::read(path).unwrap()).is_some()
+    }
+
+    #[test]
+    fn an_old_file_is_replaced_and_keeps_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.tar");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        write(&path).unwrap();
+        assert!(is_image(&path));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+        assert_eq!(files(dir.path()).len(), 1);
+    }
+
+    #[test]
+    fn a_new_file_has_the_mode_that_any_program_would_give_it() {
+        let dir = tempfile::tempdir().unwrap();
+        write(&dir.path().join("image.tar")).unwrap();
+        File::create(dir.path().join("other")).unwrap();
+        let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().mode();
+        assert_eq!(mode("image.tar"), mode("other"));
+    }
+
+    #[test]
+    fn a_failure_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.tar");
+        fs::write(&path, "old").unwrap();
+        let (image, blobs) = image("v1", &["base", "top"]);
+        deliver(&image, &blobs.ending(Ending::Wrong), &mut FileSink::new(&path), &Silent).unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(files(dir.path()).len(), 1, "the temporary file is gone");
+    }
+
+    #[test]
+    fn a_link_stays_and_its_file_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("sub")).unwrap();
+        symlink("sub/real.tar", at("link")).unwrap();
+        symlink(at("link"), at("link2")).unwrap();
+        // The link leads nowhere at first.
+        for _ in 0..2 {
+            write(&at("link2")).unwrap();
+            assert!(at("link").is_symlink() && at("link2").is_symlink());
+            assert!(!at("sub/real.tar").is_symlink() && is_image(&at("sub/real.tar")));
+        }
+        symlink("loop", at("loop")).unwrap();
+        assert!(write(&at("loop")).unwrap_err().to_string().ends_with("loop'"));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let shown = dir.path().display();
+        let error = write(dir.path()).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot write '{shown}': it is a directory"));
+        assert_eq!(error.hint().unwrap(), format!("name a file in it: --file {shown}/image.tar"));
+
+        let error = write(&dir.path().join("no/image.tar")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("cannot write '{shown}/no/image.tar': there is no directory '{shown}/no'")
+        );
+        assert_eq!(error.hint().unwrap(), format!("make it: mkdir -p {shown}/no"));
+
+        fs::write(dir.path().join("file"), "").unwrap();
+        let error = write(&dir.path().join("file/image.tar")).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot write '{shown}/file/image.tar'"));
+
+        let error = write(Path::new("/dev/full")).unwrap_err();
+        assert_eq!(error.to_string(), "cannot write '/dev/full'");
+        assert!(error.hint().unwrap().starts_with("free some space"));
+    }
+
+    #[test]
+    fn devices_and_pipes_are_written_directly() {
+        write(Path::new("/dev/null")).unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read(fifo).unwrap()
+        });
+        write(&fifo).unwrap();
+        assert!(whole_archive(&reader.join().unwrap()).is_some());
+    }
+}

@@ -25,6 +25,8 @@ use crate::image::{Image, ImageError, Layer};
 /// - `index.json` is read, changed and replaced under an advisory lock on `oci-layout`, so that of two processes
 ///   neither loses the other's image. An entry with the same reference name (`name:tag`) is replaced; whatever else
 ///   the index holds stays as it is.
+/// - skopeo and Podman read only reference names of OCI's grammar (image-layout.md, "Annotations"): `a__b:v1`, which
+///   Docker allows, is written as it is, but not found by them under that name.
 pub struct LayoutSink<'a> {
     dir: PathBuf,
     observer: &'a dyn Observer,
@@ -241,5 +243,151 @@ impl Sink for LayoutSink<'_> {
             self.commit(self.temporary(&contents)?, "index.json")?;
         }
         Ok(Finish::Committed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::image;
+    use super::super::{Delivered, deliver};
+    use super::*;
+    use crate::event::Silent;
+
+    fn add(dir: &Path, tag: &str, layers: &[&str]) -> Result<Delivered, DeliveryError> {
+        let (image, blobs) = image(tag, layers);
+        deliver(&image, &blobs, &mut LayoutSink::new(dir, &Silent), &Silent)
+    }
+
+    fn index(dir: &Path) -> Value {
+        serde_json::from_slice(&fs::read(dir.join("index.json")).unwrap()).unwrap()
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let index: ImageIndex = serde_json::from_value(index(dir)).unwrap();
+        let name = |descriptor: &oci_spec::image::Descriptor| {
+            descriptor.annotations().clone().unwrap_or_default().get(ANNOTATION_REF_NAME).cloned().unwrap_or_default()
+        };
+        index.manifests().iter().map(name).collect()
+    }
+
+    #[test]
+    fn images_share_blobs_and_replace_only_their_own_name() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("made/for/this");
+        assert_eq!(add(&dir, "v1", &["base", "one"]).unwrap().layers_sent, 2);
+        assert_eq!(add(&dir, "v2", &["base", "two"]).unwrap().layers_sent, 1);
+        assert_eq!(add(&dir, "v1", &["base", "three"]).unwrap().layers_sent, 1);
+        assert_eq!(names(&dir), ["hello:v1", "hello:v2"]);
+        let three = image("v1", &["base", "three"]).0;
+        assert_eq!(index(&dir)["manifests"][0]["digest"], three.manifest_digest.to_string());
+        assert_eq!(fs::read(dir.join(blob_path(&three.config_digest))).unwrap(), three.config);
+        assert_eq!(fs::read(dir.join("oci-layout")).unwrap(), OCI_LAYOUT);
+    }
+
+    #[test]
+    fn a_blob_of_the_wrong_length_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        add(dir.path(), "v1", &["base", "one"]).unwrap();
+        let blob = dir.path().join(blob_path(&Digest::of(b"one")));
+        fs::write(&blob, "on").unwrap();
+        assert_eq!(add(dir.path(), "v1", &["base", "one"]).unwrap().layers_sent, 1);
+        assert_eq!(fs::read(&blob).unwrap(), b"one");
+    }
+
+    #[test]
+    fn what_others_put_into_the_index_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        add(dir.path(), "v1", &["base"]).unwrap();
+        let mut theirs = index(dir.path());
+        let foreign = json!({
+            "mediaType": "application/vnd.example+json", "digest": Digest::of(b"x").to_string(), "size": 1,
+            "annotations": {"org.opencontainers.image.ref.name": "theirs"}, "unknown": [1],
+        });
+        theirs["manifests"].as_array_mut().unwrap().insert(0, foreign.clone());
+        theirs["unknown"] = json!({"kept": true});
+        fs::write(dir.path().join("index.json"), theirs.to_string()).unwrap();
+        add(dir.path(), "v2", &["base"]).unwrap();
+        assert_eq!(names(dir.path()), ["theirs", "hello:v1", "hello:v2"]);
+        assert_eq!(index(dir.path())["manifests"][0], foreign);
+        assert_eq!(index(dir.path())["unknown"], json!({"kept": true}));
+    }
+
+    #[test]
+    fn a_layout_that_was_cut_off_at_its_beginning_is_taken_up() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("oci-layout"), OCI_LAYOUT).unwrap();
+        add(dir.path(), "v1", &["base"]).unwrap();
+        assert_eq!(names(dir.path()), ["hello:v1"]);
+    }
+
+    #[test]
+    fn what_is_no_layout_is_left_alone() {
+        let reason = |prepare: &dyn Fn(&Path)| {
+            let dir = tempfile::tempdir().unwrap();
+            prepare(dir.path());
+            let before = super::super::conformance::files(dir.path());
+            let error = add(dir.path(), "v1", &["base"]).unwrap_err();
+            assert_eq!(super::super::conformance::files(dir.path()), before);
+            assert!(error.hint().is_some());
+            error.to_string().replace(&dir.path().display().to_string(), "DIR")
+        };
+        let write = |dir: &Path, name: &str, contents: &str| fs::write(dir.join(name), contents).unwrap();
+        assert_eq!(
+            reason(&|dir| write(dir, "notes", "")),
+            "'DIR' is not an OCI image layout: it has no file oci-layout, but is not empty: there is 'notes'"
+        );
+        assert_eq!(
+            reason(&|dir| write(dir, "oci-layout", r#"{"imageLayoutVersion":"2.0.0"}"#)),
+            "'DIR' is not an OCI image layout: its version is '2.0.0'"
+        );
+        assert!(reason(&|dir| write(dir, "oci-layout", "{")).contains("its file oci-layout is invalid: "));
+        for index in ["", "[]", r#"{"schemaVersion":2}"#, r#"{"schemaVersion":2,"manifests":[{}]}"#] {
+            let reason = reason(&|dir| {
+                write(dir, "oci-layout", std::str::from_utf8(OCI_LAYOUT).unwrap());
+                write(dir, "index.json", index);
+            });
+            assert!(reason.contains("its file index.json is invalid: "), "{reason}");
+        }
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = add(file.path(), "v1", &["base"]).unwrap_err();
+        assert!(error.to_string().ends_with("is not an OCI image layout: it is not a directory"), "{error}");
+    }
+
+    #[test]
+    fn processes_that_write_at_once_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layout");
+        std::thread::scope(|scope| {
+            for n in 0..12 {
+                let path = &path;
+                scope.spawn(move || add(path, &format!("v{n}"), &["base", &format!("layer {n}")]).unwrap());
+            }
+        });
+        let mut found = names(&path);
+        found.sort();
+        let mut expected: Vec<_> = (0..12).map(|n| format!("hello:v{n}")).collect();
+        expected.sort();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn who_waits_for_a_lock_can_be_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        add(dir.path(), "v1", &["base"]).unwrap();
+        let held = File::open(dir.path().join("oci-layout")).unwrap();
+        rustix::fs::flock(&held, FlockOperation::LockExclusive).unwrap();
+        struct Impatient(std::time::Instant);
+        impl Observer for Impatient {
+            fn event(&self, _: crate::event::Event) {}
+            fn cancelled(&self) -> bool {
+                self.0.elapsed() > Duration::from_millis(200)
+            }
+        }
+        let observer = Impatient(std::time::Instant::now());
+        let (image, blobs) = image("v2", &["base"]);
+        let error = deliver(&image, &blobs, &mut LayoutSink::new(dir.path(), &observer), &observer).unwrap_err();
+        assert!(matches!(error, DeliveryError::Interrupted), "{error}");
+        assert_eq!(names(dir.path()), ["hello:v1"]);
     }
 }

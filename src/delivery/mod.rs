@@ -9,6 +9,7 @@ mod docker;
 mod error;
 mod file;
 mod layout;
+mod load;
 mod podman;
 mod runtime;
 mod stream;
@@ -16,12 +17,15 @@ mod target;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod samples;
 
 pub use archive::{Archive, ArchiveNames};
 pub use error::DeliveryError;
 pub use file::FileSink;
 pub use layout::LayoutSink;
-pub use runtime::{InvalidRuntime, Runtime, RuntimeClient, RuntimeSink};
+pub use load::RuntimeSink;
+pub use runtime::{InvalidRuntime, Runtime, RuntimeClient};
 pub use stream::StreamSink;
 pub use target::{Target, TargetError, TargetRequest};
 

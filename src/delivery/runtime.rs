@@ -1,18 +1,17 @@
-//! Container runtimes: found on `PATH`, asked what they hold, and given an archive through a pipe.
+//! Container runtimes: found on `PATH`, and asked what they are and hold.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::str::FromStr;
 
 use super::child::{Child, Ended};
-use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Sink, docker, podman};
+use super::{DeliveryError, RuntimeSink, docker, podman};
 use crate::blob::{DiffId, Digest};
 use crate::event::Observer;
-use crate::image::{Image, Layer, LayerMediaType};
+use crate::image::LayerMediaType;
 
 /// A kind of container runtime. Displayed as a name for people: `Docker`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,8 +36,10 @@ impl Runtime {
         }
     }
 
-    /// How many layers an image may have: Docker's classic store ends at 125 (moby: layer/layer_store.go,
-    /// `maxLayerDepth`); with Podman's overlay the mount's options end at 127 and more.
+    /// How many layers an image may have at most.
+    ///
+    /// Docker's classic store refuses more than 125 (moby: layer/layer_store.go, `maxLayerDepth`). Podman refuses
+    /// none, but other tools do: 127, as `--max-layers` allows.
     pub fn max_layers(self) -> usize {
         match self {
             Self::Docker => 125,
@@ -114,7 +115,7 @@ impl RuntimeClient {
 
     /// A sink that gives the runtime the image.
     pub fn sink<'a>(&self, observer: &'a dyn Observer) -> RuntimeSink<'a> {
-        RuntimeSink { client: self.clone(), observer, there: There::Absent, load: None, partial: false }
+        RuntimeSink::new(self.clone(), observer)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -123,12 +124,14 @@ impl RuntimeClient {
         command
     }
 
-    fn spawn(&self, arguments: &[&str], fed: bool) -> Result<Child, DeliveryError> {
+    /// Starts a command, with a pipe to its standard input where `fed`.
+    pub(super) fn spawn(&self, arguments: &[&str], fed: bool) -> Result<Child, DeliveryError> {
         Child::spawn(&mut self.command(arguments), fed)
             .map_err(|source| DeliveryError::Spawn { program: self.program.clone(), source })
     }
 
-    fn wait(&self, child: Child, observer: &dyn Observer) -> Result<Ended, DeliveryError> {
+    /// Sees a command to its end.
+    pub(super) fn wait(&self, child: Child, observer: &dyn Observer) -> Result<Ended, DeliveryError> {
         match child.wait(observer) {
             Ok(Ok(ended)) => Ok(ended),
             Ok(Err(super::child::Interrupted)) => Err(DeliveryError::Interrupted),
@@ -142,7 +145,8 @@ impl RuntimeClient {
         words.fold(self.runtime.program().to_owned(), |shown, word| format!("{shown} {word}"))
     }
 
-    fn failure(&self, arguments: &[&str], ended: &Ended) -> DeliveryError {
+    /// The error that a failed command makes.
+    pub(super) fn failure(&self, arguments: &[&str], ended: &Ended) -> DeliveryError {
         DeliveryError::Command {
             runtime: self.runtime,
             command: self.shown(arguments),
@@ -164,7 +168,7 @@ impl RuntimeClient {
     }
 
     /// Every image that the runtime lists.
-    fn images(&self, observer: &dyn Observer) -> Result<Vec<Listed>, DeliveryError> {
+    pub(super) fn images(&self, observer: &dyn Observer) -> Result<Vec<Listed>, DeliveryError> {
         let arguments = ["image", "ls", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"];
         let answer = self.run(&arguments, observer)?;
         let listed = answer.lines().filter(|line| !line.trim().is_empty()).map(|line| {
@@ -177,7 +181,11 @@ impl RuntimeClient {
     }
 
     /// The diff IDs of each of these images; of none, where an image went away meanwhile.
-    fn diff_ids(&self, images: &[Listed], observer: &dyn Observer) -> Result<Vec<Vec<DiffId>>, DeliveryError> {
+    pub(super) fn diff_ids(
+        &self,
+        images: &[Listed],
+        observer: &dyn Observer,
+    ) -> Result<Vec<Vec<DiffId>>, DeliveryError> {
         let ids: BTreeSet<_> = images.iter().map(|image| image.id).collect();
         let ids: Vec<_> = ids.iter().map(|id| self.id_argument(id)).collect();
         let mut found = Vec::new();
@@ -196,193 +204,24 @@ impl RuntimeClient {
     }
 
     /// An image ID as the runtime's command line takes it.
-    fn id_argument(&self, id: &Digest) -> String {
+    pub(super) fn id_argument(&self, id: &Digest) -> String {
         match self.runtime {
             Runtime::Docker => id.to_string(),
             Runtime::Podman => id.hex(),
         }
     }
-
-    /// The image's name in the runtime.
-    fn name(&self, image: &Image) -> String {
-        match self.runtime {
-            Runtime::Docker => image.name.to_string(),
-            Runtime::Podman => image.name.local_in_full(),
-        }
-    }
-
-    /// Whether a name in the runtime's list is the image's.
-    fn is_name(&self, image: &Image, listed: &str) -> bool {
-        match self.runtime {
-            // Docker lists short names; Podman in Docker's place lists full ones.
-            Runtime::Docker => [image.name.to_string(), image.name.familiar_in_full(), image.name.local_in_full()]
-                .contains(&listed.to_owned()),
-            Runtime::Podman => listed == image.name.local_in_full(),
-        }
-    }
-
-    fn archive_names(&self, image: &Image) -> ArchiveNames {
-        match self.runtime {
-            Runtime::Docker => ArchiveNames::portable(image),
-            Runtime::Podman => ArchiveNames::local(image),
-        }
-    }
 }
 
 /// An image in a runtime's list.
-struct Listed {
-    id: Digest,
+pub(super) struct Listed {
+    /// Its ID.
+    pub(super) id: Digest,
     /// `repository:tag`; `<none>:<none>` where it has lost its name.
-    name: String,
+    pub(super) name: String,
 }
 
 /// Docker writes `sha256:` before an image ID; Podman does in some commands and not in others.
-fn parse_id(text: &str) -> Option<Digest> {
+pub(super) fn parse_id(text: &str) -> Option<Digest> {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
     format!("sha256:{hex}").parse().ok()
-}
-
-/// An image is what was sent if its ID is the digest of the config (Docker's classic store, Podman), or of the manifest
-/// (Docker with containerd's image store).
-fn is_image(image: &Image, id: &Digest) -> bool {
-    *id == image.config_digest || *id == image.manifest_digest
-}
-
-/// Gives a runtime the image.
-///
-/// - An image that the runtime has under its name is left alone; one that it has under another name gets the name.
-/// - Otherwise an archive goes into `docker load` or `podman load`. Layers that the runtime's other images have are
-///   left out of it where the runtime can do without them; if it then cannot, everything is sent.
-/// - Afterwards the runtime is asked whether the name stands for the image that was sent.
-pub struct RuntimeSink<'a> {
-    client: RuntimeClient,
-    observer: &'a dyn Observer,
-    there: There,
-    /// The load that is under way.
-    load: Option<Load>,
-    /// Whether layers are left out of the archive because the runtime has them.
-    partial: bool,
-}
-
-struct Load {
-    child: Child,
-    archive: Archive,
-}
-
-/// What the runtime has of the image.
-#[derive(Clone, Copy)]
-enum There {
-    /// All of it, under its name.
-    Named,
-    /// All of it, under other names only.
-    Unnamed(Digest),
-    /// Not all of it.
-    Absent,
-}
-
-/// The command that takes an archive from its standard input.
-const LOAD: [&str; 2] = ["load", "--quiet"];
-
-impl RuntimeSink<'_> {
-    /// Lends the running load's pipe and archive; where the pipe breaks, the child says why.
-    fn feed(
-        &mut self,
-        feed: impl FnOnce(&mut Archive, &mut dyn Write) -> Result<(), DeliveryError>,
-    ) -> Result<Load, DeliveryError> {
-        let mut load = match self.load.take() {
-            Some(load) => load,
-            None => Load { child: self.client.spawn(&LOAD, true)?, archive: Archive::new() },
-        };
-        let Load { child, archive } = &mut load;
-        match child.feed(self.observer, |pipe| feed(archive, pipe)) {
-            Ok(()) => Ok(load),
-            Err(_) if self.observer.cancelled() => Err(DeliveryError::Interrupted),
-            Err(DeliveryError::Stream(_)) => {
-                let ended = self.client.wait(load.child, self.observer)?;
-                Err(self.client.failure(&LOAD, &ended))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Ends the archive and sees the load through.
-    fn load(&mut self, image: &Image) -> Result<(), DeliveryError> {
-        let names = self.client.archive_names(image);
-        let load =
-            self.feed(|archive, pipe| std::mem::take(archive).finish(pipe, image, &names, DeliveryError::Stream))?;
-        let ended = self.client.wait(load.child, self.observer)?;
-        if ended.status.success() { Ok(()) } else { Err(self.client.failure(&LOAD, &ended)) }
-    }
-
-    /// Fails unless the name stands for the image.
-    fn verify(&self, image: &Image) -> Result<(), DeliveryError> {
-        let name = self.client.name(image);
-        let answer = self.client.run(&["image", "inspect", "--format", "{{.Id}}", &name], self.observer)?;
-        let found = answer.trim().to_owned();
-        match parse_id(&found) {
-            Some(id) if is_image(image, &id) => Ok(()),
-            _ => Err(DeliveryError::WrongImage {
-                runtime: self.client.runtime,
-                name,
-                expected: image.config_digest,
-                found,
-            }),
-        }
-    }
-}
-
-impl Sink for RuntimeSink<'_> {
-    fn has(&mut self, image: &Image) -> Result<BTreeSet<Digest>, DeliveryError> {
-        let images = self.client.images(self.observer)?;
-        let mut same = images.iter().filter(|listed| is_image(image, &listed.id));
-        self.there = match (same.clone().find(|listed| self.client.is_name(image, &listed.name)), same.next()) {
-            (Some(_), _) => There::Named,
-            (None, Some(listed)) => There::Unnamed(listed.id),
-            (None, None) => There::Absent,
-        };
-        let held = match self.there {
-            There::Named | There::Unnamed(_) => return Ok(image.layers.iter().map(|layer| layer.digest).collect()),
-            There::Absent => {
-                let others = self.client.diff_ids(&images, self.observer)?;
-                match self.client.runtime {
-                    Runtime::Docker => docker::held(&self.client, image, &others, self.observer)?,
-                    Runtime::Podman => podman::held(image, &others),
-                }
-            }
-        };
-        self.partial = !held.is_empty();
-        Ok(held)
-    }
-
-    fn put(&mut self, layer: &Layer, bytes: LayerBytes<'_>) -> Result<(), DeliveryError> {
-        let load = self.feed(|archive, pipe| archive.put(pipe, layer, bytes, DeliveryError::Stream))?;
-        self.load = Some(load);
-        Ok(())
-    }
-
-    fn finish(&mut self, image: &Image) -> Result<Finish, DeliveryError> {
-        match std::mem::replace(&mut self.there, There::Absent) {
-            There::Named => return Ok(Finish::Committed),
-            There::Unnamed(id) => {
-                match self.client.run(&["tag", &self.client.id_argument(&id), &self.client.name(image)], self.observer)
-                {
-                    Ok(_) => {}
-                    // Removed since it was listed.
-                    Err(DeliveryError::Command { .. }) => return Ok(Finish::Incomplete),
-                    Err(error) => return Err(error),
-                }
-            }
-            There::Absent => match self.load(image) {
-                Ok(()) => {}
-                // Whatever the reason, the runtime did without some layers before and gets them all now.
-                Err(DeliveryError::Command { .. }) if self.partial => {
-                    self.partial = false;
-                    return Ok(Finish::Incomplete);
-                }
-                Err(error) => return Err(error),
-            },
-        }
-        self.verify(image)?;
-        Ok(Finish::Committed)
-    }
 }

@@ -42,3 +42,25 @@ impl<W: Write> Sink for StreamSink<W> {
         Ok(Finish::Committed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::deliver;
+    use super::super::samples::image;
+    use super::*;
+    use crate::event::Silent;
+
+    #[test]
+    fn a_reader_that_goes_away_is_told_from_a_failure() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let (image, blobs) = image("v1", &["base"]);
+        let error = deliver(&image, &blobs, &mut StreamSink::new(writer), &Silent).unwrap_err();
+        assert!(matches!(error, DeliveryError::ClosedPipe), "{error}");
+
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let error = deliver(&image, &blobs, &mut StreamSink::new(full), &Silent).unwrap_err();
+        assert_eq!(error.to_string(), "cannot write to stdout");
+        assert!(error.hint().unwrap().contains("space"), "{:?}", error.hint());
+    }
+}

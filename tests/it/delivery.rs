@@ -452,6 +452,42 @@ fn skopeo_and_umoci_read_the_layout() {
     assert_eq!(blobs_in(), before);
 }
 
+/// A small file system of the test's own.
+struct SmallDisk(tempfile::TempDir);
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_what_was_there() {
+    let disk = SmallDisk(tempfile::tempdir().unwrap());
+    let dir = disk.0.path();
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(dir).output().unwrap();
+    if !mount.status.success() {
+        eprintln!("SKIPPED: may not mount: {}", String::from_utf8_lossy(&mount.stderr));
+        return;
+    }
+    let mut blobs = Blobs::default();
+    // busybox alone is larger.
+    let image = blobs.image("hello", "v1", LayerMediaType::Tar, "hello");
+    let file = dir.join("image.tar");
+    fs::write(&file, "old").unwrap();
+    let error = blobs.deliver(&image, &mut FileSink::new(&file)).unwrap_err();
+    assert_eq!(error.to_string(), format!("cannot write '{}'", file.display()));
+    assert!(error.hint().unwrap().starts_with("free some space"), "{:?}", error.hint());
+    assert_eq!(fs::read(&file).unwrap(), b"old");
+    assert_eq!(fs::read_dir(dir).unwrap().count(), 1, "the temporary file is gone");
+
+    let layout = dir.join("layout");
+    let error = blobs.deliver(&image, &mut LayoutSink::new(&layout, &Silent)).unwrap_err();
+    assert!(error.hint().unwrap().starts_with("free some space"), "{error}");
+    assert!(!layout.join("index.json").exists());
+    assert_eq!(fs::read_dir(layout.join("blobs/sha256")).unwrap().count(), 0);
+}
+
 #[test]
 fn umoci_reads_the_unpacked_archive() {
     if !have(&["umoci"]) {
