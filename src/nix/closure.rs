@@ -2,7 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rayon::prelude::*;
+
 use super::{PathInfo, Source, SourceError, StorePath};
+
+/// How many paths are asked for at once; each may hold the structure of its tree in memory meanwhile.
+const AT_ONCE: usize = 64;
 
 /// Some roots and every store path that they reach through references.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,9 +27,17 @@ pub enum ClosureError {
         /// How it is reached: a root first, the path that refers to it last; empty where it is a root itself.
         chain: Vec<StorePath>,
     },
-    /// A source failed.
-    #[error(transparent)]
-    Source(#[from] SourceError),
+    /// A path is there in a way, but a source could not say what it is.
+    #[error("'{path}' cannot be used{}", referrers(.chain))]
+    Unusable {
+        /// The path.
+        path: StorePath,
+        /// How it is reached, as for a missing path.
+        chain: Vec<StorePath>,
+        /// What is wrong with it.
+        #[source]
+        source: SourceError,
+    },
 }
 
 fn referrers(chain: &[StorePath]) -> String {
@@ -35,53 +48,58 @@ fn referrers(chain: &[StorePath]) -> String {
     }
 }
 
-/// The way from a root to `path` (left out itself) along the referrers that were met first.
-fn chain_to(
-    path: &StorePath,
-    roots: &BTreeSet<StorePath>,
-    referrer: &BTreeMap<StorePath, StorePath>,
-) -> Vec<StorePath> {
-    let mut chain = Vec::new();
-    let mut at = path;
-    while !roots.contains(at) {
-        let Some(next) = referrer.get(at) else { break };
-        chain.push(next.clone());
-        at = next;
-    }
-    chain.reverse();
-    chain
-}
-
 impl ClosureError {
     /// What mends it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Missing { path, .. } => Some(format!("fetch it: nix-store --realise {path}")),
-            Self::Source(_) => None,
+            Self::Missing { path, chain } => {
+                // A derivation is made, not fetched; and whoever lacks a root has rather named the wrong store.
+                let again = match (chain.is_empty(), path.name().ends_with(".drv")) {
+                    (_, true) => "nothing builds it but the evaluation that made it: evaluate the environment again",
+                    (true, _) => "where no substituter has it, build the environment again (flox activate, nix build)",
+                    (false, _) => "where no substituter has it, build what refers to it again",
+                };
+                Some(format!("fetch it: nix-store --realise {path}; {again}; in another store: --store ROOT"))
+            }
+            Self::Unusable { source, .. } => source.hint(),
         }
     }
 }
 
 impl Closure {
     /// Follows references from `roots` through `source` until nothing new appears.
+    ///
+    /// The nearest paths come first, many at once, so that a source which has to read them has work for every core; of
+    /// several errors it is always the same one that is returned.
     pub fn compute(source: &dyn Source, roots: impl IntoIterator<Item = StorePath>) -> Result<Self, ClosureError> {
-        let roots: BTreeSet<_> = roots.into_iter().collect();
+        let roots: BTreeSet<StorePath> = roots.into_iter().collect();
         let mut paths = BTreeMap::new();
-        // Who first led to each path, so that a missing one can say who wants it.
-        let mut referrer: BTreeMap<StorePath, StorePath> = BTreeMap::new();
-        let mut pending: Vec<StorePath> = roots.iter().rev().cloned().collect();
-        while let Some(path) = pending.pop() {
-            if paths.contains_key(&path) {
-                continue;
+        // Every path met so far, with who first led to it (nobody to a root), so that a missing one can say who wants it.
+        let mut met: BTreeMap<StorePath, Option<StorePath>> = roots.iter().map(|root| (root.clone(), None)).collect();
+        let mut frontier: Vec<StorePath> = roots.iter().cloned().collect();
+        while !frontier.is_empty() {
+            let mut next = Vec::new();
+            for some in frontier.chunks(AT_ONCE) {
+                let infos: Vec<_> = some.par_iter().map(|path| source.path_info(path)).collect();
+                for (path, info) in some.iter().zip(infos) {
+                    let chain = || chain_to(path, &met);
+                    let info = match info {
+                        Ok(Some(info)) => info,
+                        Ok(None) => return Err(ClosureError::Missing { path: path.clone(), chain: chain() }),
+                        Err(source) => {
+                            return Err(ClosureError::Unusable { path: path.clone(), chain: chain(), source });
+                        }
+                    };
+                    for reference in &info.references {
+                        if !met.contains_key(reference) {
+                            met.insert(reference.clone(), Some(path.clone()));
+                            next.push(reference.clone());
+                        }
+                    }
+                    paths.insert(path.clone(), info);
+                }
             }
-            let Some(info) = source.path_info(&path)? else {
-                return Err(ClosureError::Missing { chain: chain_to(&path, &roots, &referrer), path });
-            };
-            for reference in info.references.iter().rev().filter(|reference| !paths.contains_key(*reference)) {
-                referrer.entry(reference.clone()).or_insert_with(|| path.clone());
-                pending.push(reference.clone());
-            }
-            paths.insert(path, info);
+            frontier = next;
         }
         Ok(Self { paths, roots })
     }
@@ -100,4 +118,12 @@ impl Closure {
     pub fn roots(&self) -> &BTreeSet<StorePath> {
         &self.roots
     }
+}
+
+/// The way from a root to `path` (left out itself) along those who led there first: a shortest way.
+fn chain_to(path: &StorePath, met: &BTreeMap<StorePath, Option<StorePath>>) -> Vec<StorePath> {
+    let referrer = |path: &StorePath| met.get(path).and_then(Option::as_ref);
+    let mut chain: Vec<StorePath> = std::iter::successors(referrer(path), |at| referrer(at)).cloned().collect();
+    chain.reverse();
+    chain
 }

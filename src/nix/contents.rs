@@ -212,7 +212,8 @@ impl FileReader<'_> {
         let mut open = open_at(self.location, path, file.stamp).map_err(failed)?;
 
         let large = file.stamp.size >= LARGE;
-        let chunk = if large { LARGE_BUFFER as u64 } else { file.stamp.size.min(BUFFER as u64) } as usize;
+        // A buffer that is not filled ends the file, so there is one even for no bytes.
+        let chunk = if large { LARGE_BUFFER as u64 } else { file.stamp.size.clamp(1, BUFFER as u64) } as usize;
         if buffer.len() < OVERLAP + chunk {
             buffer.resize(OVERLAP + chunk, 0);
         }

@@ -14,10 +14,14 @@ mod local;
 mod memo;
 mod memory;
 mod nar;
+#[cfg(test)]
+mod real_nix;
 mod refscan;
 mod resolve;
 mod source;
 mod store_path;
+#[cfg(test)]
+mod testing;
 mod tree;
 mod tree_hash;
 mod walk;
