@@ -8,10 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use crate::blob::{Digest, DigestMismatch, DigestWriter, LayerKey};
 use crate::delivery::{BlobError, BlobProvider};
 use crate::event::{Event, Observer, Stage};
-use crate::image::{Layer, UnknownMediaType};
+use crate::image::{Layer, LayerMediaType, UnknownMediaType};
 use crate::nix::Source;
 use crate::pack::{Compression, LayerContents, PackError, Packed};
-use crate::store::{Claim, Content, LayerRecord, LayerStore, Lease, StoreError};
+use crate::store::{Claim, Content, ImageRecord, LayerRecord, LayerStore, Lease, StoreError};
 
 /// A layer could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,15 @@ impl LayersError {
             Self::Pack(PackError::Write(_)) => None,
             Self::MediaType(_) => Some("make the cache anew: layerhold cache clear".to_owned()),
         }
+    }
+}
+
+/// What an image calls layers of this kind.
+pub fn media_type(compression: Compression) -> LayerMediaType {
+    match compression {
+        Compression::None => LayerMediaType::Tar,
+        Compression::Gzip(_) => LayerMediaType::TarGzip,
+        Compression::Zstd(_) => LayerMediaType::TarZstd,
     }
 }
 
@@ -90,6 +99,11 @@ impl<'a> Layers<'a> {
                 })
             })
             .collect()
+    }
+
+    /// Remembers the image that these layers make; a store that fails costs the memory, never the image.
+    pub fn record_image(&self, image: &ImageRecord) {
+        self.workshop.with_store("remember the image", |store| store.record_image(image));
     }
 
     /// The layers' keys, the bottom one first.
@@ -240,7 +254,7 @@ impl Workshop<'_> {
             diff_id: packed.diff_id,
             size: packed.size,
             tar_size: packed.tar_size,
-            media_type: self.compression.media_type().to_owned(),
+            media_type: media_type(self.compression).to_string(),
             has_blob,
             contents: contents.sizes().map(|(path, size)| Content { name: path.base_name().to_owned(), size }).collect(),
         };

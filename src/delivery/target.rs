@@ -39,6 +39,14 @@ pub enum TargetError {
     /// The runtime that the user named is not installed.
     #[error("Container runtime '{}' not found in PATH.", .0.program())]
     RuntimeNotFound(Runtime),
+    /// The image has more layers than the runtime takes.
+    #[error("{runtime} takes at most {} layers, and the image has {count}", .runtime.max_layers())]
+    TooManyLayers {
+        /// The runtime.
+        runtime: Runtime,
+        /// The image's layers.
+        count: usize,
+    },
     /// Two targets at once.
     #[error("--file and --layout exclude each other")]
     FileAndLayout,
@@ -52,6 +60,7 @@ impl TargetError {
                 "install {}, or write the image to a file and load it elsewhere: --file image.tar",
                 runtime.program()
             )),
+            Self::TooManyLayers { runtime, .. } => Some(format!("--max-layers {}", runtime.max_layers())),
             Self::FileAndLayout => None,
         }
     }
@@ -86,6 +95,16 @@ impl Target {
         match self {
             Self::Runtime(client) => client.accepts(media_type, observer),
             Self::File(_) | Self::Stdout | Self::Layout(_) => Ok(()),
+        }
+    }
+
+    /// Whether the target takes that many layers.
+    pub fn accepts_layers(&self, count: usize) -> Result<(), TargetError> {
+        match self {
+            Self::Runtime(client) if count > client.runtime().max_layers() => {
+                Err(TargetError::TooManyLayers { runtime: client.runtime(), count })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -171,6 +171,11 @@ impl Lockfile {
         manifest_toml.is_what_was_locked(&self.written)
     }
 
+    /// The lockfile as one line of JSON: what an environment rendered from it carries as its `manifest.lock`.
+    pub fn to_json(&self) -> Vec<u8> {
+        format!("{}\n", self.value).into_bytes()
+    }
+
     /// Whether `text` is the JSON of this very lockfile, however it is laid out.
     pub(super) fn equals(&self, text: &[u8]) -> bool {
         serde_json::from_slice::<serde_json::Value>(text).is_ok_and(|value| value == self.value)

@@ -73,6 +73,11 @@ impl<'a> LocalStore<'a> {
         resolve::resolve(&self.root, &self.store, link)
     }
 
+    /// The bytes of a small file in a store path, through links within the store; `None` where there is none.
+    pub fn read_file(&self, path: &StorePath, name: &str) -> io::Result<Option<Vec<u8>>> {
+        resolve::read_file(&self.root, self.store.join(path.base_name()).join(name))
+    }
+
     fn location<'s>(&'s self, path: &'s StorePath) -> Location<'s> {
         Location { directory: self.directory.as_fd(), store: &self.store, path }
     }

@@ -53,6 +53,24 @@ pub(super) fn resolve(root: &Path, store: &Path, link: &Path) -> io::Result<Opti
     Ok(None)
 }
 
+/// Reads a file, following links at its end; absolute ones into the store lead below `root`.
+pub(super) fn read_file(root: &Path, file: PathBuf) -> io::Result<Option<Vec<u8>>> {
+    let mut at = file;
+    for _ in 0..MOST_LINKS {
+        match fs::read_link(&at) {
+            Ok(target) if target.starts_with(STORE_DIR) => {
+                at = root.join(target.strip_prefix("/").unwrap_or(&target));
+            }
+            Ok(target) => at = at.parent().unwrap_or(Path::new("/")).join(target),
+            // Not a link: the file itself.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return fs::read(&at).map(Some),
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(rustix::io::Errno::LOOP.into())
+}
+
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

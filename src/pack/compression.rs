@@ -25,15 +25,6 @@ impl Compression {
     /// zstd's own default level.
     pub const ZSTD_LEVEL: i32 = 3;
 
-    /// OCI's name for a layer of this kind (image specification, layer.md).
-    pub fn media_type(self) -> &'static str {
-        match self {
-            Self::None => "application/vnd.oci.image.layer.v1.tar",
-            Self::Gzip(_) => "application/vnd.oci.image.layer.v1.tar+gzip",
-            Self::Zstd(_) => "application/vnd.oci.image.layer.v1.tar+zstd",
-        }
-    }
-
     /// An encoder that writes to `out`.
     pub(super) fn encoder<W: Write>(self, out: W) -> io::Result<Encoder<W>> {
         Ok(match self {

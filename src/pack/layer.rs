@@ -19,7 +19,12 @@ pub enum LayerContents<'a> {
     /// Whole store paths. Their order does not matter.
     StorePaths(Vec<&'a PathInfo>),
     /// The image's own files.
-    RootFs(&'a RootFs),
+    RootFs {
+        /// The files.
+        root: &'a RootFs,
+        /// The store paths among them.
+        store_paths: &'a [StorePath],
+    },
 }
 
 /// What packing a layer yields beside its bytes.
@@ -57,7 +62,7 @@ impl LayerContents<'_> {
                     key.field(info.path.base_name().as_bytes()).field(&info.content.to_key_field());
                 }
             }
-            Self::RootFs(root) => {
+            Self::RootFs { root, .. } => {
                 key = LayerKeyBuilder::new(ROOT_FS_CONTEXT);
                 for (path, node) in root.iter() {
                     let (kind, contents) = match &node.kind {
@@ -80,7 +85,7 @@ impl LayerContents<'_> {
     pub fn store_paths(&self) -> Vec<StorePath> {
         match self {
             Self::StorePaths(paths) => in_layer_order(paths).into_iter().map(|info| info.path.clone()).collect(),
-            Self::RootFs(_) => Vec::new(),
+            Self::RootFs { store_paths, .. } => store_paths.to_vec(),
         }
     }
 
@@ -88,7 +93,7 @@ impl LayerContents<'_> {
     pub fn sizes(&self) -> impl Iterator<Item = (StorePath, u64)> {
         let paths = match self {
             Self::StorePaths(paths) => in_layer_order(paths),
-            Self::RootFs(_) => Vec::new(),
+            Self::RootFs { .. } => Vec::new(),
         };
         paths.into_iter().map(|info| (info.path.clone(), info.nar_size))
     }
@@ -97,7 +102,7 @@ impl LayerContents<'_> {
     pub fn estimated_size(&self) -> u64 {
         match self {
             Self::StorePaths(paths) => paths.iter().map(|info| info.nar_size).sum(),
-            Self::RootFs(root) => root.iter().count() as u64 * 512,
+            Self::RootFs { root, .. } => root.iter().count() as u64 * 512,
         }
     }
 
@@ -134,7 +139,7 @@ impl LayerContents<'_> {
                     write_store_path(&mut tar, source, &info.path)?;
                 }
             }
-            Self::RootFs(root) => {
+            Self::RootFs { root, .. } => {
                 for (path, node) in root.iter() {
                     let attributes = Attributes { mode: node.mode, uid: node.uid, gid: node.gid };
                     match &node.kind {
