@@ -6,6 +6,7 @@ mod manifest;
 mod rendered;
 mod store_view;
 mod system;
+mod vars;
 
 pub use container_config::{ContainerConfig, UserSpec};
 pub use forest::{Forest, ForestError, ForestNode, PRIORITY_SCALE, Package, Propagation};
