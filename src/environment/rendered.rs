@@ -27,13 +27,13 @@ pub(super) struct Rendered {
 impl Rendered {
     /// Makes the tree that `nodes` describes. Its files may name its own store path: `nodes` is asked twice, first
     /// with a store path whose hash is all zeros, which the tree's hash is taken of, then with the real one.
-    pub(super) fn new(
+    pub(super) fn new<E: From<InvalidStorePath>>(
         name: &str,
-        nodes: &dyn Fn(&StorePath) -> BTreeMap<Vec<u8>, RenderedNode>,
-    ) -> Result<Self, InvalidStorePath> {
+        nodes: impl Fn(&StorePath) -> Result<BTreeMap<Vec<u8>, RenderedNode>, E>,
+    ) -> Result<Self, E> {
         let stand_in = StorePath::synthetic(&[0; 32], name)?;
-        let path = StorePath::synthetic(&hash(&nodes(&stand_in)), name)?;
-        Ok(Self { nodes: nodes(&path), path })
+        let path = StorePath::synthetic(&hash(&nodes(&stand_in)?), name)?;
+        Ok(Self { nodes: nodes(&path)?, path })
     }
 
     /// The nodes in NAR order: parents first, siblings in byte order of their names.
@@ -173,26 +173,28 @@ pub(super) mod tests {
         }
     }
 
-    fn naming_itself(path: &StorePath) -> BTreeMap<Vec<u8>, RenderedNode> {
-        BTreeMap::from([
+    fn naming_itself(path: &StorePath) -> Result<BTreeMap<Vec<u8>, RenderedNode>, InvalidStorePath> {
+        Ok(BTreeMap::from([
             (Vec::new(), RenderedNode::Directory),
             (b"self".to_vec(), RenderedNode::File { executable: false, contents: path.to_string().into() }),
-        ])
+        ]))
     }
 
     #[test]
     fn a_tree_may_name_its_own_store_path() {
-        let rendered = Rendered::new("env", &naming_itself).unwrap();
+        let rendered = Rendered::new("env", naming_itself).unwrap();
         let contents = rendered.path.to_string().into_bytes();
         assert_eq!(rendered.nodes[b"self".as_slice()], RenderedNode::File { executable: false, contents });
-        assert_eq!(rendered, Rendered::new("env", &naming_itself).unwrap());
+        assert_eq!(rendered, Rendered::new("env", naming_itself).unwrap());
     }
 
     #[test]
     fn other_contents_give_another_store_path() {
         let path = |text: &str, executable| {
             let node = RenderedNode::File { executable, contents: text.into() };
-            Rendered::new("env", &|_| BTreeMap::from([(b"x".to_vec(), node.clone())])).unwrap().path
+            Rendered::new("env", |_| Ok::<_, InvalidStorePath>(BTreeMap::from([(b"x".to_vec(), node.clone())])))
+                .unwrap()
+                .path
         };
         assert_ne!(path("a", false), path("b", false));
         assert_ne!(path("a", false), path("a", true));
@@ -201,7 +203,7 @@ pub(super) mod tests {
     #[test]
     fn nodes_are_shown_in_nar_order() {
         let nodes = ["", "a", "a/x", "a.b"].map(|path| (path.as_bytes().to_vec(), RenderedNode::Directory));
-        let rendered = Rendered::new("env", &|_| BTreeMap::from(nodes.clone())).unwrap();
+        let rendered = Rendered::new("env", |_| Ok::<_, InvalidStorePath>(BTreeMap::from(nodes.clone()))).unwrap();
         let mut seen = Vec::new();
         let mut note = |path: &[u8], _: Node<'_>| {
             seen.push(String::from_utf8(path.to_vec()).unwrap());
