@@ -192,8 +192,7 @@ fn image_spec(request: &Request<'_>, name: ImageName, config: &ContainerConfig, 
 
 /// What the layer store remembers of the image: its layers, and who refers to what in it.
 fn image_record(request: &Request<'_>, image: &Image, layers: &Layers<'_>, closure: &Closure) -> ImageRecord {
-    let place: BTreeMap<&StorePath, usize> =
-        closure.paths().enumerate().map(|(at, info)| (&info.path, at)).collect();
+    let place: BTreeMap<&StorePath, usize> = closure.paths().enumerate().map(|(at, info)| (&info.path, at)).collect();
     let node = |info: &PathInfo| GraphNode {
         name: info.path.base_name().to_owned(),
         root: closure.roots().contains(&info.path),

@@ -120,7 +120,8 @@ impl BlobProvider for Layers<'_> {
         };
         let record = &self.records[at];
         if let (true, Some(store)) = (record.has_blob, self.workshop.store) {
-            let mut blob = store.read_blob(&record.digest, record.size).map_err(|error| BlobError::Source(error.into()))?;
+            let mut blob =
+                store.read_blob(&record.digest, record.size).map_err(|error| BlobError::Source(error.into()))?;
             return copy(&mut blob, out);
         }
         let Workshop { source, compression, observer, .. } = self.workshop;
@@ -256,7 +257,10 @@ impl Workshop<'_> {
             tar_size: packed.tar_size,
             media_type: media_type(self.compression).to_string(),
             has_blob,
-            contents: contents.sizes().map(|(path, size)| Content { name: path.base_name().to_owned(), size }).collect(),
+            contents: contents
+                .sizes()
+                .map(|(path, size)| Content { name: path.base_name().to_owned(), size })
+                .collect(),
         };
         self.with_store("record a layer", |store| store.record_layer(&record));
         drop(claim);

@@ -172,7 +172,8 @@ fn list_images(store: &LayerStore, json: bool) -> Result<(), Failure> {
         return print_json(&rows);
     }
     let now = now();
-    let mut table = Table::new(&["NAME", "TAG", "IMAGE ID", "CREATED", "LAST USED", "SIZE", "ON DISK", "WOULD FREE", ""]);
+    let mut table =
+        Table::new(&["NAME", "TAG", "IMAGE ID", "CREATED", "LAST USED", "SIZE", "ON DISK", "WOULD FREE", ""]);
     for row in &rows {
         table.row([
             &row.name,
@@ -237,7 +238,8 @@ fn why(store: &LayerStore, wanted: &str, json: bool) -> Result<(), Failure> {
         print_json(&rows)?;
     } else {
         for row in &rows {
-            let through = if row.through.is_empty() { String::new() } else { format!(" through {}", row.through.join(" -> ")) };
+            let through =
+                if row.through.is_empty() { String::new() } else { format!(" through {}", row.through.join(" -> ")) };
             let layer = row.layer.map(|digest| format!(" in layer {}", &digest.hex()[..12])).unwrap_or_default();
             print_line(&format!("{}{layer}{through}", row.image))?;
         }
@@ -276,15 +278,15 @@ fn verify(store: &LayerStore, repair: bool, json: bool, progress: &Progress) -> 
         .map(|damage| match damage {
             Damage::Blob { digest, reason } => ("blob", digest.to_string(), reason.clone()),
             Damage::MissingBlob { digest } => ("blob", digest.to_string(), "is missing".to_owned()),
-            Damage::Record { path } => ("record", below(store.root(), path), "is torn or of another version".to_owned()),
+            Damage::Record { path } => {
+                ("record", below(store.root(), path), "is torn or of another version".to_owned())
+            }
             Damage::Index { key } => ("index", key.hex(), "differs from the record".to_owned()),
         })
         .collect();
     if json {
-        let damage: Vec<_> = lines
-            .iter()
-            .map(|(kind, name, reason)| json!({ "kind": kind, "name": name, "reason": reason }))
-            .collect();
+        let damage: Vec<_> =
+            lines.iter().map(|(kind, name, reason)| json!({ "kind": kind, "name": name, "reason": reason })).collect();
         print_json(&json!({
             "layers": seen.layers, "blobs": seen.blobs, "bytes": seen.bytes, "damage": damage, "repaired": repair,
         }))?;

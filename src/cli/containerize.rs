@@ -138,14 +138,8 @@ fn ask(found: &Candidate, active: &Candidate) -> io::Result<Choice> {
 fn summarise(report: &Report, started: Instant, progress: &Progress) {
     let (reused, new): (Vec<_>, Vec<_>) = report.image.layers.iter().partition(|layer| layer.reused);
     let bytes = |layers: &[&crate::image::Layer]| size::human(layers.iter().map(|layer| layer.size).sum());
-    let mut say = |message: String| progress.event(Event::Detail { message });
-    say(format!(
-        "layers: {} reused ({}), {} new ({})",
-        reused.len(),
-        bytes(&reused),
-        new.len(),
-        bytes(&new)
-    ));
+    let say = |message: String| progress.event(Event::Detail { message });
+    say(format!("layers: {} reused ({}), {} new ({})", reused.len(), bytes(&reused), new.len(), bytes(&new)));
     say(format!(
         "sent: {} of {} layers, {}",
         report.delivered.layers_sent,

@@ -16,7 +16,9 @@ impl Table {
 
     pub(super) fn row<const N: usize>(&mut self, cells: [&str; N]) {
         // A name with a control character in it must not move the cursor.
-        let shown = |cell: &str| cell.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect();
+        let shown = |cell: &str| {
+            cell.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
+        };
         self.rows.push(cells.into_iter().map(shown).collect());
     }
 

@@ -2,34 +2,47 @@
 
 use std::path::Path;
 
+mod accounts;
+mod activation;
+mod base;
 mod built;
+mod built_entry;
 mod container_config;
 mod document;
 mod find;
+mod forest;
 mod freshness;
+mod image_root;
 mod install;
 mod invalid_file;
 mod lockfile;
 mod manifest;
 mod open;
+mod realise;
+mod rendered;
 mod schema;
 mod signal;
+mod store_view;
 mod system;
 mod user;
+mod vars;
 
 pub use built::{Built, Unusable};
 pub use container_config::{ContainerConfig, InvalidConfig, parse_label};
 pub use find::{
     ACTIVE_ENVIRONMENTS, Candidate, CandidatePlace, Choice, Choose, FindError, Selection, Surroundings, find,
 };
+pub use forest::{Forest, ForestError, ForestNode, PRIORITY_SCALE, Package, Propagation};
 pub use install::{InstallEntry, InvalidPriority, PackageSource, SelectedOutputs};
 pub use invalid_file::{InvalidFile, Place, Position, Problem};
 pub use lockfile::{InstallError, Installed, Lockfile};
 pub use manifest::{ActivateMode, Manifest};
 pub use open::{Environment, Hub, OpenError};
+pub use realise::{RealiseError, RealiseRequest, Realised, realise};
 pub use schema::{Schema, UnknownSchema};
 pub use system::{System, UnknownSystem};
 pub use user::UserSpec;
+pub use vars::VarError;
 
 /// The directory that makes another one an environment.
 const DOT_FLOX: &str = ".flox";
