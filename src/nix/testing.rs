@@ -13,9 +13,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{
-    ContentHash, Hashing, LocalStore, MemoryNode, MemoryTree, NoMemo, Node, Source, StorePath, WalkError,
-};
+use super::{ContentHash, Hashing, LocalStore, MemoryNode, MemoryTree, NoMemo, Node, Source, StorePath, WalkError};
 use crate::event::Silent;
 
 /// Files are hashed and never remembered.
