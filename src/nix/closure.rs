@@ -127,3 +127,90 @@ fn chain_to(path: &StorePath, met: &BTreeMap<StorePath, Option<StorePath>>) -> V
     chain.reverse();
     chain
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{FORGETFUL, TestStore, register, store_path};
+    use super::super::{LocalStore, MemoryTree};
+    use super::*;
+
+    /// A registered store: `top` refers to `left` and `right`, both to `base` and to themselves; `base` to `leaf`.
+    fn store() -> (TestStore, [StorePath; 5]) {
+        let store = TestStore::new();
+        let paths @ [top, left, right, base, leaf] =
+            &[('1', "top"), ('2', "left"), ('3', "right"), ('4', "base"), ('5', "leaf")]
+                .map(|(digit, name)| store_path(digit, name));
+        let database = store.database();
+        register(&database, leaf, Some(96), &[]);
+        register(&database, base, Some(96), &[leaf]);
+        register(&database, left, Some(96), &[base, left]);
+        register(&database, right, Some(96), &[base, right]);
+        register(&database, top, Some(96), &[left, right]);
+        for path in paths {
+            store.write(path, &MemoryTree::new());
+        }
+        let paths = paths.clone();
+        (store, paths)
+    }
+
+    #[test]
+    fn every_path_is_there_once_ordered_by_name() {
+        let (store, [top, left, ..]) = store();
+        let closure = Closure::compute(&store.open(), [top.clone(), left.clone(), top.clone()]).unwrap();
+        let names: Vec<_> = closure.paths().map(|info| info.path.name()).collect();
+        assert_eq!(names, ["base", "leaf", "left", "right", "top"]);
+        assert_eq!(Vec::from_iter(closure.roots()), [&left, &top]);
+        assert!(closure.get(&left).is_some());
+    }
+
+    #[test]
+    fn a_missing_path_is_named_with_who_refers_to_it_and_what_needs_it() {
+        let [top, left, gone] =
+            [('1', "top"), ('2', "left"), ('5', "gone")].map(|(digit, name)| store_path(digit, name));
+        let source = Chain(vec![top.clone(), left.clone(), gone.clone()]);
+        let error = Closure::compute(&source, [top.clone()]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("'{gone}' is not in the Nix store, but '{left}' refers to it (needed by '{top}')")
+        );
+        let hint = error.hint().unwrap();
+        assert!(
+            hint.starts_with(&format!("fetch it: nix-store --realise {gone}; where no substituter has it")),
+            "{hint}"
+        );
+        let error = Closure::compute(&source, [left.clone()]).unwrap_err();
+        assert_eq!(error.to_string(), format!("'{gone}' is not in the Nix store, but '{left}' refers to it"));
+        let error = Closure::compute(&source, [gone.clone()]).unwrap_err();
+        assert_eq!(error.to_string(), format!("'{gone}' is not in the Nix store"));
+        assert!(error.hint().unwrap().ends_with("in another store: --store ROOT"));
+    }
+
+    /// Each path refers to the next; the last is missing.
+    struct Chain(Vec<StorePath>);
+
+    impl Source for Chain {
+        fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+            let at = self.0.iter().position(|known| known == path);
+            let Some(next) = at.and_then(|at| self.0.get(at + 1)) else { return Ok(None) };
+            Ok(Some(PathInfo {
+                path: path.clone(),
+                content: super::super::testing::REGISTERED,
+                nar_size: 96,
+                references: BTreeSet::from([next.clone()]),
+            }))
+        }
+
+        fn walk(&self, _: &StorePath, _: &mut dyn super::super::Visitor) -> Result<(), super::super::WalkError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_not_there_says_so() {
+        let store = TestStore::new();
+        let nowhere = store.root().join("nowhere");
+        let error = LocalStore::open(&nowhere, FORGETFUL).err().unwrap();
+        assert_eq!(error.to_string(), format!("there is no Nix store at '{}/nix/store'", nowhere.display()));
+        assert!(error.hint().unwrap().contains("--store ROOT"));
+    }
+}

@@ -1,7 +1,7 @@
 //! One suite for every [`Source`]: the same tree gives the same nodes, in the same order, with the same errors.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read};
+use std::io;
 
 use proptest::prelude::*;
 use rstest::rstest;

@@ -300,3 +300,6 @@ fn open_at(location: Location<'_>, path: &[u8], stamp: FileStamp) -> Result<Chec
     let from = reached.as_ref().map_or(location.directory, AsFd::as_fd);
     CheckedFile::open(from, rest, stamp)
 }
+
+#[cfg(test)]
+mod tests;

@@ -241,3 +241,6 @@ fn uri(file: &Path, mode: &str) -> OsString {
     uri.push_str(mode);
     uri.into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -262,3 +262,83 @@ impl Source for MemoryStore {
         tree.walk(visitor).map_err(WalkError::Visitor)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(b"")]
+    #[case(b"/a")]
+    #[case(b"a/")]
+    #[case(b"a//b")]
+    #[case(b"a/./b")]
+    #[case(b"..")]
+    #[case(b"a\0b")]
+    #[case(&[b'n'; 256])]
+    fn what_is_no_path_is_refused(#[case] path: &[u8]) {
+        let mut tree = MemoryTree::new();
+        assert!(matches!(tree.directory(path), Err(MemoryTreeError::Path { .. })));
+        assert!(tree.is_empty());
+    }
+
+    #[test]
+    fn a_node_does_not_take_the_place_of_another_kind() {
+        let mut tree = MemoryTree::new();
+        tree.symlink(b"link", *b"target").unwrap();
+        tree.directory(b"directory/sub").unwrap();
+        let before = tree.clone();
+        let in_the_way =
+            |other: &str| Err(MemoryTreeError::NotADirectory { path: "link".to_owned(), other: other.to_owned() });
+        assert_eq!(tree.symlink(b"link/a/b", *b"x"), in_the_way("link/a/b"));
+        assert_eq!(tree.directory(b"link"), in_the_way("link"));
+        let path = "directory".to_owned();
+        assert_eq!(tree.symlink(b"directory", *b"x"), Err(MemoryTreeError::IsADirectory { path }));
+        assert_eq!(tree.directory(b"directory"), Ok(()));
+        assert_eq!(tree, before);
+        tree.file(b"link", true, *b"x").unwrap();
+        assert_eq!(tree.get(b"link"), Some(&MemoryNode::Regular { executable: true, contents: (*b"x").into() }));
+    }
+
+    #[test]
+    fn a_link_to_nowhere_is_refused() {
+        let path = || "a".to_owned();
+        assert_eq!(MemoryTree::new().symlink(b"a", *b""), Err(MemoryTreeError::Target { path: path() }));
+        assert_eq!(MemoryTree::new().symlink(b"a", *b"x\0"), Err(MemoryTreeError::Target { path: path() }));
+        assert!(MemoryTree::of(MemoryNode::Symlink(Box::default())).is_err());
+    }
+
+    #[test]
+    fn the_order_of_insertion_does_not_matter() {
+        let links: Vec<String> = (0..50_000).map(|n| format!("share/{}/{}", n % 100, n)).collect();
+        let build = |links: &mut dyn Iterator<Item = &String>| {
+            let mut tree = MemoryTree::new();
+            for link in links {
+                tree.symlink(link.as_bytes(), format!("/nix/store/{link}").into_bytes()).unwrap();
+            }
+            tree
+        };
+        let tree = build(&mut links.iter());
+        assert_eq!(tree, build(&mut links.iter().rev()));
+        assert_eq!(tree.len(), 50_000 + 102);
+    }
+
+    #[test]
+    fn contents_name_and_references_make_the_path() {
+        let reference: StorePath = "/nix/store/nm7p8wxflggcwxfzayhysq4z6a1wg373-hello".parse().unwrap();
+        let mut file = MemoryTree::new();
+        file.file(b"f", false, *b"x").unwrap();
+        let mut store = MemoryStore::new();
+        let mut add = |name, tree: &MemoryTree, references: &[&StorePath]| {
+            store.add(name, tree.clone(), references.iter().copied().cloned().collect()).unwrap()
+        };
+        let path = add("env", &file, &[]);
+        assert_eq!(add("env", &file, &[]), path);
+        assert_eq!(path.name(), "env");
+        let others = [add("other", &file, &[]), add("env", &MemoryTree::new(), &[]), add("env", &file, &[&reference])];
+        assert!(others.iter().all(|other| other.hash_part() != path.hash_part()));
+        assert!(store.add("no name", file, BTreeSet::new()).is_err());
+    }
+}

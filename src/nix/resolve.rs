@@ -91,3 +91,71 @@ fn under_root(root: &Path, target: PathBuf) -> PathBuf {
         _ => target,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::super::testing::{TestStore, store_path};
+    use super::*;
+
+    fn env() -> StorePath {
+        store_path('1', "env")
+    }
+
+    /// A store whose root also has `project/.flox/run`.
+    fn store() -> (TestStore, PathBuf) {
+        let store = TestStore::new();
+        let run = store.root().join("project/.flox/run");
+        fs::create_dir_all(&run).unwrap();
+        (store, run)
+    }
+
+    #[test]
+    fn links_are_followed_to_the_store() {
+        let (store, run) = store();
+        symlink(env().to_absolute(), run.join("absolute")).unwrap();
+        symlink(env().to_absolute().join("bin/tool"), run.join("inside")).unwrap();
+        symlink("absolute", run.join("relative")).unwrap();
+        symlink("../run/./relative", run.join("through-parent")).unwrap();
+        symlink("../../.flox", store.root().join("project/.flox/again")).unwrap();
+        symlink(store.path(&env()), run.join("physical")).unwrap();
+        let local = store.open();
+        for link in ["absolute", "inside", "relative", "through-parent", "../again/run/absolute", "physical"] {
+            assert_eq!(local.resolve(&run.join(link)).unwrap(), Some(env()), "{link}");
+        }
+        assert_eq!(local.resolve(&env().to_absolute()).unwrap(), Some(env()));
+        assert_eq!(local.resolve(&store.path(&env()).join("bin")).unwrap(), Some(env()));
+    }
+
+    #[test]
+    fn a_profile_under_another_root_is_found_there() {
+        let (store, run) = store();
+        let profiles = store.root().join("nix/var/nix/profiles");
+        fs::create_dir_all(&profiles).unwrap();
+        symlink("dev-1-link", profiles.join("layerhold-test-dev")).unwrap();
+        symlink(env().to_absolute(), profiles.join("dev-1-link")).unwrap();
+        symlink("/nix/var/nix/profiles/layerhold-test-dev", run.join("dev")).unwrap();
+        assert_eq!(store.open().resolve(&run.join("dev")).unwrap(), Some(env()));
+    }
+
+    #[test]
+    fn what_leads_elsewhere_names_no_store_path() {
+        let (store, run) = store();
+        symlink("/nix/store", run.join("store")).unwrap();
+        symlink("/nix/store/.links/x", run.join("links")).unwrap();
+        symlink("nowhere/at/all", run.join("dangling")).unwrap();
+        fs::write(run.join("file"), "").unwrap();
+        for link in ["store", "links", "dangling", "file", "file/below", "absent", "."] {
+            assert_eq!(store.open().resolve(&run.join(link)).unwrap(), None, "{link}");
+        }
+    }
+
+    #[test]
+    fn a_circle_of_links_is_an_error() {
+        let (store, run) = store();
+        symlink("b", run.join("a")).unwrap();
+        symlink("a", run.join("b")).unwrap();
+        assert_eq!(store.open().resolve(&run.join("a")).unwrap_err().raw_os_error(), Some(40));
+    }
+}

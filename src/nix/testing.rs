@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -102,17 +102,17 @@ pub(super) fn register(
 ) {
     let hash = format!("sha256:{}", "ab".repeat(32));
     database
-        .execute(
-            "insert into ValidPaths (path, hash, registrationTime, narSize) values (?1, ?2, 1, ?3)",
-            rusqlite::params![path.to_string(), hash, nar_size.map(|size| size as i64)],
-        )
+        .prepare_cached("insert into ValidPaths (path, hash, registrationTime, narSize) values (?1, ?2, 1, ?3)")
+        .unwrap()
+        .execute(rusqlite::params![path.to_string(), hash, nar_size.map(|size| size as i64)])
         .unwrap();
     for reference in references {
         database
-            .execute(
+            .prepare_cached(
                 "insert into Refs select a.id, b.id from ValidPaths a, ValidPaths b where a.path = ?1 and b.path = ?2",
-                [path.to_string(), reference.to_string()],
             )
+            .unwrap()
+            .execute([path.to_string(), reference.to_string()])
             .unwrap();
     }
 }
@@ -264,9 +264,10 @@ pub(super) fn model() -> impl Strategy<Value = Model> {
     leaf.prop_recursive(4, 40, 6, |inner| btree_map(name(), inner, 0..6).prop_map(Model::Directory))
 }
 
-/// Writes a file of `size` bytes that no two sizes share.
-pub(super) fn write_large(file: &Path, size: usize) {
-    let mut bytes: Vec<u8> = (0..size as u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+/// `size` bytes that repeat nowhere near.
+pub(super) fn noise(size: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> =
+        (0..size.div_ceil(4) as u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     bytes.truncate(size);
-    fs::File::create(file).unwrap().write_all(&bytes).unwrap();
+    bytes
 }

@@ -94,6 +94,6 @@ mod tests {
             tree.regular(b"bin", true, 5, blake3::hash(b"hello").as_bytes());
             tree.symlink(b"lib", b"bin");
         });
-        insta::assert_snapshot!(tree, @"");
+        insta::assert_snapshot!(tree, @"tree:08kjl6qxxbqfs3b035nn7qzn1bd7qkjf8alb80mp34sj38873f1d");
     }
 }

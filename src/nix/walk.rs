@@ -339,3 +339,6 @@ impl<'a> Ancestry<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
