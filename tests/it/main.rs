@@ -1,5 +1,6 @@
 //! Integration tests, one binary: the built `layerhold` against real stores, real runtimes and real readers of images.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod archive;
 mod flox_fixture;
@@ -10,6 +11,7 @@ mod terminal;
 
 mod activation;
 mod containerize;
+mod delivery;
 mod failures;
 mod house;
 mod runtimes;

@@ -1,0 +1,167 @@
+//! What an image has besides its packages where the closure happens to have it: bash, coreutils, certificates, locales.
+
+use std::collections::BTreeSet;
+
+use super::Package;
+use super::store_view::walk_until;
+use crate::nix::{Closure, Node, Source, StorePath, WalkError};
+
+/// The certificates' place in a store path (nixpkgs: `cacert`) and in the image.
+pub(super) const CA_BUNDLE: &str = "etc/ssl/certs/ca-bundle.crt";
+/// The locales' place in a store path (nixpkgs: `glibcLocales`).
+pub(super) const LOCALE_ARCHIVE: &str = "lib/locale/locale-archive";
+
+/// The store paths of a closure that serve every environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Base {
+    /// Has `bin/bash`.
+    pub(super) bash: Option<StorePath>,
+    /// Whether that has `bin/sh` too.
+    pub(super) bash_has_sh: bool,
+    /// Has `bin/env` and `bin/ls`.
+    pub(super) coreutils: Option<StorePath>,
+    /// Has [`CA_BUNDLE`].
+    pub(super) certificates: Option<StorePath>,
+    /// Has [`LOCALE_ARCHIVE`].
+    pub(super) locales: Option<StorePath>,
+}
+
+impl Base {
+    /// Looks through the closure. Of several candidates the installed one is taken (best priority first), then one
+    /// with the usual name (for bash the interactive one first), then any; among equals the first by name.
+    /// `shell`, where given, is where bash comes from.
+    pub(super) fn find(
+        source: &dyn Source,
+        closure: &Closure,
+        packages: &[Package],
+        shell: Option<&StorePath>,
+    ) -> Result<Self, WalkError> {
+        let mut installed: Vec<&Package> = packages.iter().collect();
+        installed.sort_by_key(|package| package.priority);
+        let rank = |path: &StorePath, usual: &[&str]| {
+            let installed = installed.iter().position(|package| package.path == *path);
+            let usual = usual.iter().position(|prefix| path.name().starts_with(prefix));
+            (installed.unwrap_or(usize::MAX), usual.unwrap_or(usize::MAX), path.clone())
+        };
+        let (mut bash, mut coreutils, mut certificates, mut locales) = (None, None, None, None);
+        for info in closure.paths() {
+            let path = &info.path;
+            let has = Contents::read(source, path)?;
+            let better = |best: &mut Option<_>, usual: &[&str]| {
+                let rank = rank(path, usual);
+                if best.as_ref().is_none_or(|best| rank < *best) {
+                    *best = Some(rank);
+                }
+            };
+            if has.bash && shell.is_none_or(|shell| shell == path) {
+                better(&mut bash, &["bash-interactive-", "bash-"]);
+            }
+            if has.env && has.ls {
+                better(&mut coreutils, &["coreutils-"]);
+            }
+            if has.certificates {
+                better(&mut certificates, &["nss-cacert-"]);
+            }
+            if has.locales {
+                better(&mut locales, &["glibc-locales-"]);
+            }
+        }
+        let path = |found: Option<(usize, usize, StorePath)>| found.map(|(_, _, path)| path);
+        let bash = path(bash);
+        let bash_has_sh = match &bash {
+            Some(bash) => Contents::read(source, bash)?.sh,
+            None => false,
+        };
+        Ok(Self {
+            bash,
+            bash_has_sh,
+            coreutils: path(coreutils),
+            certificates: path(certificates),
+            locales: path(locales),
+        })
+    }
+
+    /// The absolute path of bash.
+    pub(super) fn bash_program(&self) -> Option<String> {
+        self.bash.as_ref().map(|bash| format!("{bash}/bin/bash"))
+    }
+}
+
+/// What of interest one store path has.
+#[derive(Debug, Default)]
+struct Contents {
+    bash: bool,
+    sh: bool,
+    env: bool,
+    ls: bool,
+    certificates: bool,
+    locales: bool,
+}
+
+impl Contents {
+    /// Walks no further than it must: most store paths have neither `bin` nor `etc`, and are left at their second
+    /// entry; only what is called locales is walked up to the archive.
+    fn read(source: &dyn Source, path: &StorePath) -> Result<Self, WalkError> {
+        let last = if path.name().contains("locales") { LOCALE_ARCHIVE } else { CA_BUNDLE };
+        let mut seen: BTreeSet<&'static str> = BTreeSet::new();
+        walk_until(source, path, &mut |at, node| {
+            if !matches!(node, Node::Directory) {
+                let wanted = ["bin/bash", "bin/sh", "bin/env", "bin/ls", CA_BUNDLE, LOCALE_ARCHIVE];
+                seen.extend(wanted.into_iter().filter(|wanted| wanted.as_bytes() == at));
+            }
+            Ok(at.split(|&byte| byte == b'/').cmp(last.as_bytes().split(|&byte| byte == b'/')).is_lt())
+        })?;
+        let has = |file| seen.contains(file);
+        Ok(Self {
+            bash: has("bin/bash"),
+            sh: has("bin/sh"),
+            env: has("bin/env"),
+            ls: has("bin/ls"),
+            certificates: has(CA_BUNDLE),
+            locales: has(LOCALE_ARCHIVE),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rendered::tests::{Trees, store_path};
+    use super::*;
+
+    fn find(trees: &Trees, installed: &[&str], shell: Option<&str>) -> Base {
+        let closure = Closure::compute(trees, trees.paths().cloned()).unwrap();
+        let package =
+            |(n, name): (usize, &&str)| Package { name: (*name).into(), path: store_path(name), priority: n as u64 };
+        let packages: Vec<_> = installed.iter().enumerate().map(package).collect();
+        Base::find(trees, &closure, &packages, shell.map(store_path).as_ref()).unwrap()
+    }
+
+    #[test]
+    fn bash_is_the_installed_one_then_the_interactive_one_then_any() {
+        let mut trees = Trees::default();
+        trees.program("a-distribution", "bin/bash");
+        assert_eq!(find(&trees, &[], None).bash, Some(store_path("a-distribution")));
+        trees.program("bash-5.2", "bin/bash");
+        assert_eq!(find(&trees, &[], None).bash, Some(store_path("bash-5.2")));
+        trees.program("bash-interactive-5.2", "bin/bash").link("bash-interactive-5.2", "bin/sh", "bash");
+        let base = find(&trees, &[], None);
+        assert_eq!((base.bash, base.bash_has_sh), (Some(store_path("bash-interactive-5.2")), true));
+        assert_eq!(find(&trees, &["bash-5.2"], None).bash, Some(store_path("bash-5.2")));
+        assert_eq!(find(&trees, &["a-distribution", "bash-5.2"], None).bash, Some(store_path("a-distribution")));
+        assert_eq!(find(&trees, &["bash-5.2"], Some("a-distribution")).bash, Some(store_path("a-distribution")));
+    }
+
+    #[test]
+    fn what_is_found_is_known_by_its_files_not_its_name() {
+        let mut trees = Trees::default();
+        trees.directory("bash-doc", "share").file("a-script", "", "").directory("b", "bin/bash");
+        trees.program("tools", "bin/env").program("tools", "bin/ls").program("half", "bin/env");
+        trees.file("nss-cacert-3", "etc/ssl/certs/ca-bundle.crt", "").file("nss-cacert-3", "zzz", "");
+        trees.file("glibc-locales-2", "lib/locale/locale-archive", "");
+        let base = find(&trees, &[], None);
+        assert_eq!(base.bash, None);
+        assert_eq!(base.coreutils, Some(store_path("tools")));
+        assert_eq!(base.certificates, Some(store_path("nss-cacert-3")));
+        assert_eq!(base.locales, Some(store_path("glibc-locales-2")));
+    }
+}

@@ -1,0 +1,255 @@
+//! An environment turned into the image's top layer, its entrypoint and its variables.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::activation::Activation;
+use super::base::Base;
+use super::built_entry::BuiltEntry;
+use super::image_root;
+use super::rendered::{Rendered, RenderedNode};
+use super::store_view::{Location, Resolved, StoreView};
+use super::vars::{VarError, exports};
+use super::{ActivateMode, Forest, ForestError, ForestNode, Manifest, Package, Propagation};
+use crate::nix::{Closure, EntryKind, InvalidStorePath, Source, StorePath, Union, WalkError};
+use crate::rootfs::RootFs;
+
+/// What to make an image's top layer of.
+#[derive(Clone, Copy)]
+pub struct RealiseRequest<'a> {
+    /// The environment's name.
+    pub name: &'a str,
+    /// The effective manifest.
+    pub manifest: &'a Manifest,
+    /// The lockfile's bytes, kept in the environment as `manifest.lock`.
+    pub lockfile: Option<&'a [u8]>,
+    /// What is installed for the image's system, the named outputs only.
+    pub packages: &'a [Package],
+    /// The environment as flox built it, to be used as it is. Without one, the environment is rendered here.
+    pub built: Option<&'a StorePath>,
+    /// Everything that the image will hold: the closure of `packages`, `built` and `shell`.
+    pub closure: &'a Closure,
+    /// Where the closure's files are.
+    pub source: &'a dyn Source,
+    /// How the environment is activated.
+    pub mode: ActivateMode,
+    /// The store path of the bash to use instead of one found in the closure (`--shell`). It has `bin/bash`.
+    pub shell: Option<&'a StorePath>,
+}
+
+/// An environment, ready to become an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Realised {
+    /// The whole top layer: the links in the root, accounts, `/tmp`, `/run`, and the store paths made here.
+    pub rootfs: RootFs,
+    /// The store paths made here. They lie in `rootfs` and in no source.
+    pub generated: Vec<StorePath>,
+    /// The image's `Entrypoint`: activates the environment, then becomes the command or a shell. Empty where nothing
+    /// needs a shell and there is none: the command then runs directly, and a container without a command cannot
+    /// start (Docker: "no command specified"), as there is nothing that it could sensibly run.
+    pub entrypoint: Vec<String>,
+    /// The image's `Cmd`, as the manifest has it; empty for none.
+    pub cmd: Vec<String>,
+    /// The image's `Env`, ordered by name: `PATH` and every variable whose value is known beforehand.
+    pub env: Vec<(String, String)>,
+}
+
+/// An environment that cannot become an image.
+#[derive(Debug, thiserror::Error)]
+pub enum RealiseError {
+    /// The packages do not go together.
+    #[error(transparent)]
+    Forest(#[from] ForestError),
+    /// `[vars]` has something that bash could not take.
+    #[error(transparent)]
+    Vars(#[from] VarError),
+    /// Something needs bash, and the closure has none.
+    #[error("the environment has no bash, which {needs} needs")]
+    NoShell {
+        /// What needs it, as the manifest calls it.
+        needs: &'static str,
+    },
+    /// The store path that was named as the shell has no `bin/bash`.
+    #[error("'{shell}' has no bin/bash")]
+    NotAShell {
+        /// The store path.
+        shell: StorePath,
+    },
+    /// The built environment has no activation of its own.
+    #[error("'{env}' is not an environment that flox built: it has neither libexec/flox-activations nor activate")]
+    NotActivatable {
+        /// The store path.
+        env: StorePath,
+    },
+    /// A store path could not be read.
+    #[error(transparent)]
+    Walk(#[from] WalkError),
+    /// No name for a store path made here.
+    #[error(transparent)]
+    StorePath(#[from] InvalidStorePath),
+}
+
+impl RealiseError {
+    /// What mends it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Forest(error) => error.hint(),
+            Self::Vars(_) => Some("change it: flox edit".to_owned()),
+            Self::NoShell { .. } => Some(
+                "add one: flox install bash; or name one in the Nix store: --shell /nix/store/...-bash-...".to_owned(),
+            ),
+            Self::NotAShell { .. } => {
+                Some("--shell takes the store path of a bash: /nix/store/...-bash-...".to_owned())
+            }
+            Self::NotActivatable { .. } => Some("build it again: flox activate -- true".to_owned()),
+            Self::Walk(_) | Self::StorePath(_) => None,
+        }
+    }
+}
+
+/// Makes the top layer.
+pub fn realise(request: &RealiseRequest<'_>) -> Result<Realised, RealiseError> {
+    // Known to be wrong whether or not a shell will ever read them.
+    exports(&request.manifest.vars)?;
+    let base = Base::find(request.source, request.closure, request.packages, request.shell)?;
+    if let (Some(shell), None) = (request.shell, &base.bash) {
+        return Err(RealiseError::NotAShell { shell: shell.clone() });
+    }
+    match request.built {
+        Some(env) => use_built(request, &base, env),
+        None => render(request, &base),
+    }
+}
+
+/// Renders the environment: a forest of links and the files that activate it.
+fn render(request: &RealiseRequest<'_>, base: &Base) -> Result<Realised, RealiseError> {
+    let propagation = match request.mode {
+        ActivateMode::Dev => Propagation::BuildInputs,
+        ActivateMode::Run => Propagation::UserEnvironment,
+    };
+    let real = BTreeSet::from([b"activate.d".to_vec()]);
+    let links = link_nodes(&Forest::plant(request.source, request.packages, propagation, &real)?);
+    let name = store_name(request.name);
+    let profile_d = profile_scripts(request.source, &Rendered::new(&name, |_| Ok::<_, RealiseError>(links.clone()))?)?;
+    let activation =
+        Activation { name: request.name, manifest: request.manifest, mode: request.mode, base, profile_d: &profile_d };
+    let bash = base.bash_program();
+    if let (None, Some(needs)) = (&bash, activation.needs_shell()) {
+        return Err(RealiseError::NoShell { needs });
+    }
+    let rendered = Rendered::new(&name, |env| {
+        let mut nodes = links.clone();
+        let mut put = |path: &str, executable: bool, contents: Vec<u8>| {
+            nodes.insert(path.as_bytes().to_vec(), RenderedNode::File { executable, contents });
+        };
+        if let Some(lockfile) = request.lockfile {
+            put("manifest.lock", false, lockfile.to_vec());
+        }
+        if let Some(bash) = &bash {
+            for (path, executable, text) in activation.files(&env.to_string(), bash)? {
+                put(path, executable, text.into_bytes());
+            }
+            nodes.insert(b"activate.d".to_vec(), RenderedNode::Directory);
+        }
+        Ok::<_, RealiseError>(nodes)
+    })?;
+    let env = rendered.path.to_string();
+    let mut rootfs = root(request, base, &Union(vec![&rendered, request.source]), &rendered.path)?;
+    rendered.put(&mut rootfs);
+    Ok(Realised {
+        rootfs,
+        generated: vec![rendered.path],
+        entrypoint: if bash.is_some() { vec![format!("{env}/activate")] } else { Vec::new() },
+        cmd: command(request.manifest),
+        env: activation.image_env(&env).into_iter().collect(),
+    })
+}
+
+/// Uses an environment that flox built.
+fn use_built(request: &RealiseRequest<'_>, base: &Base, env: &StorePath) -> Result<Realised, RealiseError> {
+    let Some(bash) = base.bash_program() else {
+        return Err(RealiseError::NoShell { needs: "its activation" });
+    };
+    let view = StoreView::new(request.source);
+    let Some(entry) = BuiltEntry::of(&view, env, request.name, request.mode, &bash)? else {
+        return Err(RealiseError::NotActivatable { env: env.clone() });
+    };
+    let activation =
+        Activation { name: request.name, manifest: request.manifest, mode: request.mode, base, profile_d: &[] };
+    let mut variables = activation.image_env_of_built(&env.to_string());
+    variables.extend(entry.variables(env, &bash));
+    let mut rootfs = root(request, base, request.source, env)?;
+    let generated = match &entry {
+        BuiltEntry::Program(data) => {
+            data.put(&mut rootfs);
+            vec![data.path.clone()]
+        }
+        BuiltEntry::Script => Vec::new(),
+    };
+    Ok(Realised {
+        rootfs,
+        generated,
+        entrypoint: entry.entrypoint(env),
+        cmd: command(request.manifest),
+        env: variables.into_iter().collect(),
+    })
+}
+
+/// The image's root around the environment at `env`, which `source` has.
+fn root(
+    request: &RealiseRequest<'_>,
+    base: &Base,
+    source: &dyn Source,
+    env: &StorePath,
+) -> Result<RootFs, RealiseError> {
+    Ok(image_root::make(source, env, base, &request.manifest.containerize)?)
+}
+
+fn command(manifest: &Manifest) -> Vec<String> {
+    manifest.containerize.cmd.clone().unwrap_or_default()
+}
+
+fn link_nodes(forest: &Forest) -> BTreeMap<Vec<u8>, RenderedNode> {
+    let nodes = forest.iter().map(|(path, node)| {
+        let node = match node {
+            ForestNode::Directory => RenderedNode::Directory,
+            ForestNode::Link(target) => RenderedNode::Symlink(target.clone()),
+        };
+        (path.to_vec(), node)
+    });
+    std::iter::once((Vec::new(), RenderedNode::Directory)).chain(nodes).collect()
+}
+
+/// The names of the files `etc/profile.d/*.sh` that the links of an environment lead to, in byte order.
+fn profile_scripts(source: &dyn Source, links: &Rendered) -> Result<Vec<String>, RealiseError> {
+    let sources = Union(vec![links, source]);
+    let view = StoreView::new(&sources);
+    let directory = Location::root(&links.path).child(b"etc").child(b"profile.d");
+    let Resolved::Directory(directory) = view.resolve(&directory)? else { return Ok(Vec::new()) };
+    let mut scripts = Vec::new();
+    let listing = view.listing(&directory.store_path)?;
+    for (name, kind) in listing.iter().flat_map(|listing| listing.children(&directory.rel)) {
+        let is_file = match kind {
+            EntryKind::Directory => false,
+            EntryKind::Regular { .. } => true,
+            EntryKind::Symlink(_) => matches!(view.resolve(&directory.child(name))?, Resolved::File(_)),
+        };
+        if let Ok(name) = std::str::from_utf8(name)
+            && name.ends_with(".sh")
+            && is_file
+        {
+            scripts.push(name.to_owned());
+        }
+    }
+    Ok(scripts)
+}
+
+/// `environment-<name>` with only the characters that a store path can have.
+fn store_name(name: &str) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._?=".contains(c);
+    let name: String = name.chars().take(180).map(|c| if allowed(c) { c } else { '-' }).collect();
+    format!("environment-{name}")
+}
+
+#[cfg(test)]
+#[path = "realise_tests.rs"]
+mod tests;

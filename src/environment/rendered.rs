@@ -1,0 +1,215 @@
+//! A store path that this tool makes itself: its tree in memory, its name from the tree's hash.
+
+use std::collections::BTreeMap;
+
+use crate::nix::{InvalidStorePath, Node, PathInfo, Source, SourceError, StorePath, Visitor, WalkError};
+use crate::rootfs::RootFs;
+
+/// What the hash of a rendered tree is for (blake3 key derivation: one context per use, with a version).
+const HASH_CONTEXT: &str = "layerhold 2026-11 rendered store path v1";
+
+/// One node of a rendered tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RenderedNode {
+    Directory,
+    File { executable: bool, contents: Vec<u8> },
+    Symlink(Vec<u8>),
+}
+
+/// A tree with its store path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rendered {
+    pub(super) path: StorePath,
+    /// By relative path, the root as `""`.
+    nodes: BTreeMap<Vec<u8>, RenderedNode>,
+}
+
+impl Rendered {
+    /// Makes the tree that `nodes` describes. Its files may name its own store path: `nodes` is asked twice, first
+    /// with a store path whose hash is all zeros, which the tree's hash is taken of, then with the real one.
+    pub(super) fn new<E: From<InvalidStorePath>>(
+        name: &str,
+        nodes: impl Fn(&StorePath) -> Result<BTreeMap<Vec<u8>, RenderedNode>, E>,
+    ) -> Result<Self, E> {
+        let stand_in = StorePath::synthetic(&[0; 32], name)?;
+        let path = StorePath::synthetic(&hash(&nodes(&stand_in)?), name)?;
+        Ok(Self { nodes: nodes(&path)?, path })
+    }
+
+    /// The nodes in NAR order: parents first, siblings in byte order of their names.
+    fn in_order(&self) -> Vec<(&Vec<u8>, &RenderedNode)> {
+        let mut nodes: Vec<_> = self.nodes.iter().collect();
+        // `a.b` sorts before `a/b` as a string, yet `a` with all below it comes before `a.b`.
+        nodes.sort_by(|(a, _), (b, _)| a.split(|&byte| byte == b'/').cmp(b.split(|&byte| byte == b'/')));
+        nodes
+    }
+
+    /// Puts the tree into the image, as root's and read-only, like every store path.
+    pub(super) fn put(&self, rootfs: &mut RootFs) {
+        let base = self.path.to_string().into_bytes().split_off(1);
+        for (path, node) in self.in_order() {
+            let path = super::store_view::join(&base, path);
+            match node {
+                RenderedNode::Directory => rootfs.directory(path, 0o555),
+                RenderedNode::File { executable: true, contents } => rootfs.file(path, 0o555, contents.clone()),
+                RenderedNode::File { executable: false, contents } => rootfs.file(path, 0o444, contents.clone()),
+                RenderedNode::Symlink(target) => rootfs.symlink(path, target.clone()),
+            }
+        }
+    }
+}
+
+/// blake3 over every node, each field with its length before it, so that no two trees are written the same.
+fn hash(nodes: &BTreeMap<Vec<u8>, RenderedNode>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key(HASH_CONTEXT);
+    let mut field = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    for (path, node) in nodes {
+        field(path);
+        match node {
+            RenderedNode::Directory => field(b"directory"),
+            RenderedNode::File { executable, contents } => {
+                field(if *executable { b"executable" } else { b"regular" });
+                field(contents);
+            }
+            RenderedNode::Symlink(target) => {
+                field(b"symlink");
+                field(target);
+            }
+        }
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// The one rendered tree as a source, so that what is made of store paths can be made of it too.
+impl Source for Rendered {
+    /// Always `None`: the tree lies in the image's top layer, which no closure and no layer's key asks about.
+    fn path_info(&self, _path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+        Ok(None)
+    }
+
+    fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
+        if *path != self.path {
+            return Err(WalkError::Absent { path: path.to_absolute() });
+        }
+        for (path, node) in self.in_order() {
+            let shown = match node {
+                RenderedNode::Directory => visitor.node(path, Node::Directory),
+                RenderedNode::File { executable, contents } => {
+                    let size = contents.len() as u64;
+                    visitor
+                        .node(path, Node::Regular { executable: *executable, size, contents: &mut contents.as_slice() })
+                }
+                RenderedNode::Symlink(target) => visitor.node(path, Node::Symlink { target }),
+            };
+            shown.map_err(WalkError::Visitor)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A valid store path for a short name, the same each time.
+    pub(in super::super) fn store_path(name: &str) -> StorePath {
+        StorePath::synthetic(blake3::hash(name.as_bytes()).as_bytes(), name).unwrap()
+    }
+
+    /// Several trees in memory.
+    #[derive(Clone, Default)]
+    pub(in super::super) struct Trees(BTreeMap<StorePath, BTreeMap<Vec<u8>, RenderedNode>>);
+
+    impl Trees {
+        fn put(&mut self, name: &str, rel: &str, node: RenderedNode) -> &mut Self {
+            let nodes = self.0.entry(store_path(name)).or_default();
+            for (at, _) in rel.match_indices('/') {
+                nodes.entry(rel.as_bytes()[..at].to_vec()).or_insert(RenderedNode::Directory);
+            }
+            if !rel.is_empty() {
+                nodes.entry(Vec::new()).or_insert(RenderedNode::Directory);
+            }
+            nodes.insert(rel.as_bytes().to_vec(), node);
+            self
+        }
+
+        pub(in super::super) fn file(&mut self, name: &str, rel: &str, contents: &str) -> &mut Self {
+            self.put(name, rel, RenderedNode::File { executable: false, contents: contents.into() })
+        }
+
+        pub(in super::super) fn program(&mut self, name: &str, rel: &str) -> &mut Self {
+            self.put(name, rel, RenderedNode::File { executable: true, contents: Vec::new() })
+        }
+
+        pub(in super::super) fn link(&mut self, name: &str, rel: &str, target: &str) -> &mut Self {
+            self.put(name, rel, RenderedNode::Symlink(target.into()))
+        }
+
+        pub(in super::super) fn directory(&mut self, name: &str, rel: &str) -> &mut Self {
+            self.put(name, rel, RenderedNode::Directory)
+        }
+
+        pub(in super::super) fn paths(&self) -> impl Iterator<Item = &StorePath> {
+            self.0.keys()
+        }
+    }
+
+    impl Source for Trees {
+        fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+            Ok(self.0.get(path).map(|nodes| PathInfo {
+                path: path.clone(),
+                content: crate::nix::ContentHash::Tree(hash(nodes)),
+                nar_size: 0,
+                references: Default::default(),
+            }))
+        }
+
+        fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
+            let nodes = self.0.get(path).ok_or_else(|| WalkError::Absent { path: path.to_absolute() })?;
+            Rendered { path: path.clone(), nodes: nodes.clone() }.walk(path, visitor)
+        }
+    }
+
+    fn naming_itself(path: &StorePath) -> Result<BTreeMap<Vec<u8>, RenderedNode>, InvalidStorePath> {
+        Ok(BTreeMap::from([
+            (Vec::new(), RenderedNode::Directory),
+            (b"self".to_vec(), RenderedNode::File { executable: false, contents: path.to_string().into() }),
+        ]))
+    }
+
+    #[test]
+    fn a_tree_may_name_its_own_store_path() {
+        let rendered = Rendered::new("env", naming_itself).unwrap();
+        let contents = rendered.path.to_string().into_bytes();
+        assert_eq!(rendered.nodes[b"self".as_slice()], RenderedNode::File { executable: false, contents });
+        assert_eq!(rendered, Rendered::new("env", naming_itself).unwrap());
+    }
+
+    #[test]
+    fn other_contents_give_another_store_path() {
+        let path = |text: &str, executable| {
+            let node = RenderedNode::File { executable, contents: text.into() };
+            Rendered::new("env", |_| Ok::<_, InvalidStorePath>(BTreeMap::from([(b"x".to_vec(), node.clone())])))
+                .unwrap()
+                .path
+        };
+        assert_ne!(path("a", false), path("b", false));
+        assert_ne!(path("a", false), path("a", true));
+    }
+
+    #[test]
+    fn nodes_are_shown_in_nar_order() {
+        let nodes = ["", "a", "a/x", "a.b"].map(|path| (path.as_bytes().to_vec(), RenderedNode::Directory));
+        let rendered = Rendered::new("env", |_| Ok::<_, InvalidStorePath>(BTreeMap::from(nodes.clone()))).unwrap();
+        let mut seen = Vec::new();
+        let mut note = |path: &[u8], _: Node<'_>| {
+            seen.push(String::from_utf8(path.to_vec()).unwrap());
+            Ok(())
+        };
+        rendered.walk(&rendered.path, &mut note).unwrap();
+        assert_eq!(seen, ["", "a", "a/x", "a.b"]);
+    }
+}

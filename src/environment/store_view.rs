@@ -1,0 +1,256 @@
+//! Store paths seen as one tree: each listed once, when first looked at, and links followed from one to another.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+
+use crate::nix::{EntryKind, Node, STORE_DIR, Source, StorePath, TreeListing, WalkError};
+
+/// How many links one path may lead through, as on Linux (`path_resolution(7)`: 40).
+const MAX_LINKS: usize = 40;
+
+/// A place in a store path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Location {
+    /// The store path.
+    pub(super) store_path: StorePath,
+    /// The path below it without a leading slash; the store path itself is `""`.
+    pub(super) rel: Vec<u8>,
+}
+
+impl Location {
+    pub(super) fn root(store_path: &StorePath) -> Self {
+        Self { store_path: store_path.clone(), rel: Vec::new() }
+    }
+
+    pub(super) fn child(&self, name: &[u8]) -> Self {
+        Self { store_path: self.store_path.clone(), rel: join(&self.rel, name) }
+    }
+
+    /// The absolute path, as a link's target has it.
+    pub(super) fn to_absolute(&self) -> Vec<u8> {
+        join(self.store_path.to_string().as_bytes(), &self.rel)
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.to_absolute()))
+    }
+}
+
+/// `directory/name`, where neither part makes a slash of its own when it is empty.
+pub(super) fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    match (directory, name) {
+        ([], _) => name.to_vec(),
+        (_, []) => directory.to_vec(),
+        _ => [directory, b"/", name].concat(),
+    }
+}
+
+/// Where a path leads after every link is followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Resolved {
+    /// A directory.
+    Directory(Location),
+    /// A regular file.
+    File(Location),
+    /// Nothing in any store path that the source has: missing, outside the store, or links in a circle. The path at
+    /// which the search ended is the only identity that such a link has.
+    Nowhere(Vec<u8>),
+}
+
+/// The store paths of a source, listed as they are needed.
+pub(super) struct StoreView<'a> {
+    source: &'a dyn Source,
+    listings: RefCell<HashMap<StorePath, Option<Rc<TreeListing>>>>,
+}
+
+impl<'a> StoreView<'a> {
+    pub(super) fn new(source: &'a dyn Source) -> Self {
+        Self { source, listings: RefCell::default() }
+    }
+
+    /// The structure of a store path, or `None` where the source does not have it.
+    pub(super) fn listing(&self, path: &StorePath) -> Result<Option<Rc<TreeListing>>, WalkError> {
+        if let Some(known) = self.listings.borrow().get(path) {
+            return Ok(known.clone());
+        }
+        let listing = match TreeListing::read(self.source, path) {
+            Ok(listing) => Some(Rc::new(listing)),
+            Err(WalkError::Absent { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        self.listings.borrow_mut().insert(path.clone(), listing.clone());
+        Ok(listing)
+    }
+
+    /// What stands at a place, links not followed.
+    pub(super) fn entry(&self, at: &Location) -> Result<Option<EntryKind>, WalkError> {
+        Ok(self.listing(&at.store_path)?.and_then(|listing| listing.get(&at.rel).cloned()))
+    }
+
+    /// Follows every link on the way to `at` and at its end.
+    pub(super) fn resolve(&self, at: &Location) -> Result<Resolved, WalkError> {
+        let store: Vec<&[u8]> = STORE_DIR.as_bytes()[1..].split(|&byte| byte == b'/').collect();
+        // Components still to walk, the next one last; and those walked, from the root of the file system.
+        let mut pending = Vec::new();
+        push_components(&mut pending, &at.to_absolute());
+        let mut walked: Vec<Vec<u8>> = Vec::new();
+        let mut found = None;
+        let mut links = 0;
+        while let Some(component) = pending.pop() {
+            match component.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    walked.pop();
+                    found = None;
+                    continue;
+                }
+                _ => walked.push(component),
+            }
+            if walked.len() <= store.len() {
+                match walked.iter().zip(&store).all(|(have, want)| have == want) {
+                    true => continue,
+                    false => return Ok(nowhere(walked, pending)),
+                }
+            }
+            let Some(here) = location(&walked, store.len()) else { return Ok(nowhere(walked, pending)) };
+            match self.entry(&here)? {
+                None => return Ok(nowhere(walked, pending)),
+                Some(EntryKind::Symlink(target)) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Ok(nowhere(walked, pending));
+                    }
+                    walked.pop();
+                    if target.first() == Some(&b'/') {
+                        walked.clear();
+                    }
+                    push_components(&mut pending, &target);
+                    found = None;
+                }
+                Some(EntryKind::Regular { .. }) if !pending.is_empty() => return Ok(nowhere(walked, pending)),
+                Some(EntryKind::Regular { .. }) => found = Some(Resolved::File(here)),
+                Some(EntryKind::Directory) => found = Some(Resolved::Directory(here)),
+            }
+        }
+        // The last component may have been `..`: what it led back to is a directory, or the store itself.
+        Ok(found.unwrap_or_else(|| match location(&walked, store.len()) {
+            Some(here) => Resolved::Directory(here),
+            None => nowhere(walked, Vec::new()),
+        }))
+    }
+
+    /// The contents of a regular file, links followed; `None` where there is none.
+    pub(super) fn read_file(&self, at: &Location) -> Result<Option<Vec<u8>>, WalkError> {
+        if self.entry(at)?.is_none() {
+            return Ok(None);
+        }
+        let Resolved::File(file) = self.resolve(at)? else { return Ok(None) };
+        let mut contents = None;
+        walk_until(self.source, &file.store_path, &mut |path, node| {
+            if path == file.rel
+                && let Node::Regular { contents: reader, .. } = node
+            {
+                let mut bytes = Vec::new();
+                reader.read_to_end(&mut bytes)?;
+                contents = Some(bytes);
+            }
+            Ok(contents.is_none())
+        })?;
+        Ok(contents)
+    }
+}
+
+fn push_components(pending: &mut Vec<Vec<u8>>, path: &[u8]) {
+    pending.extend(path.split(|&byte| byte == b'/').rev().map(<[u8]>::to_vec));
+}
+
+/// The place in a store path that absolute components name, if the store path's name is a valid one.
+fn location(components: &[Vec<u8>], store_depth: usize) -> Option<Location> {
+    let (base, rel) = components.get(store_depth..)?.split_first()?;
+    let store_path = StorePath::from_base_name(std::str::from_utf8(base).ok()?).ok()?;
+    Some(Location { store_path, rel: rel.join(&b'/') })
+}
+
+fn nowhere(mut walked: Vec<Vec<u8>>, pending: Vec<Vec<u8>>) -> Resolved {
+    walked.extend(pending.into_iter().rev());
+    Resolved::Nowhere([b"/", walked.join(&b'/').as_slice()].concat())
+}
+
+/// Walks `path` until `visit` answers `false`: the rest is not looked at.
+pub(super) fn walk_until(
+    source: &dyn Source,
+    path: &StorePath,
+    visit: &mut dyn FnMut(&[u8], Node<'_>) -> io::Result<bool>,
+) -> Result<(), WalkError> {
+    let mut stopped = false;
+    let outcome = source.walk(path, &mut |path: &[u8], node: Node<'_>| {
+        if visit(path, node)? {
+            return Ok(());
+        }
+        stopped = true;
+        // A visitor can leave a walk only with an error; this one is known by the flag and goes no further.
+        Err(io::Error::other("seen enough"))
+    });
+    if stopped { Ok(()) } else { outcome }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rendered::tests::{Trees, store_path};
+    use super::*;
+
+    fn resolve(trees: &Trees, name: &str, rel: &str) -> Resolved {
+        StoreView::new(trees).resolve(&Location { store_path: store_path(name), rel: rel.into() }).unwrap()
+    }
+
+    fn at(name: &str, rel: &str) -> Location {
+        Location { store_path: store_path(name), rel: rel.into() }
+    }
+
+    #[test]
+    fn links_lead_from_one_store_path_into_another() {
+        let mut trees = Trees::default();
+        trees.file("a", "lib/real/x", "").link("a", "lib/alias", "real");
+        trees.link("b", "lib", &format!("{}/lib/alias", store_path("a")));
+        trees.link("c", "sub/up", &format!("../../{}/lib", store_path("b").base_name()));
+        assert_eq!(resolve(&trees, "b", "lib/x"), Resolved::File(at("a", "lib/real/x")));
+        assert_eq!(resolve(&trees, "b", "lib"), Resolved::Directory(at("a", "lib/real")));
+        assert_eq!(resolve(&trees, "a", "lib/alias/.."), Resolved::Directory(at("a", "lib")));
+        assert_eq!(resolve(&trees, "c", "sub/up"), Resolved::Directory(at("a", "lib/real")));
+    }
+
+    #[test]
+    fn a_store_path_may_be_a_link_itself() {
+        let mut trees = Trees::default();
+        trees.file("a", "bin/x", "").link("b", "", &store_path("a").to_string());
+        assert_eq!(resolve(&trees, "b", "bin/x"), Resolved::File(at("a", "bin/x")));
+    }
+
+    #[test]
+    fn links_that_lead_nowhere_are_told_apart_by_where_they_end() {
+        let mut trees = Trees::default();
+        trees.link("a", "out", "/etc/passwd").link("a", "gone", "missing/x").link("a", "loop", "loop");
+        trees.file("a", "file", "").link("a", "through", "file/x");
+        assert_eq!(resolve(&trees, "a", "out"), Resolved::Nowhere(b"/etc/passwd".to_vec()));
+        let inside = |rel: &str| Resolved::Nowhere(format!("{}/{rel}", store_path("a")).into_bytes());
+        assert_eq!(resolve(&trees, "a", "gone"), inside("missing/x"));
+        assert_eq!(resolve(&trees, "a", "loop"), inside("loop"));
+        assert_eq!(resolve(&trees, "a", "through"), inside("file/x"));
+        assert_eq!(resolve(&trees, "a", "file/.."), inside("file/.."), "a file has no parent to go to");
+    }
+
+    #[test]
+    fn a_file_is_read_through_links_and_a_missing_one_is_none() {
+        let mut trees = Trees::default();
+        trees.file("a", "x", "text").link("b", "y", &format!("{}/x", store_path("a")));
+        let view = StoreView::new(&trees);
+        assert_eq!(view.read_file(&at("b", "y")).unwrap(), Some(b"text".to_vec()));
+        assert_eq!(view.read_file(&at("b", "z")).unwrap(), None);
+        assert_eq!(view.read_file(&at("absent", "z")).unwrap(), None);
+    }
+}
