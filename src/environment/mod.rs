@@ -15,7 +15,7 @@ mod system;
 mod vars;
 
 pub use container_config::{ContainerConfig, UserSpec};
-pub use forest::{Forest, ForestError, ForestNode, PRIORITY_SCALE, Package, Propagation};
+pub use forest::{Conflict, Forest, ForestError, ForestNode, PRIORITY_SCALE, Package, Propagation};
 pub use manifest::{ActivateMode, Manifest};
 pub use realise::{RealiseError, Realised, Request, realise};
 pub use system::{System, UnknownSystem};
