@@ -42,6 +42,8 @@ pub enum Stage {
     Packing,
     /// The image goes to its target.
     Delivering,
+    /// The layer store is read again.
+    Verifying,
 }
 
 /// Watches a run. The stages run in parallel, so an observer is shared between threads.
@@ -61,4 +63,35 @@ pub struct Silent;
 
 impl Observer for Silent {
     fn event(&self, _: Event) {}
+}
+
+/// The user ended the run: what a stage fails with after [`Observer::cancelled`] said so.
+///
+/// Travels inside an `io::Error` of kind `Other`; `ErrorKind::Interrupted` would be taken for a call to be repeated.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Cancelled;
+
+impl Cancelled {
+    /// Fails if the user wants the run to end.
+    pub fn check(observer: &dyn Observer) -> std::io::Result<()> {
+        if observer.cancelled() { Err(std::io::Error::other(Self)) } else { Ok(()) }
+    }
+
+    /// Whether this error, or one that caused it, is the user's wish to stop.
+    pub fn caused(error: &(dyn std::error::Error + 'static)) -> bool {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if error.is::<Self>() {
+                return true;
+            }
+            // An io::Error shows its inner error's source as its own, so the inner error itself is looked at here.
+            let inner = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+            if inner.is_some_and(|inner| Self::caused(inner)) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
 }

@@ -13,3 +13,21 @@ pub mod rootfs;
 pub mod nix;
 
 pub mod environment;
+
+pub mod plan;
+
+pub mod pack;
+
+pub mod store;
+
+pub mod image;
+
+pub mod delivery;
+
+pub mod layers;
+pub mod memo;
+
+pub mod containerize;
+pub mod error;
+
+pub mod cli;

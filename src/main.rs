@@ -1,2 +1,7 @@
-//! bin
-fn main() {}
+//! The command line tool; all of it is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    layerhold::cli::run()
+}

@@ -1,109 +1,132 @@
-//! An environment that flox has built: it has its own activation, which is used as it is.
+//! The environment as Flox itself built it, if that is there and belongs to the lockfile.
 
-use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use super::DOT_FLOX;
+use super::manifest::ActivateMode;
+use super::open::Environment;
+use super::system::System;
+use crate::nix::StorePath;
 
-use super::rendered::{Rendered, RenderedNode};
-use super::store_view::{Location, Resolved, StoreView};
-use super::{ActivateMode, RealiseError};
-use crate::nix::{InvalidStorePath, StorePath};
+/// How many links may follow one another; Flox makes one or two.
+const MOST_LINKS: usize = 8;
 
-/// How a built environment is entered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum BuiltEntry {
-    /// By its `libexec/flox-activations`, which reads what to do from a file that goes into the image.
-    Program(Rendered),
-    /// By its `activate` script (flox before 1.5), which reads variables.
-    Script,
+/// What there is of a built environment.
+#[derive(Debug)]
+pub enum Built {
+    /// It can be used as it is.
+    Usable(StorePath),
+    /// There is no link to one.
+    Missing,
+    /// There is a link to one that cannot be used.
+    Unusable {
+        /// The link.
+        link: PathBuf,
+        /// Why not.
+        reason: Unusable,
+    },
 }
 
-impl BuiltEntry {
-    /// Finds out which of the two `env` has; `None` where it has neither.
-    pub(super) fn of(
-        view: &StoreView<'_>,
-        env: &StorePath,
-        name: &str,
-        mode: ActivateMode,
-        bash: &str,
-    ) -> Result<Option<Self>, RealiseError> {
-        let leads_to = |rel: &[u8]| view.resolve(&Location::root(env).child(rel));
-        let activate = leads_to(b"activate")?;
-        if let Resolved::File(_) = leads_to(b"libexec/flox-activations")? {
-            // `activate` comes from flox-interpreter, which all of the environment's scripts belong to.
-            let interpreter = match activate {
-                Resolved::File(file) => file.store_path,
-                Resolved::Directory(_) | Resolved::Nowhere(_) => env.clone(),
-            };
-            return Ok(Some(Self::Program(activate_data(env, name, mode, bash, &interpreter)?)));
-        }
-        Ok(matches!(activate, Resolved::File(_)).then_some(Self::Script))
-    }
+/// Why a built environment is not used.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Unusable {
+    /// The link leads elsewhere than to a store path.
+    NotAStorePath,
+    /// The store path is not in the store, or has no `manifest.lock`.
+    Dangling(StorePath),
+    /// It was built from another lockfile.
+    Stale(StorePath),
+    /// The link or the store could not be read.
+    Unreadable(io::Error),
+}
 
-    /// The image's entrypoint.
-    pub(super) fn entrypoint(&self, env: &StorePath) -> Vec<String> {
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Program(data) => vec![
-                format!("{env}/libexec/flox-activations"),
-                "activate".to_owned(),
-                "--activate-data".to_owned(),
-                data.path.to_string(),
-            ],
-            Self::Script => vec![format!("{env}/activate")],
+            Self::NotAStorePath => f.write_str("it does not lead to a store path"),
+            Self::Dangling(path) => write!(f, "{path} is not in the store, or is no environment"),
+            Self::Stale(path) => write!(f, "{path} was built from another lockfile"),
+            Self::Unreadable(error) => write!(f, "it could not be read: {error}"),
         }
     }
+}
 
-    /// The variables that the entrypoint reads.
-    pub(super) fn variables(&self, env: &StorePath, bash: &str) -> BTreeMap<String, String> {
-        let fixed: &[(&str, &str)] = match self {
-            Self::Program(_) => &[],
-            Self::Script => &[
-                ("_FLOX_ACTIVE_ENVIRONMENTS", "[]"),
-                ("_FLOX_FORCE_INTERACTIVE", "1"),
-                ("FLOX_PROMPT_ENVIRONMENTS", "floxenv"),
-                ("FLOX_RUNTIME_DIR", "/tmp/flox/run"),
-                ("FLOX_SHELL", bash),
-                ("FLOX_SOURCED_FROM_SHELL_RC", "1"),
-            ],
-        };
-        let mut variables: BTreeMap<_, _> =
-            fixed.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        variables.insert("FLOX_ENV".to_owned(), env.to_string());
-        variables
+impl fmt::Display for Built {
+    /// One line for people, for `-v`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usable(path) => write!(f, "the environment that Flox built is used: {path}"),
+            Self::Missing => f.write_str("Flox has not built the environment here"),
+            Self::Unusable { link, reason } => {
+                write!(f, "the built environment '{}' is not used: {reason}", link.display())
+            }
+        }
     }
 }
 
-/// The file that `flox-activations activate` reads (flox: `ActivateCtx`).
-fn activate_data(
-    env: &StorePath,
-    name: &str,
-    mode: ActivateMode,
-    bash: &str,
-    interpreter: &StorePath,
-) -> Result<Rendered, InvalidStorePath> {
-    let data = json!({
-        "mode": match mode { ActivateMode::Dev => "dev", ActivateMode::Run => "run" },
-        "shell": { "bash": bash },
-        "invocation_type": null,
-        "remove_after_reading": false,
-        "disable_hook": true,
-        "flox_bin": "",
-        "flox_activate_store_path": env,
-        "activation_state_dir": format!("/run/flox/container-activations/{}", env.base_name()),
-        "attach_ctx": {
-            "env": env,
-            "env_description": name,
-            "env_cache": "/tmp",
-            "prompt_color_1": "99",
-            "prompt_color_2": "141",
-            "interpreter_path": interpreter,
-            "flox_prompt_environments": "floxenv",
-            "set_prompt": true,
-            "flox_env_cuda_detection": "0",
-            "flox_active_environments": "[]",
-        },
-        "project_ctx": null,
-    });
-    let node = RenderedNode::File { executable: false, contents: data.to_string().into_bytes() };
-    Rendered::new("activate-data.json", |_| Ok(BTreeMap::from([(Vec::new(), node.clone())])))
+impl Environment {
+    /// Looks for the built environment behind `.flox/run/<system>.<name>-<mode>`, or `.<mode>` as older versions of Flox
+    /// have it.
+    ///
+    /// `read_lock` reads the file `manifest.lock` in a store path, `None` where either is missing. What was built from
+    /// another lockfile, or cannot be checked because there is none, is not used.
+    pub fn built(
+        &self,
+        system: System,
+        mode: ActivateMode,
+        read_lock: &dyn Fn(&StorePath) -> io::Result<Option<Vec<u8>>>,
+    ) -> Built {
+        let run = self.path.join(DOT_FLOX).join("run");
+        let mut first = None;
+        for separator in ["-", "."] {
+            let link = run.join(format!("{system}.{}{separator}{}", self.name, mode.as_str()));
+            match self.built_behind(&link, read_lock) {
+                Ok(Some(path)) => return Built::Usable(path),
+                Ok(None) => {}
+                Err(reason) => first = first.or(Some(Built::Unusable { link, reason })),
+            }
+        }
+        first.unwrap_or(Built::Missing)
+    }
+
+    fn built_behind(
+        &self,
+        link: &Path,
+        read_lock: &dyn Fn(&StorePath) -> io::Result<Option<Vec<u8>>>,
+    ) -> Result<Option<StorePath>, Unusable> {
+        let Some(path) = follow(link)? else { return Ok(None) };
+        match read_lock(&path).map_err(Unusable::Unreadable)? {
+            None => Err(Unusable::Dangling(path)),
+            Some(text) if self.lockfile.as_ref().is_some_and(|lockfile| lockfile.equals(&text)) => Ok(Some(path)),
+            Some(_) => Err(Unusable::Stale(path)),
+        }
+    }
 }
+
+/// The store path that a link names. The links are read and not resolved: the store may be rooted elsewhere.
+fn follow(link: &Path) -> Result<Option<StorePath>, Unusable> {
+    let mut at = link.to_owned();
+    for step in 0..MOST_LINKS {
+        let target = match std::fs::read_link(&at) {
+            Ok(target) => target,
+            Err(error) if step == 0 && error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // Not a link: nothing that Flox made.
+            Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::InvalidInput].contains(&error.kind()) => {
+                return Err(Unusable::NotAStorePath);
+            }
+            Err(error) => return Err(Unusable::Unreadable(error)),
+        };
+        if let Some(path) = target.to_str().and_then(|target| target.parse().ok()) {
+            return Ok(Some(path));
+        }
+        at = at.parent().unwrap_or(Path::new("/")).join(target);
+    }
+    Err(Unusable::NotAStorePath)
+}
+
+#[cfg(test)]
+#[path = "built_tests.rs"]
+mod tests;

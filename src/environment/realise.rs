@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::activation::Activation;
 use super::base::Base;
-use super::built::BuiltEntry;
+use super::built_entry::BuiltEntry;
 use super::image_root;
 use super::rendered::{Rendered, RenderedNode};
 use super::store_view::{Location, Resolved, StoreView};
@@ -15,7 +15,7 @@ use crate::rootfs::RootFs;
 
 /// What to make an image's top layer of.
 #[derive(Clone, Copy)]
-pub struct Request<'a> {
+pub struct RealiseRequest<'a> {
     /// The environment's name.
     pub name: &'a str,
     /// The effective manifest.
@@ -107,7 +107,7 @@ impl RealiseError {
 }
 
 /// Makes the top layer.
-pub fn realise(request: &Request<'_>) -> Result<Realised, RealiseError> {
+pub fn realise(request: &RealiseRequest<'_>) -> Result<Realised, RealiseError> {
     // Known to be wrong whether or not a shell will ever read them.
     exports(&request.manifest.vars)?;
     let base = Base::find(request.source, request.closure, request.packages, request.shell)?;
@@ -121,7 +121,7 @@ pub fn realise(request: &Request<'_>) -> Result<Realised, RealiseError> {
 }
 
 /// Renders the environment: a forest of links and the files that activate it.
-fn render(request: &Request<'_>, base: &Base) -> Result<Realised, RealiseError> {
+fn render(request: &RealiseRequest<'_>, base: &Base) -> Result<Realised, RealiseError> {
     let propagation = match request.mode {
         ActivateMode::Dev => Propagation::BuildInputs,
         ActivateMode::Run => Propagation::UserEnvironment,
@@ -165,7 +165,7 @@ fn render(request: &Request<'_>, base: &Base) -> Result<Realised, RealiseError> 
 }
 
 /// Uses an environment that flox built.
-fn use_built(request: &Request<'_>, base: &Base, env: &StorePath) -> Result<Realised, RealiseError> {
+fn use_built(request: &RealiseRequest<'_>, base: &Base, env: &StorePath) -> Result<Realised, RealiseError> {
     let Some(bash) = base.bash_program() else {
         return Err(RealiseError::NoShell { needs: "its activation" });
     };
@@ -195,7 +195,12 @@ fn use_built(request: &Request<'_>, base: &Base, env: &StorePath) -> Result<Real
 }
 
 /// The image's root around the environment at `env`, which `source` has.
-fn root(request: &Request<'_>, base: &Base, source: &dyn Source, env: &StorePath) -> Result<RootFs, RealiseError> {
+fn root(
+    request: &RealiseRequest<'_>,
+    base: &Base,
+    source: &dyn Source,
+    env: &StorePath,
+) -> Result<RootFs, RealiseError> {
     Ok(image_root::make(source, env, base, &request.manifest.containerize)?)
 }
 

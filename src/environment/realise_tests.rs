@@ -22,11 +22,11 @@ fn realised(
     trees: &Trees,
     manifest: &Manifest,
     packages: &[Package],
-    change: impl for<'a> FnOnce(&mut Request<'a>, &'a [StorePath]),
+    change: impl for<'a> FnOnce(&mut RealiseRequest<'a>, &'a [StorePath]),
     paths: &[StorePath],
 ) -> Result<Realised, RealiseError> {
     let closure = Closure::compute(trees, trees.paths().cloned()).unwrap();
-    let mut request = Request {
+    let mut request = RealiseRequest {
         name: "demo",
         manifest,
         lockfile: Some(b"{}"),

@@ -2,7 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rayon::prelude::*;
+
 use super::{PathInfo, Source, SourceError, StorePath};
+
+/// How many paths are asked for at once; each may hold the structure of its tree in memory meanwhile.
+const AT_ONCE: usize = 64;
 
 /// Some roots and every store path that they reach through references.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,9 +27,17 @@ pub enum ClosureError {
         /// How it is reached: a root first, the path that refers to it last; empty where it is a root itself.
         chain: Vec<StorePath>,
     },
-    /// A source failed.
-    #[error(transparent)]
-    Source(#[from] SourceError),
+    /// A path is there in a way, but a source could not say what it is.
+    #[error("'{path}' cannot be used{}", referrers(.chain))]
+    Unusable {
+        /// The path.
+        path: StorePath,
+        /// How it is reached, as for a missing path.
+        chain: Vec<StorePath>,
+        /// What is wrong with it.
+        #[source]
+        source: SourceError,
+    },
 }
 
 fn referrers(chain: &[StorePath]) -> String {
@@ -35,53 +48,58 @@ fn referrers(chain: &[StorePath]) -> String {
     }
 }
 
-/// The way from a root to `path` (left out itself) along the referrers that were met first.
-fn chain_to(
-    path: &StorePath,
-    roots: &BTreeSet<StorePath>,
-    referrer: &BTreeMap<StorePath, StorePath>,
-) -> Vec<StorePath> {
-    let mut chain = Vec::new();
-    let mut at = path;
-    while !roots.contains(at) {
-        let Some(next) = referrer.get(at) else { break };
-        chain.push(next.clone());
-        at = next;
-    }
-    chain.reverse();
-    chain
-}
-
 impl ClosureError {
     /// What mends it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Missing { path, .. } => Some(format!("fetch it: nix-store --realise {path}")),
-            Self::Source(_) => None,
+            Self::Missing { path, chain } => {
+                // A derivation is made, not fetched; and whoever lacks a root has rather named the wrong store.
+                let again = match (chain.is_empty(), path.name().ends_with(".drv")) {
+                    (_, true) => "nothing builds it but the evaluation that made it: evaluate the environment again",
+                    (true, _) => "where no substituter has it, build the environment again (flox activate, nix build)",
+                    (false, _) => "where no substituter has it, build what refers to it again",
+                };
+                Some(format!("fetch it: nix-store --realise {path}; {again}; in another store: --store ROOT"))
+            }
+            Self::Unusable { source, .. } => source.hint(),
         }
     }
 }
 
 impl Closure {
     /// Follows references from `roots` through `source` until nothing new appears.
+    ///
+    /// The nearest paths come first, many at once, so that a source which has to read them has work for every core; of
+    /// several errors it is always the same one that is returned.
     pub fn compute(source: &dyn Source, roots: impl IntoIterator<Item = StorePath>) -> Result<Self, ClosureError> {
-        let roots: BTreeSet<_> = roots.into_iter().collect();
+        let roots: BTreeSet<StorePath> = roots.into_iter().collect();
         let mut paths = BTreeMap::new();
-        // Who first led to each path, so that a missing one can say who wants it.
-        let mut referrer: BTreeMap<StorePath, StorePath> = BTreeMap::new();
-        let mut pending: Vec<StorePath> = roots.iter().rev().cloned().collect();
-        while let Some(path) = pending.pop() {
-            if paths.contains_key(&path) {
-                continue;
+        // Every path met so far, with who first led to it (nobody to a root), so that a missing one can say who wants it.
+        let mut met: BTreeMap<StorePath, Option<StorePath>> = roots.iter().map(|root| (root.clone(), None)).collect();
+        let mut frontier: Vec<StorePath> = roots.iter().cloned().collect();
+        while !frontier.is_empty() {
+            let mut next = Vec::new();
+            for some in frontier.chunks(AT_ONCE) {
+                let infos: Vec<_> = some.par_iter().map(|path| source.path_info(path)).collect();
+                for (path, info) in some.iter().zip(infos) {
+                    let chain = || chain_to(path, &met);
+                    let info = match info {
+                        Ok(Some(info)) => info,
+                        Ok(None) => return Err(ClosureError::Missing { path: path.clone(), chain: chain() }),
+                        Err(source) => {
+                            return Err(ClosureError::Unusable { path: path.clone(), chain: chain(), source });
+                        }
+                    };
+                    for reference in &info.references {
+                        if !met.contains_key(reference) {
+                            met.insert(reference.clone(), Some(path.clone()));
+                            next.push(reference.clone());
+                        }
+                    }
+                    paths.insert(path.clone(), info);
+                }
             }
-            let Some(info) = source.path_info(&path)? else {
-                return Err(ClosureError::Missing { chain: chain_to(&path, &roots, &referrer), path });
-            };
-            for reference in info.references.iter().rev().filter(|reference| !paths.contains_key(*reference)) {
-                referrer.entry(reference.clone()).or_insert_with(|| path.clone());
-                pending.push(reference.clone());
-            }
-            paths.insert(path, info);
+            frontier = next;
         }
         Ok(Self { paths, roots })
     }
@@ -99,5 +117,100 @@ impl Closure {
     /// The paths that the closure was computed from.
     pub fn roots(&self) -> &BTreeSet<StorePath> {
         &self.roots
+    }
+}
+
+/// The way from a root to `path` (left out itself) along those who led there first: a shortest way.
+fn chain_to(path: &StorePath, met: &BTreeMap<StorePath, Option<StorePath>>) -> Vec<StorePath> {
+    let referrer = |path: &StorePath| met.get(path).and_then(Option::as_ref);
+    let mut chain: Vec<StorePath> = std::iter::successors(referrer(path), |at| referrer(at)).cloned().collect();
+    chain.reverse();
+    chain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{FORGETFUL, TestStore, register, store_path};
+    use super::super::{LocalStore, MemoryTree};
+    use super::*;
+
+    /// A registered store: `top` refers to `left` and `right`, both to `base` and to themselves; `base` to `leaf`.
+    fn store() -> (TestStore, [StorePath; 5]) {
+        let store = TestStore::new();
+        let paths @ [top, left, right, base, leaf] =
+            &[('1', "top"), ('2', "left"), ('3', "right"), ('4', "base"), ('5', "leaf")]
+                .map(|(digit, name)| store_path(digit, name));
+        let database = store.database();
+        register(&database, leaf, Some(96), &[]);
+        register(&database, base, Some(96), &[leaf]);
+        register(&database, left, Some(96), &[base, left]);
+        register(&database, right, Some(96), &[base, right]);
+        register(&database, top, Some(96), &[left, right]);
+        for path in paths {
+            store.write(path, &MemoryTree::new());
+        }
+        let paths = paths.clone();
+        (store, paths)
+    }
+
+    #[test]
+    fn every_path_is_there_once_ordered_by_name() {
+        let (store, [top, left, ..]) = store();
+        let closure = Closure::compute(&store.open(), [top.clone(), left.clone(), top.clone()]).unwrap();
+        let names: Vec<_> = closure.paths().map(|info| info.path.name()).collect();
+        assert_eq!(names, ["base", "leaf", "left", "right", "top"]);
+        assert_eq!(Vec::from_iter(closure.roots()), [&left, &top]);
+        assert!(closure.get(&left).is_some());
+    }
+
+    #[test]
+    fn a_missing_path_is_named_with_who_refers_to_it_and_what_needs_it() {
+        let [top, left, gone] =
+            [('1', "top"), ('2', "left"), ('5', "gone")].map(|(digit, name)| store_path(digit, name));
+        let source = Chain(vec![top.clone(), left.clone(), gone.clone()]);
+        let error = Closure::compute(&source, [top.clone()]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("'{gone}' is not in the Nix store, but '{left}' refers to it (needed by '{top}')")
+        );
+        let hint = error.hint().unwrap();
+        assert!(
+            hint.starts_with(&format!("fetch it: nix-store --realise {gone}; where no substituter has it")),
+            "{hint}"
+        );
+        let error = Closure::compute(&source, [left.clone()]).unwrap_err();
+        assert_eq!(error.to_string(), format!("'{gone}' is not in the Nix store, but '{left}' refers to it"));
+        let error = Closure::compute(&source, [gone.clone()]).unwrap_err();
+        assert_eq!(error.to_string(), format!("'{gone}' is not in the Nix store"));
+        assert!(error.hint().unwrap().ends_with("in another store: --store ROOT"));
+    }
+
+    /// Each path refers to the next; the last is missing.
+    struct Chain(Vec<StorePath>);
+
+    impl Source for Chain {
+        fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+            let at = self.0.iter().position(|known| known == path);
+            let Some(next) = at.and_then(|at| self.0.get(at + 1)) else { return Ok(None) };
+            Ok(Some(PathInfo {
+                path: path.clone(),
+                content: super::super::testing::REGISTERED,
+                nar_size: 96,
+                references: BTreeSet::from([next.clone()]),
+            }))
+        }
+
+        fn walk(&self, _: &StorePath, _: &mut dyn super::super::Visitor) -> Result<(), super::super::WalkError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_not_there_says_so() {
+        let store = TestStore::new();
+        let nowhere = store.root().join("nowhere");
+        let error = LocalStore::open(&nowhere, FORGETFUL).err().unwrap();
+        assert_eq!(error.to_string(), format!("there is no Nix store at '{}/nix/store'", nowhere.display()));
+        assert!(error.hint().unwrap().contains("--store ROOT"));
     }
 }

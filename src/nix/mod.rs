@@ -4,13 +4,35 @@
 //! and symbolic links, names in byte order. It knows nothing of OCI.
 
 mod closure;
+#[cfg(test)]
+mod conformance;
+mod contents;
+mod database;
+mod file;
 mod hash;
+mod local;
+mod memo;
+mod memory;
+mod nar;
+#[cfg(test)]
+mod real_nix;
+mod refscan;
+mod resolve;
 mod source;
 mod store_path;
+#[cfg(test)]
+mod testing;
 mod tree;
+mod tree_hash;
+mod walk;
 
 pub use closure::{Closure, ClosureError};
-pub use hash::ContentHash;
+pub use contents::Hashing;
+pub use hash::{ContentHash, InvalidContentHash};
+pub use local::LocalStore;
+pub use memo::{FileMemo, FileStamp, HashPart, MemoryMemo, NoMemo, RememberedFile};
+pub use memory::{MemoryNode, MemoryStore, MemoryTree, MemoryTreeError};
 pub use source::{Node, PathInfo, Source, SourceError, Union, Visitor, WalkError};
 pub use store_path::{InvalidStorePath, STORE_DIR, StorePath};
 pub use tree::{EntryKind, TreeListing};
+pub use tree_hash::TreeHasher;

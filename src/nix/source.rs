@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
+use rusqlite::ErrorCode;
+
 use super::{ContentHash, StorePath};
 
 /// What is known of a store path without walking it.
@@ -65,6 +67,28 @@ pub trait Source: Send + Sync {
 /// A source could not say what it knows of a path.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
+    /// There is no store at all.
+    #[error("there is no Nix store at '{}'", store.display())]
+    NoStore {
+        /// The directory that should be the store.
+        store: PathBuf,
+    },
+    /// The path is on disk, but the Nix database does not vouch for it: a build or a download that did not end well.
+    #[error("'{path}' is on disk, but the Nix database '{}' does not know it as valid", database.display())]
+    Unregistered {
+        /// The path.
+        path: StorePath,
+        /// The database file.
+        database: PathBuf,
+    },
+    /// The Nix database vouches for the path, but it is not on disk: somebody removed it without Nix.
+    #[error("the Nix database '{}' knows '{path}' as valid, but it is not on disk", database.display())]
+    Vanished {
+        /// The path.
+        path: StorePath,
+        /// The database file.
+        database: PathBuf,
+    },
     /// The Nix database did not answer.
     #[error("cannot read the Nix database '{}'", database.display())]
     Database {
@@ -73,6 +97,15 @@ pub enum SourceError {
         /// What SQLite said.
         #[source]
         source: rusqlite::Error,
+    },
+    /// The Nix database's files could not be looked at.
+    #[error("cannot read the Nix database '{}'", database.display())]
+    DatabaseFile {
+        /// The database file.
+        database: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The Nix database holds something that this tool cannot read.
     #[error("the Nix database '{}' says of '{path}': {reason}", database.display())]
@@ -84,7 +117,7 @@ pub enum SourceError {
         /// What is wrong.
         reason: String,
     },
-    /// The store's directory could not be listed.
+    /// The store's directory could not be opened or listed.
     #[error("cannot read the store '{}'", store.display())]
     Store {
         /// The directory.
@@ -98,11 +131,41 @@ pub enum SourceError {
     Walk(#[from] WalkError),
 }
 
+impl SourceError {
+    /// What mends it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoStore { .. } => Some(
+                "install Nix or Flox, or name with --store ROOT the directory in which the store lies as nix/store"
+                    .to_owned(),
+            ),
+            Self::Unregistered { path, .. } => Some(format!("let Nix fetch or build it: nix-store --realise {path}")),
+            Self::Vanished { path, .. } => {
+                Some(format!("let Nix fetch or build it again: nix-store --repair-path {path}"))
+            }
+            Self::Database { source, .. } => match source.sqlite_error_code() {
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                    Some("another program has it to itself: wait for it, then run this again".to_owned())
+                }
+                Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => Some(
+                    "its last changes are in files beside it that cannot be used here; as its owner, where it can be \
+                     written to, run: nix-store --verify"
+                        .to_owned(),
+                ),
+                _ => Some("let Nix look at it: nix-store --verify".to_owned()),
+            },
+            Self::Record { .. } => Some("let Nix look at it: nix-store --verify".to_owned()),
+            Self::DatabaseFile { .. } | Self::Store { .. } => None,
+            Self::Walk(error) => error.hint(),
+        }
+    }
+}
+
 /// A walk over a store path failed.
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
     /// This source does not have the path.
-    #[error("'{path}' is not in the store")]
+    #[error("'{}' is not in the store", path.display())]
     Absent {
         /// The absolute path.
         path: PathBuf,
@@ -133,6 +196,21 @@ pub enum WalkError {
     /// The visitor failed (its output broke, or the user interrupted).
     #[error(transparent)]
     Visitor(io::Error),
+}
+
+impl WalkError {
+    /// What mends it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Changed { .. } => {
+                Some("something else is writing to the store: wait for it, then run this again".to_owned())
+            }
+            Self::Unsupported { path, .. } => {
+                Some(format!("remove it, or build the path again without it: {}", path.display()))
+            }
+            Self::Absent { .. } | Self::Read { .. } | Self::Visitor(_) => None,
+        }
+    }
 }
 
 /// Several sources as one: a path belongs to the first that has it.

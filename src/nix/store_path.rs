@@ -44,7 +44,7 @@ impl StorePath {
         if bytes.len() < Self::HASH_LEN + 2 || bytes[Self::HASH_LEN] != b'-' {
             return fail("its last part must be 32 digits, a dash and a name");
         }
-        if !bytes[..Self::HASH_LEN].iter().all(|byte| BASE32.contains(byte)) {
+        if !bytes[..Self::HASH_LEN].iter().all(|&byte| is_base32_digit(byte)) {
             return fail("its hash has characters that are not Nix base-32 digits");
         }
         let name = &bytes[Self::HASH_LEN + 1..];
@@ -130,8 +130,8 @@ pub(super) fn from_base32<const N: usize>(text: &str) -> Option<[u8; N]> {
 }
 
 /// Whether `byte` is a base-32 digit of Nix's alphabet.
-pub(super) fn is_base32_digit(byte: u8) -> bool {
-    BASE32.contains(&byte)
+pub(super) const fn is_base32_digit(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'd' | b'f'..=b'n' | b'p'..=b's' | b'v'..=b'z')
 }
 
 impl Ord for StorePath {
@@ -220,6 +220,11 @@ mod tests {
         assert_eq!(to_base32(&empty), text);
         assert_eq!(from_base32::<32>(text), Some(empty));
         assert_eq!(from_base32::<32>(&text.replace('0', "z")), None, "bits beyond the last byte");
+    }
+
+    #[test]
+    fn the_digits_are_those_of_the_alphabet() {
+        assert!((0..=255).all(|byte| is_base32_digit(byte) == BASE32.contains(&byte)));
     }
 
     fn sha256_of_nothing() -> [u8; 32] {

@@ -1,6 +1,15 @@
-//! Everything together: the library against the programs that read what it writes.
-
+//! Integration tests, one binary: the built `layerhold` against real stores, real runtimes and real readers of images.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
+mod archive;
+mod flox_fixture;
+mod nix_fixture;
+mod peers;
+mod sandbox;
+mod terminal;
+
 mod activation;
+mod containerize;
+mod delivery;
+mod house;

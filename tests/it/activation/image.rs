@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use layerhold::environment::{ActivateMode, Manifest, PRIORITY_SCALE, Package, Realised, Request, realise};
+use layerhold::environment::{ActivateMode, Manifest, PRIORITY_SCALE, Package, RealiseRequest, Realised, realise};
 use layerhold::nix::{Closure, ContentHash, Node, PathInfo, Source, SourceError, StorePath, Visitor, WalkError};
 use layerhold::rootfs::RootNodeKind;
 use tempfile::TempDir;
@@ -118,7 +118,7 @@ pub(super) fn image_with(manifest: &Manifest, mode: ActivateMode, coreutils: boo
     let names = if coreutils { vec!["bash-5", "greeter-1", "coreutils-9"] } else { vec!["bash-5", "greeter-1"] };
     let closure = Closure::compute(&source, names.into_iter().map(store_path)).unwrap();
     let packages = [Package { name: "greeter".into(), path: store_path("greeter-1"), priority: 5 * PRIORITY_SCALE }];
-    let request = Request {
+    let request = RealiseRequest {
         name: "demo",
         manifest,
         lockfile: None,

@@ -1,0 +1,250 @@
+//! The command line's definition: what is parsed, what `--help`, the manual page and the completions say.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+use super::size;
+use crate::environment::ActivateMode;
+use crate::pack::Compression;
+use crate::plan;
+
+/// Export Flox and Nix environments as OCI container images, and do it again almost for free
+///
+/// Layers are made once and remembered: a second run makes only what has changed.
+#[derive(Debug, Parser)]
+#[command(name = "layerhold", version, propagate_version = false, disable_help_subcommand = true)]
+#[command(arg_required_else_help = true, max_term_width = 100)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) general: General,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct General {
+    /// Say more; repeat for more detail
+    #[arg(short, long, action = ArgAction::Count)]
+    pub(super) verbose: u8,
+    /// Say nothing but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub(super) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Export an environment as a container image
+    ///
+    /// The image goes to a file, to standard output, into an image layout or into a container runtime. Running it is
+    /// like `flox activate`: with a terminal a shell with all packages and variables, with a command that command
+    /// inside the activation.
+    #[command(after_long_help = EXAMPLES)]
+    Containerize(Box<Containerize>),
+    /// See and tidy the layers that are kept from run to run
+    #[command(subcommand)]
+    Cache(CacheCommand),
+    /// Print a shell's completion script to standard output
+    Completions {
+        /// The shell to complete for
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page to standard output
+    Man,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Put the environment in the current directory into Docker, or Podman where there is no Docker:
+      layerhold containerize
+
+  Write it to a file, and load that:
+      layerhold containerize -f hello.tar
+      docker load -i hello.tar
+
+  Pipe it, with a tag:
+      layerhold containerize --tag v1 -f - | podman load
+
+  An environment elsewhere, layers compressed for a registry:
+      layerhold containerize -d ~/project --compression zstd --layout ./image
+      skopeo copy oci:./image:project:latest docker://registry.example/project
+
+  A Nix store that does not lie at /nix:
+      layerhold containerize --store ./root -f -";
+
+#[derive(Args, Debug)]
+pub(super) struct Containerize {
+    #[command(flatten)]
+    pub(super) environment: EnvironmentArgs,
+    #[command(flatten)]
+    pub(super) target: TargetArgs,
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
+    #[command(flatten)]
+    pub(super) layers: LayerArgs,
+    /// Print one JSON object that describes the image to standard output
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Environment")]
+pub(super) struct EnvironmentArgs {
+    /// Directory that contains .flox [default: the current directory's or the active environment]
+    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::DirPath)]
+    pub(super) dir: Option<PathBuf>,
+    /// Environment on FloxHub
+    #[arg(short, long, alias = "reference", value_name = "OWNER/NAME", conflicts_with = "dir")]
+    pub(super) remote: Option<String>,
+    /// Activate for development or only to run [default: the manifest's options.activate.mode, else dev]
+    #[arg(short, long, value_enum)]
+    pub(super) mode: Option<ModeArg>,
+    /// Root of the Nix store: ROOT/nix/store and ROOT/nix/var/nix/db
+    #[arg(long, env = "LAYERHOLD_STORE", value_name = "ROOT", default_value = "/", value_hint = ValueHint::DirPath)]
+    #[arg(hide_env_values = true)]
+    pub(super) store: PathBuf,
+    /// Store path of a bash to activate with, where the environment has none
+    #[arg(long, value_name = "STORE-PATH")]
+    pub(super) shell: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Target")]
+pub(super) struct TargetArgs {
+    /// File to write the image to, - for standard output [default without a runtime: NAME-container.tar]
+    #[arg(short, long, value_hint = ValueHint::FilePath)]
+    pub(super) file: Option<PathBuf>,
+    /// Container runtime to load the image into, docker or podman [default: the first on PATH]
+    #[arg(long)]
+    pub(super) runtime: Option<String>,
+    /// Image layout to add the image to; only blobs that it lacks are written
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["file", "runtime"], value_hint = ValueHint::DirPath)]
+    pub(super) layout: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Image")]
+pub(super) struct ImageArgs {
+    /// Tag of the image
+    #[arg(short, long, default_value = "latest")]
+    pub(super) tag: String,
+    /// Label of the image, over the manifest's; repeat for more
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    pub(super) labels: Vec<String>,
+    /// Time of creation, in seconds after 1970-01-01 [default: SOURCE_DATE_EPOCH, else 1]
+    #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", hide_env = true)]
+    pub(super) created: Option<i64>,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Layers")]
+pub(super) struct LayerArgs {
+    /// Most layers that the image may have, 2 to 127
+    #[arg(long, value_name = "N", default_value_t = plan::DEFAULT_LAYERS as u8)]
+    #[arg(value_parser = clap::value_parser!(u8).range(2..=plan::MAX_LAYERS as i64))]
+    pub(super) max_layers: u8,
+    /// Compression of layers: none, gzip[:1-9] or zstd[:1-19]
+    #[arg(long, value_name = "CODEC[:LEVEL]", default_value = "none")]
+    pub(super) compression: Compression,
+}
+
+/// What can be done with the layer cache.
+#[derive(Debug, Subcommand)]
+pub(super) enum CacheCommand {
+    /// Remove images that were not made for longest, and what nothing needs
+    ///
+    /// The size cap is a ceiling: it beats every rule that keeps, except pins, layers that a running build uses, and
+    /// the image that was just made. Images that were not made for longest go first.
+    Gc(GcArgs),
+    /// List images
+    Ls {
+        /// List layers instead
+        #[arg(long)]
+        layers: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List store paths with what they cost
+    Du {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say which images hold a store path or a layer, and through which references
+    Why {
+        /// A store path, or the digest of a layer or image
+        #[arg(value_name = "PATH|DIGEST")]
+        wanted: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read everything again and say what is damaged; exit 3 if anything is
+    Verify {
+        /// Throw away what is damaged; it is made again when it is wanted
+        #[arg(long)]
+        repair: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Keep an image whatever the cap
+    Pin {
+        /// NAME or NAME:TAG
+        name: String,
+    },
+    /// Take a pin back
+    Unpin {
+        /// NAME or NAME:TAG
+        name: String,
+    },
+    /// Remove everything
+    Clear,
+    /// Print the directory
+    Path,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct GcArgs {
+    /// Most bytes that the cache may take [default: LAYERHOLD_CACHE_MAX_SIZE, else the config file's cache.max-size,
+    /// else 20GiB or a tenth of the disk]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(super) max_size: Option<u64>,
+    /// Fewest bytes that shall be free on the disk
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(super) min_free: Option<u64>,
+    /// Remove images that were not made for so long: 12h, 7d, 4w
+    #[arg(long, value_name = "AGE", value_parser = size::parse_age)]
+    pub(super) older_than: Option<u64>,
+    /// Of each name, keep the N images made last
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(super) keep_last: usize,
+    /// Keep images of this name; repeat for more
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub(super) keep: Vec<String>,
+    /// Only say what would go
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// `--mode`'s values.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum ModeArg {
+    /// Also set what compilers look at
+    Dev,
+    /// Set only what running programs need
+    Run,
+}
+
+impl From<ModeArg> for ActivateMode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Dev => Self::Dev,
+            ModeArg::Run => Self::Run,
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The edge: arguments in, the way through, words and exit codes out.
+//!
+//! Only this module touches the terminal, the clock, the environment variables and the home directory.
+
+mod args;
+mod cache;
+mod containerize;
+mod failure;
+mod interrupt;
+mod progress;
+mod size;
+mod surroundings;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+use failure::Failure;
+use progress::{Progress, Verbosity};
+
+/// Runs the command line and says how it ended: 0 done, 1 failed, 2 wrong usage, 3 damage found, 130 interrupted.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap knows which of help, version and error goes where, and what that exits with. A reader that has
+            // gone away is no failure.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let verbosity = match (cli.general.quiet, cli.general.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (false, 0) => Verbosity::Normal,
+        (false, level) => Verbosity::Verbose(level),
+    };
+    let progress = Progress::new(verbosity, interrupt::flag());
+    let outcome = match cli.command {
+        Command::Containerize(args) => containerize::run(&args, &progress),
+        Command::Cache(command) => cache::run(&command, &progress),
+        Command::Completions { shell } => print_generated(|out| {
+            clap_complete::generate(shell, &mut Cli::command(), "layerhold", out);
+            Ok(())
+        }),
+        Command::Man => print_generated(|out| manual(out)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(&progress),
+    }
+}
+
+/// The manual page: the tool's own, then each command's.
+fn manual(out: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut command = Cli::command();
+    command.build();
+    clap_mangen::Man::new(command.clone()).render(out)?;
+    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        let title = format!("layerhold-{}", subcommand.get_name());
+        clap_mangen::Man::new(subcommand.clone()).title(title).render(out)?;
+    }
+    Ok(())
+}
+
+/// Prints a generated text in one piece.
+fn print_generated(generate: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut text = Vec::new();
+    generate(&mut text).map_err(Failure::output)?;
+    std::io::stdout().lock().write_all(&text).map_err(Failure::output)
+}

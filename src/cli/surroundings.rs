@@ -1,0 +1,104 @@
+//! What the process was started in: directories, limits and settings from environment variables and the config file.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::failure::Failure;
+use super::size;
+use crate::event::{Event, Observer};
+use crate::store::{LayerStore, StoreError};
+
+/// Most bytes that the layer store takes unless somebody says otherwise.
+const DEFAULT_CACHE_SIZE: u64 = 20 << 30;
+
+/// A variable's value; one that is set to nothing counts as not set, as the XDG specification wants it.
+pub(super) fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// The layer store's directory: `LAYERHOLD_CACHE`, else `layerhold` in `XDG_CACHE_HOME`, else in `~/.cache`.
+pub(super) fn cache_directory() -> Option<PathBuf> {
+    variable("LAYERHOLD_CACHE")
+        .or_else(|| absolute("XDG_CACHE_HOME").map(|cache| cache.join("layerhold")))
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache/layerhold")))
+}
+
+/// XDG's rule: a relative path is no answer.
+fn absolute(name: &str) -> Option<PathBuf> {
+    variable(name).filter(|path| path.is_absolute())
+}
+
+/// Opens the layer store for a command that is about it.
+pub(super) fn open_cache() -> Result<LayerStore, Failure> {
+    let directory = cache_directory().ok_or_else(no_cache_directory)?;
+    Ok(LayerStore::open(&directory)?)
+}
+
+/// Nobody says where the layer store is.
+pub(super) fn no_cache_directory() -> Failure {
+    Failure::new(
+        "there is no directory for the layer cache: neither LAYERHOLD_CACHE, XDG_CACHE_HOME nor HOME is set",
+        Some("name one: LAYERHOLD_CACHE=/path layerhold ...".to_owned()),
+    )
+}
+
+/// Opens the layer store for a build, which can do without: that is said.
+pub(super) fn open_cache_if_possible(observer: &dyn Observer) -> Option<LayerStore> {
+    let without = |why: String| {
+        observer.event(Event::Warning { message: format!("going on without the layer cache: {why}") });
+        None
+    };
+    let Some(directory) = cache_directory() else {
+        return without("neither LAYERHOLD_CACHE, XDG_CACHE_HOME nor HOME is set".to_owned());
+    };
+    match LayerStore::open_to_write(&directory) {
+        Ok(store) => Some(store),
+        Err(error @ StoreError::Format { .. }) => without(error.to_string()),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            without(format!("{error}{cause}"))
+        }
+    }
+}
+
+/// `config.toml` in the configuration directory.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Config {
+    cache: CacheConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct CacheConfig {
+    max_size: Option<String>,
+}
+
+/// The most bytes that the layer store may take: `LAYERHOLD_CACHE_MAX_SIZE`, else `cache.max-size` in the config file,
+/// else 20 GiB or a tenth of the disk, whichever is less.
+pub(super) fn cache_max_size(cache: &Path) -> Result<u64, Failure> {
+    if let Some(value) = variable("LAYERHOLD_CACHE_MAX_SIZE") {
+        return size::parse(&value.to_string_lossy())
+            .map_err(|error| Failure::usage(format!("LAYERHOLD_CACHE_MAX_SIZE: {error}"), None));
+    }
+    if let Some((file, text)) = read_config()? {
+        let fail = |why: String| Failure::new(format!("{}: {why}", file.display()), None);
+        let config: Config = toml::from_str(&text).map_err(|error| fail(error.to_string().trim_end().to_owned()))?;
+        if let Some(value) = config.cache.max_size {
+            return size::parse(&value).map_err(|error| fail(format!("cache.max-size: {error}")));
+        }
+    }
+    let disk = rustix::fs::statvfs(cache).map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
+    Ok(DEFAULT_CACHE_SIZE.min(disk / 10))
+}
+
+fn read_config() -> Result<Option<(PathBuf, String)>, Failure> {
+    let directory = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
+    let Some(file) = directory.map(|directory| directory.join("layerhold/config.toml")) else { return Ok(None) };
+    match std::fs::read_to_string(&file) {
+        Ok(text) => Ok(Some((file, text))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::new(format!("cannot read '{}': {error}", file.display()), None)),
+    }
+}

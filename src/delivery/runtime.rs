@@ -1,0 +1,227 @@
+//! Container runtimes: found on `PATH`, and asked what they are and hold.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::str::FromStr;
+
+use super::child::{Child, Ended};
+use super::{DeliveryError, RuntimeSink, docker, podman};
+use crate::blob::{DiffId, Digest};
+use crate::event::Observer;
+use crate::image::LayerMediaType;
+
+/// A kind of container runtime. Displayed as a name for people: `Docker`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Runtime {
+    /// Docker.
+    Docker,
+    /// Podman.
+    Podman,
+}
+
+/// A word that names no runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Runtime must be 'docker' or 'podman'")]
+pub struct InvalidRuntime;
+
+impl Runtime {
+    /// The name of its program, and its name on the command line.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+
+    /// How many layers an image may have at most.
+    ///
+    /// Docker's classic store refuses more than 125 (moby: layer/layer_store.go, `maxLayerDepth`). Podman refuses
+    /// none, but other tools do: 127, as `--max-layers` allows.
+    pub fn max_layers(self) -> usize {
+        match self {
+            Self::Docker => 125,
+            Self::Podman => 127,
+        }
+    }
+}
+
+impl fmt::Display for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Docker => "Docker",
+            Self::Podman => "Podman",
+        })
+    }
+}
+
+impl FromStr for Runtime {
+    type Err = InvalidRuntime;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "docker" => Ok(Self::Docker),
+            "podman" => Ok(Self::Podman),
+            _ => Err(InvalidRuntime),
+        }
+    }
+}
+
+/// A runtime's program on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeClient {
+    runtime: Runtime,
+    program: PathBuf,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl RuntimeClient {
+    /// The runtime's program in the first directory of `path` (the value of `PATH`) that has it.
+    pub fn find(runtime: Runtime, path: Option<&OsStr>) -> Option<Self> {
+        std::env::split_paths(path?)
+            // An empty entry is the current directory (execvp(3)).
+            .map(|dir| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir })
+            .map(|dir| dir.join(runtime.program()))
+            .find(|program| program.is_file() && rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok())
+            .map(|program| Self { runtime, program, environment: Vec::new() })
+    }
+
+    /// The first of docker and podman that is on `path`.
+    pub fn detect(path: Option<&OsStr>) -> Option<Self> {
+        [Runtime::Docker, Runtime::Podman].into_iter().find_map(|runtime| Self::find(runtime, path))
+    }
+
+    /// Runs the program with this variable besides those that it inherits.
+    #[must_use]
+    pub fn with_env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Which runtime it is.
+    pub fn runtime(&self) -> Runtime {
+        self.runtime
+    }
+
+    /// Whether the runtime answers, and reads layers of this media type: to be asked before any work is done.
+    pub fn accepts(&self, media_type: LayerMediaType, observer: &dyn Observer) -> Result<(), DeliveryError> {
+        match self.runtime {
+            Runtime::Docker => docker::accepts(self, media_type, observer),
+            Runtime::Podman => podman::accepts(self, observer),
+        }
+    }
+
+    /// A sink that gives the runtime the image.
+    pub fn sink<'a>(&self, observer: &'a dyn Observer) -> RuntimeSink<'a> {
+        RuntimeSink::new(self.clone(), observer)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Starts a command, with a pipe to its standard input where `fed`.
+    pub(super) fn spawn(&self, arguments: &[&str], fed: bool) -> Result<Child, DeliveryError> {
+        Child::spawn(&mut self.command(arguments), fed)
+            .map_err(|source| DeliveryError::Spawn { program: self.program.clone(), source })
+    }
+
+    /// Sees a command to its end.
+    pub(super) fn wait(&self, child: Child, observer: &dyn Observer) -> Result<Ended, DeliveryError> {
+        match child.wait(observer) {
+            Ok(Ok(ended)) => Ok(ended),
+            Ok(Err(super::child::Interrupted)) => Err(DeliveryError::Interrupted),
+            Err(source) => Err(DeliveryError::Spawn { program: self.program.clone(), source }),
+        }
+    }
+
+    /// The command as people write it, down to its first option.
+    fn shown(&self, arguments: &[&str]) -> String {
+        let words = arguments.iter().take_while(|argument| !argument.starts_with('-'));
+        words.fold(self.runtime.program().to_owned(), |shown, word| format!("{shown} {word}"))
+    }
+
+    /// The error that a failed command makes.
+    pub(super) fn failure(&self, arguments: &[&str], ended: &Ended) -> DeliveryError {
+        DeliveryError::Command {
+            runtime: self.runtime,
+            command: self.shown(arguments),
+            status: ended.status_words(),
+            words: ended.words(),
+        }
+    }
+
+    /// Runs a command to its end and gives what it printed.
+    pub(super) fn run(&self, arguments: &[&str], observer: &dyn Observer) -> Result<String, DeliveryError> {
+        let ended = self.wait(self.spawn(arguments, false)?, observer)?;
+        if !ended.status.success() {
+            return Err(self.failure(arguments, &ended));
+        }
+        String::from_utf8(ended.stdout).map_err(|error| DeliveryError::Answer {
+            command: self.shown(arguments),
+            answer: String::from_utf8_lossy(error.as_bytes()).into_owned(),
+        })
+    }
+
+    /// Every image that the runtime lists.
+    pub(super) fn images(&self, observer: &dyn Observer) -> Result<Vec<Listed>, DeliveryError> {
+        let arguments = ["image", "ls", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"];
+        let answer = self.run(&arguments, observer)?;
+        let listed = answer.lines().filter(|line| !line.trim().is_empty()).map(|line| {
+            let (id, name) = line.trim().split_once(' ')?;
+            Some(Listed { id: parse_id(id)?, name: name.to_owned() })
+        });
+        listed
+            .collect::<Option<_>>()
+            .ok_or_else(|| DeliveryError::Answer { command: self.shown(&arguments), answer: answer.clone() })
+    }
+
+    /// The diff IDs of each of these images; of none, where an image went away meanwhile.
+    pub(super) fn diff_ids(
+        &self,
+        images: &[Listed],
+        observer: &dyn Observer,
+    ) -> Result<Vec<Vec<DiffId>>, DeliveryError> {
+        let ids: BTreeSet<_> = images.iter().map(|image| image.id).collect();
+        let ids: Vec<_> = ids.iter().map(|id| self.id_argument(id)).collect();
+        let mut found = Vec::new();
+        // As many as fit a command line easily.
+        for ids in ids.chunks(256) {
+            let mut arguments = vec!["image", "inspect", "--format", "{{json .RootFS.Layers}}"];
+            arguments.extend(ids.iter().map(String::as_str));
+            match self.run(&arguments, observer) {
+                // A list that is not understood is of no use, but no harm either: everything is sent.
+                Ok(answer) => found.extend(answer.lines().filter_map(|line| serde_json::from_str(line).ok())),
+                Err(DeliveryError::Command { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// An image ID as the runtime's command line takes it.
+    pub(super) fn id_argument(&self, id: &Digest) -> String {
+        match self.runtime {
+            Runtime::Docker => id.to_string(),
+            Runtime::Podman => id.hex(),
+        }
+    }
+}
+
+/// An image in a runtime's list.
+pub(super) struct Listed {
+    /// Its ID.
+    pub(super) id: Digest,
+    /// `repository:tag`; `<none>:<none>` where it has lost its name.
+    pub(super) name: String,
+}
+
+/// Docker writes `sha256:` before an image ID; Podman does in some commands and not in others.
+pub(super) fn parse_id(text: &str) -> Option<Digest> {
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    format!("sha256:{hex}").parse().ok()
+}

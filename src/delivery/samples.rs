@@ -1,0 +1,170 @@
+//! Images, providers and runtimes for tests.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{BlobError, BlobProvider, Runtime, RuntimeClient};
+use crate::blob::{DiffId, Digest};
+use crate::event::{Event, Observer};
+use crate::image::{Image, ImageName, ImageSpec, Layer, LayerMediaType};
+
+/// A layer that is these bytes.
+pub(super) fn layer(bytes: &[u8]) -> Layer {
+    Layer {
+        digest: Digest::of(bytes),
+        diff_id: DiffId(Digest::of(bytes)),
+        size: bytes.len() as u64,
+        media_type: LayerMediaType::Tar,
+        store_paths: vec![],
+        reused: false,
+    }
+}
+
+/// An image of layers that are these texts, named `hello:TAG`, with its blobs.
+pub(super) fn image(tag: &str, layers: &[&str]) -> (Image, Blobs) {
+    let spec = ImageSpec::new(ImageName::new("hello", tag).unwrap(), "amd64");
+    let image = Image::assemble(spec, layers.iter().map(|text| layer(text.as_bytes())).collect()).unwrap();
+    let blobs = layers.iter().map(|text| (Digest::of(text.as_bytes()), text.as_bytes().to_vec())).collect();
+    (image, Blobs { blobs, ending: Ending::Whole, asked: RefCell::default() })
+}
+
+/// What a provider does at the end of each blob but the first.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ending {
+    /// Nothing special.
+    Whole,
+    /// All bytes were written, but they turn out to be wrong.
+    Wrong,
+    /// The last byte is missing, and nobody says so.
+    Short,
+    /// The bytes break off.
+    Broken,
+}
+
+/// Blobs in memory.
+pub(super) struct Blobs {
+    blobs: BTreeMap<Digest, Vec<u8>>,
+    ending: Ending,
+    /// The blobs that were asked for, in order.
+    pub(super) asked: RefCell<Vec<Digest>>,
+}
+
+impl Blobs {
+    /// The same blobs, with another ending.
+    pub(super) fn ending(mut self, ending: Ending) -> Self {
+        self.ending = ending;
+        self
+    }
+}
+
+impl BlobProvider for Blobs {
+    fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError> {
+        let blob = self.blobs.get(&layer.digest).ok_or_else(|| BlobError::Source("no such blob".into()))?;
+        let first = self.asked.borrow().is_empty();
+        self.asked.borrow_mut().push(layer.digest);
+        let (bytes, end) = match self.ending {
+            Ending::Short if !first => (&blob[..blob.len() - 1], Ok(())),
+            Ending::Broken if !first => (&blob[..1], Err(BlobError::Source("it broke off".into()))),
+            Ending::Wrong if !first => (&blob[..], Err(BlobError::Source("wrong digest".into()))),
+            _ => (&blob[..], Ok(())),
+        };
+        // In pieces, as real ones come.
+        for piece in bytes.chunks(4096) {
+            out.write_all(piece).map_err(BlobError::Write)?;
+        }
+        end
+    }
+}
+
+/// Keeps events, and wants the run to end once it has seen so many of them.
+pub(super) struct Watcher {
+    pub(super) seen: std::sync::Mutex<Vec<Event>>,
+    patience: AtomicUsize,
+}
+
+impl Watcher {
+    pub(super) fn patient_for(events: usize) -> Self {
+        Self { seen: Default::default(), patience: AtomicUsize::new(events) }
+    }
+}
+
+impl Observer for Watcher {
+    fn event(&self, event: Event) {
+        self.seen.lock().unwrap().push(event);
+        let _ = self.patience.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+    }
+
+    fn cancelled(&self) -> bool {
+        self.patience.load(Ordering::SeqCst) == 0
+    }
+}
+
+/// A program that behaves as a runtime does, as far as delivery can see. Its state lies in `$FAKE`:
+/// `images` is what it lists, `blobs` what layers it has, `calls` what was asked of it. A file `fail-COMMAND` there is
+/// a script that is run in the command's place.
+const FAKE: &str = r#"#!/bin/sh
+set -eu
+cd "$FAKE"
+echo "$*" >> calls
+[ ! -e "fail-$1" ] || . "./fail-$1"
+case "$1" in
+image)
+    case "$2" in
+    ls) cat images ;;
+    inspect)
+        format=$4
+        shift 4
+        for image; do
+            id=$(grep -e " $image\$" -e "$image " images | head -n 1 | cut -d ' ' -f 1)
+            [ -n "$id" ] || { echo "no such image: $image" >&2; exit 1; }
+            case "$format" in *Layers*) cat "layers-$id" ;; *) echo "$id" ;; esac
+        done ;;
+    esac ;;
+load)
+    rm -rf in
+    mkdir in
+    tar -x -C in
+    config=$(sed 's/.*"Config":"blobs.sha256.\([0-9a-f]*\)".*/\1/' in/manifest.json)
+    name=$(sed 's/.*"RepoTags":\["\([^"]*\)".*/\1/' in/manifest.json)
+    for blob in $(sed 's/.*"Layers":\[\([^]]*\)\].*/\1/; s/[",]/ /g' in/manifest.json); do
+        [ -e "in/$blob" ] || [ -e "blobs/${blob##*/}" ] || { echo "no such layer: $blob" >&2; exit 1; }
+    done
+    cp in/blobs/sha256/* blobs
+    sed 's/.*"diff_ids":\(\[[^]]*\]\).*/\1/' "blobs/$config" > "layers-sha256:$config"
+    echo >> "layers-sha256:$config"
+    sed -i "s|^\([^ ]*\) $name\$|\1 <none>:<none>|" images
+    echo "sha256:$config $name" >> images ;;
+tag)
+    sed -i "s|^\([^ ]*\) $3\$|\1 <none>:<none>|" images
+    echo "sha256:${2#sha256:} $3" >> images ;;
+info) echo '[["Backing Filesystem","extfs"]]' ;;
+version) cat version ;;
+esac
+"#;
+
+/// Puts a fake runtime into `dir` and gives a client of it.
+pub(super) fn fake(runtime: Runtime, dir: &Path) -> RuntimeClient {
+    fs::create_dir_all(dir.join("blobs")).unwrap();
+    fs::write(dir.join("images"), "").unwrap();
+    fs::write(dir.join("calls"), "").unwrap();
+    fs::write(dir.join("version"), "20.10.24+dfsg1\n").unwrap();
+    let program = dir.join(runtime.program());
+    // Written by another process: a descriptor that is open for writing in a forked child of another test's thread
+    // would make the program "busy".
+    let script = dir.join("script");
+    fs::write(&script, FAKE).unwrap();
+    let copied = std::process::Command::new("cp").arg(&script).arg(&program).status().unwrap();
+    assert!(copied.success());
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    RuntimeClient::find(runtime, Some(dir.as_os_str())).unwrap().with_env("FAKE", dir)
+}
+
+/// Makes a command of a fake runtime run this script instead.
+pub(super) fn sabotage(dir: &Path, command: &str, script: &str) {
+    fs::write(dir.join(format!("fail-{command}")), script).unwrap();
+}

@@ -1,0 +1,66 @@
+//! Standard output: the archive, to whoever reads it.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+
+use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Sink};
+use crate::blob::Digest;
+use crate::image::{Image, Layer};
+
+/// Writes the archive to a stream. What went out cannot be taken back, but it is no whole archive before the end.
+pub struct StreamSink<W> {
+    out: W,
+    archive: Archive,
+}
+
+impl<W: Write> StreamSink<W> {
+    /// A sink on `out`, which need not be buffered.
+    pub fn new(out: W) -> Self {
+        Self { out, archive: Archive::new() }
+    }
+}
+
+/// A reader that went away is no failure of this tool's.
+fn describe(error: io::Error) -> DeliveryError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => DeliveryError::ClosedPipe,
+        _ => DeliveryError::Stream(error),
+    }
+}
+
+impl<W: Write> Sink for StreamSink<W> {
+    fn has(&mut self, _: &Image) -> Result<BTreeSet<Digest>, DeliveryError> {
+        Ok(BTreeSet::new())
+    }
+
+    fn put(&mut self, layer: &Layer, bytes: LayerBytes<'_>) -> Result<(), DeliveryError> {
+        self.archive.put(&mut self.out, layer, bytes, describe)
+    }
+
+    fn finish(&mut self, image: &Image) -> Result<Finish, DeliveryError> {
+        std::mem::take(&mut self.archive).finish(&mut self.out, image, &ArchiveNames::portable(image), describe)?;
+        Ok(Finish::Committed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::deliver;
+    use super::super::samples::image;
+    use super::*;
+    use crate::event::Silent;
+
+    #[test]
+    fn a_reader_that_goes_away_is_told_from_a_failure() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let (image, blobs) = image("v1", &["base"]);
+        let error = deliver(&image, &blobs, &mut StreamSink::new(writer), &Silent).unwrap_err();
+        assert!(matches!(error, DeliveryError::ClosedPipe), "{error}");
+
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let error = deliver(&image, &blobs, &mut StreamSink::new(full), &Silent).unwrap_err();
+        assert_eq!(error.to_string(), "cannot write to stdout");
+        assert!(error.hint().unwrap().contains("space"), "{:?}", error.hint());
+    }
+}

@@ -1,0 +1,231 @@
+//! Where an image goes, and what flox's rules choose where the user leaves it open.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+
+use super::{DeliveryError, FileSink, LayoutSink, Runtime, RuntimeClient, Sink, StreamSink};
+use crate::event::Observer;
+use crate::image::LayerMediaType;
+
+/// Where an image goes. Displayed as the closing message has it: `written to <target>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// An archive in a file.
+    File(PathBuf),
+    /// An archive to standard output.
+    Stdout,
+    /// A container runtime.
+    Runtime(RuntimeClient),
+    /// An OCI image layout.
+    Layout(PathBuf),
+}
+
+/// What the user says about the target.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetRequest {
+    /// `--file`; `-` is standard output.
+    pub file: Option<PathBuf>,
+    /// `--runtime`.
+    pub runtime: Option<Runtime>,
+    /// `--layout`.
+    pub layout: Option<PathBuf>,
+}
+
+/// A target that cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// The runtime that the user named is not installed.
+    #[error("Container runtime '{}' not found in PATH.", .0.program())]
+    RuntimeNotFound(Runtime),
+    /// The image has more layers than the runtime takes.
+    #[error("{runtime} takes at most {} layers, and the image has {count}", .runtime.max_layers())]
+    TooManyLayers {
+        /// The runtime.
+        runtime: Runtime,
+        /// The image's layers.
+        count: usize,
+    },
+    /// Two targets at once.
+    #[error("--file and --layout exclude each other")]
+    FileAndLayout,
+}
+
+impl TargetError {
+    /// What mends it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::RuntimeNotFound(runtime) => Some(format!(
+                "install {}, or write the image to a file and load it elsewhere: --file image.tar",
+                runtime.program()
+            )),
+            Self::TooManyLayers { runtime, .. } => Some(format!("--max-layers {}", runtime.max_layers())),
+            Self::FileAndLayout => None,
+        }
+    }
+}
+
+impl Target {
+    /// The target by flox's rules: the file; else the given runtime; else the first of docker and podman that is on
+    /// `path` (the value of `PATH`); else `<name>-container.tar` in the current directory.
+    ///
+    /// A given runtime must be on `path` even where a file is given. A layout is chosen as a file is.
+    pub fn choose(request: TargetRequest, path: Option<&OsStr>, name: &str) -> Result<Self, TargetError> {
+        let given = request
+            .runtime
+            .map(|runtime| RuntimeClient::find(runtime, path).ok_or(TargetError::RuntimeNotFound(runtime)))
+            .transpose()?;
+        match (request.file, request.layout) {
+            (Some(_), Some(_)) => Err(TargetError::FileAndLayout),
+            (Some(file), None) if file.as_os_str() == "-" => Ok(Self::Stdout),
+            (Some(file), None) => Ok(Self::File(file)),
+            (None, Some(layout)) => Ok(Self::Layout(layout)),
+            (None, None) => Ok(match given.or_else(|| RuntimeClient::detect(path)) {
+                Some(client) => Self::Runtime(client),
+                None => Self::File(PathBuf::from(format!("{}-container.tar", name.replace('/', "-")))),
+            }),
+        }
+    }
+}
+
+impl Target {
+    /// Whether the target takes layers of this media type: to be asked before any work is done. A runtime must answer.
+    pub fn accepts(&self, media_type: LayerMediaType, observer: &dyn Observer) -> Result<(), DeliveryError> {
+        match self {
+            Self::Runtime(client) => client.accepts(media_type, observer),
+            Self::File(_) | Self::Stdout | Self::Layout(_) => Ok(()),
+        }
+    }
+
+    /// Whether the target takes that many layers.
+    pub fn accepts_layers(&self, count: usize) -> Result<(), TargetError> {
+        match self {
+            Self::Runtime(client) if count > client.runtime().max_layers() => {
+                Err(TargetError::TooManyLayers { runtime: client.runtime(), count })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A sink on the target. `stdout` is standard output, without a line buffer; only [`Target::Stdout`] writes to it.
+    pub fn sink<'a>(&self, stdout: &'a mut dyn Write, observer: &'a dyn Observer) -> Box<dyn Sink + 'a> {
+        match self {
+            Self::File(path) => Box::new(FileSink::new(path)),
+            Self::Stdout => Box::new(StreamSink::new(stdout)),
+            Self::Runtime(client) => Box::new(client.sink(observer)),
+            Self::Layout(dir) => Box::new(LayoutSink::new(dir, observer)),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file '{}'", path.display()),
+            Self::Stdout => f.write_str("stdout"),
+            Self::Runtime(client) => write!(f, "{} runtime", client.runtime()),
+            Self::Layout(dir) => write!(f, "layout '{}'", dir.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::fake;
+    use super::*;
+
+    /// Directories with docker, with podman, with both, as values of `PATH`.
+    fn paths() -> (tempfile::TempDir, [std::ffi::OsString; 3]) {
+        let dir = tempfile::tempdir().unwrap();
+        for (sub, runtimes) in [
+            ("docker", &[Runtime::Docker][..]),
+            ("podman", &[Runtime::Podman]),
+            ("both", &[Runtime::Docker, Runtime::Podman]),
+        ] {
+            for runtime in runtimes {
+                fake(*runtime, &dir.path().join(sub));
+            }
+        }
+        let paths = ["docker", "podman", "both"].map(|sub| dir.path().join(sub).into_os_string());
+        (dir, paths)
+    }
+
+    fn choose(request: TargetRequest, path: &OsStr) -> Result<String, String> {
+        match Target::choose(request, Some(path), "Hello") {
+            Ok(target) => Ok(target.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn targets_are_chosen_as_flox_chooses_them() {
+        let (_dir, [docker, podman, both]) = paths();
+        let none = OsStr::new("/nonexistent");
+        let request = TargetRequest::default;
+        let file = |name: &str| TargetRequest { file: Some(name.into()), ..request() };
+        let runtime = |runtime| TargetRequest { runtime: Some(runtime), ..request() };
+
+        assert_eq!(choose(request(), &docker).unwrap(), "Docker runtime");
+        assert_eq!(choose(request(), &podman).unwrap(), "Podman runtime");
+        assert_eq!(choose(request(), &both).unwrap(), "Docker runtime");
+        assert_eq!(choose(request(), none).unwrap(), "file 'Hello-container.tar'");
+        assert_eq!(choose(file("a.tar"), &both).unwrap(), "file 'a.tar'");
+        assert_eq!(choose(file("-"), &both).unwrap(), "stdout");
+        assert_eq!(choose(runtime(Runtime::Podman), &both).unwrap(), "Podman runtime");
+        assert_eq!(choose(TargetRequest { layout: Some("dir".into()), ..request() }, &both).unwrap(), "layout 'dir'");
+    }
+
+    #[test]
+    fn a_given_runtime_must_be_on_path_even_with_a_file() {
+        let (_dir, [docker, ..]) = paths();
+        let request = TargetRequest { file: Some("a.tar".into()), runtime: Some(Runtime::Podman), layout: None };
+        assert_eq!(choose(request, &docker).unwrap_err(), "Container runtime 'podman' not found in PATH.");
+        let request = TargetRequest { file: Some("a.tar".into()), layout: Some("b".into()), runtime: None };
+        assert_eq!(choose(request, &docker).unwrap_err(), "--file and --layout exclude each other");
+        let request = TargetRequest { runtime: Some(Runtime::Docker), ..TargetRequest::default() };
+        assert_eq!(Target::choose(request, None, "x"), Err(TargetError::RuntimeNotFound(Runtime::Docker)));
+    }
+
+    #[test]
+    fn a_file_that_nobody_may_execute_is_no_runtime() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, [docker, podman, _]) = paths();
+        let program = dir.path().join("docker/docker");
+        std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(choose(TargetRequest::default(), &docker).unwrap(), "file 'Hello-container.tar'");
+        let path = std::env::join_paths([&docker, &podman]).unwrap();
+        assert_eq!(choose(TargetRequest::default(), &path).unwrap(), "Podman runtime");
+    }
+
+    #[test]
+    fn a_target_opens_the_sink_that_it_names() {
+        use super::super::conformance::whole_archive;
+        use super::super::{deliver, samples::image};
+        use crate::event::Silent;
+        let dir = tempfile::tempdir().unwrap();
+        let client = fake(Runtime::Podman, &dir.path().join("podman"));
+        let (image, blobs) = image("v1", &["base"]);
+        for target in [
+            Target::File(dir.path().join("image.tar")),
+            Target::Stdout,
+            Target::Layout(dir.path().join("layout")),
+            Target::Runtime(client),
+        ] {
+            let mut stdout = Vec::new();
+            target.accepts(LayerMediaType::TarZstd, &Silent).unwrap();
+            deliver(&image, &blobs, &mut *target.sink(&mut stdout, &Silent), &Silent).unwrap();
+            assert_eq!(whole_archive(&stdout).is_some(), target == Target::Stdout);
+        }
+        assert!(whole_archive(&std::fs::read(dir.path().join("image.tar")).unwrap()).is_some());
+        assert!(dir.path().join("layout/index.json").exists());
+        assert!(std::fs::read_to_string(dir.path().join("podman/images")).unwrap().contains("localhost/hello:v1"));
+    }
+
+    #[test]
+    fn runtimes_have_floxs_names() {
+        assert_eq!("docker".parse(), Ok(Runtime::Docker));
+        assert_eq!("podman".parse(), Ok(Runtime::Podman));
+        assert_eq!("Docker".parse::<Runtime>().unwrap_err().to_string(), "Runtime must be 'docker' or 'podman'");
+    }
+}

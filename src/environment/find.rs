@@ -1,0 +1,266 @@
+//! Which environment is meant: by a flag, by the directory one stands in, or by what is active.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::open::{Environment, OpenError, read_name};
+use super::{DOT_FLOX, quoted};
+
+/// The variable in which Flox keeps the active environments, the innermost first.
+pub const ACTIVE_ENVIRONMENTS: &str = "_FLOX_ACTIVE_ENVIRONMENTS";
+
+/// The name of the environment that is everybody's own: where it competes with another, the other is meant.
+const DEFAULT_NAME: &str = "default";
+
+/// What the command line says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// `-d PATH`: the environment in that directory.
+    Dir(PathBuf),
+    /// `-r OWNER/NAME`: an environment on FloxHub.
+    Remote(String),
+    /// Neither.
+    Default,
+}
+
+/// What there is around the command.
+pub struct Surroundings<'a> {
+    /// The current directory, absolute.
+    pub current_dir: &'a Path,
+    /// The value of `_FLOX_ACTIVE_ENVIRONMENTS`.
+    pub active_environments: Option<&'a str>,
+    /// Asks the user which one is meant, the found one (first) or the active one. `None` where there is no terminal.
+    pub choose: Option<&'a Choose<'a>>,
+}
+
+/// Puts the question to the user.
+pub type Choose<'a> = dyn Fn(&Candidate, &Candidate) -> io::Result<Choice> + 'a;
+
+/// An environment that may be meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub place: CandidatePlace,
+}
+
+/// Where a candidate is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CandidatePlace {
+    /// The directory that holds its `.flox`.
+    Dir(PathBuf),
+    /// FloxHub; the owner.
+    Remote(String),
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            CandidatePlace::Dir(path) => write!(f, "{} at {}", self.name, path.display()),
+            CandidatePlace::Remote(owner) => write!(f, "{owner}/{} (remote)", self.name),
+        }
+    }
+}
+
+/// The user's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The environment in the current directory, or above it in the git repository.
+    Found,
+    /// The active one.
+    Active,
+}
+
+/// No environment, or none that can be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FindError {
+    /// `-d PATH` without a `.flox` in it.
+    #[error("Did not find an environment in '{}'", dir.display())]
+    NotInDir {
+        /// The path, as given.
+        dir: PathBuf,
+        /// Whether the path is a `.flox` itself.
+        is_dot_flox: bool,
+    },
+    /// No flag, nothing found, nothing active.
+    #[error("Did not find an active environment or an environment in the current directory.")]
+    Nowhere,
+    /// An environment that is only on FloxHub.
+    #[error("remote environments such as '{owner}/{name}' are not supported yet")]
+    Remote {
+        /// Its owner.
+        owner: String,
+        /// Its name.
+        name: String,
+    },
+    /// `-r` with something else than `OWNER/NAME`.
+    #[error("'{0}' does not name a remote environment: it must have the form OWNER/NAME")]
+    RemoteName(String),
+    /// `_FLOX_ACTIVE_ENVIRONMENTS` is not what Flox writes.
+    #[error("the variable {ACTIVE_ENVIRONMENTS} is not a list of environments")]
+    Active(#[source] serde_json::Error),
+    /// The user could not be asked.
+    #[error("could not ask which environment is meant")]
+    Ask(#[source] io::Error),
+    /// It was found, but cannot be read.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+impl FindError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NotInDir { dir, is_dot_flox: true } => {
+                let parent = match dir.parent() {
+                    Some(parent) if parent != Path::new("") => parent,
+                    _ => Path::new("."),
+                };
+                format!("name the directory that holds '.flox': -d {}", quoted(parent))
+            }
+            Self::NotInDir { dir, is_dot_flox: false } => {
+                format!("make an environment there: flox init -d {}", quoted(dir))
+            }
+            Self::Nowhere => {
+                "name the directory that holds '.flox' with -d PATH, or make an environment: flox init".to_owned()
+            }
+            Self::Remote { owner, name } => {
+                format!("copy it to a directory, then name that with -d: flox pull -d {name} {owner}/{name}")
+            }
+            Self::Active(_) => format!("name the environment with -d PATH, or: unset {ACTIVE_ENVIRONMENTS}"),
+            Self::Ask(_) => "name the environment with -d PATH".to_owned(),
+            Self::Open(error) => return error.hint(),
+            Self::RemoteName(_) => return None,
+        })
+    }
+}
+
+/// Finds and reads the environment that is meant.
+pub fn find(selection: &Selection, surroundings: &Surroundings<'_>) -> Result<Environment, FindError> {
+    let path = match selection {
+        Selection::Dir(dir) => in_dir(dir, surroundings.current_dir)?,
+        Selection::Remote(reference) => return Err(remote(reference)),
+        Selection::Default => in_dir(&default(surroundings)?, surroundings.current_dir)?,
+    };
+    Ok(Environment::open(&path)?)
+}
+
+fn in_dir(dir: &Path, current_dir: &Path) -> Result<PathBuf, FindError> {
+    let path = current_dir.join(dir);
+    if path.join(DOT_FLOX).is_dir() {
+        return Ok(path);
+    }
+    let is_dot_flox = path.file_name().is_some_and(|name| name == DOT_FLOX) && path.is_dir();
+    Err(FindError::NotInDir { dir: dir.to_owned(), is_dot_flox })
+}
+
+fn remote(reference: &str) -> FindError {
+    match reference.split_once('/') {
+        Some((owner, name)) if !owner.is_empty() && !name.is_empty() && !name.contains('/') => {
+            FindError::Remote { owner: owner.to_owned(), name: name.to_owned() }
+        }
+        _ => FindError::RemoteName(reference.to_owned()),
+    }
+}
+
+/// The directory of the environment that is meant where no flag says so.
+fn default(surroundings: &Surroundings<'_>) -> Result<PathBuf, FindError> {
+    let active = active(surroundings.active_environments)?;
+    let found = match search(surroundings.current_dir) {
+        Some(path) => {
+            let name = read_name(&path)?.ok_or_else(|| OpenError::Incomplete {
+                path: path.join(DOT_FLOX).join("env.json"),
+                environment: path.clone(),
+            })?;
+            Some(Candidate { name, place: CandidatePlace::Dir(path) })
+        }
+        None => None,
+    };
+    let chosen = match (found, active) {
+        (None, None) => return Err(FindError::Nowhere),
+        (Some(found), None) => found,
+        (None, Some(active)) => active,
+        (Some(found), Some(active)) => choose(found, active, surroundings)?,
+    };
+    match chosen.place {
+        CandidatePlace::Remote(owner) => Err(FindError::Remote { owner, name: chosen.name }),
+        CandidatePlace::Dir(path) => Ok(path),
+    }
+}
+
+fn choose(found: Candidate, active: Candidate, surroundings: &Surroundings<'_>) -> Result<Candidate, FindError> {
+    let choice = if same_place(&found.place, &active.place) || active.name == DEFAULT_NAME {
+        Choice::Found
+    } else if found.name == DEFAULT_NAME {
+        Choice::Active
+    } else {
+        match surroundings.choose {
+            None => Choice::Found,
+            Some(ask) => ask(&found, &active).map_err(FindError::Ask)?,
+        }
+    };
+    Ok(match choice {
+        Choice::Found => found,
+        Choice::Active => active,
+    })
+}
+
+fn same_place(one: &CandidatePlace, other: &CandidatePlace) -> bool {
+    match (one, other) {
+        (CandidatePlace::Dir(one), CandidatePlace::Dir(other)) => {
+            one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+        }
+        _ => false,
+    }
+}
+
+/// The nearest directory with a `.flox`: the current one; inside a git repository also those above it, up to its top.
+fn search(current_dir: &Path) -> Option<PathBuf> {
+    // The top has a directory `.git`, or a file of that name in a worktree or a submodule.
+    let top = current_dir.ancestors().find(|dir| dir.join(".git").exists()).unwrap_or(current_dir);
+    let within = current_dir.ancestors().take_while(|dir| dir.starts_with(top));
+    within.filter(|dir| dir.join(DOT_FLOX).is_dir()).map(Path::to_owned).next()
+}
+
+/// An active environment, as `_FLOX_ACTIVE_ENVIRONMENTS` has it.
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+enum ActivePlace {
+    DotFlox { path: PathBuf, pointer: ActivePointer },
+    Remote { owner: String, name: String },
+}
+
+#[derive(Deserialize)]
+struct ActivePointer {
+    name: String,
+}
+
+/// The innermost active environment.
+fn active(variable: Option<&str>) -> Result<Option<Candidate>, FindError> {
+    let Some(text) = variable.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let elements: Vec<serde_json::Value> = serde_json::from_str(text).map_err(FindError::Active)?;
+    let Some(mut first) = elements.into_iter().next() else { return Ok(None) };
+    // Older versions of Flox have the environment itself for an element; newer ones also say how it is active
+    // (`generation`, `mode`).
+    let environment = first.get_mut("environment").map(serde_json::Value::take).unwrap_or(first);
+    Ok(Some(match serde_json::from_value(environment).map_err(FindError::Active)? {
+        ActivePlace::Remote { owner, name } => Candidate { name, place: CandidatePlace::Remote(owner) },
+        ActivePlace::DotFlox { path, pointer } => {
+            // Versions of Flox differ in whether it is the path of `.flox` or of the directory that holds it.
+            let dir = match path.parent() {
+                Some(parent) if path.ends_with(DOT_FLOX) => parent.to_owned(),
+                _ => path,
+            };
+            Candidate { name: pointer.name, place: CandidatePlace::Dir(dir) }
+        }
+    }))
+}
+
+#[cfg(test)]
+#[path = "find_tests.rs"]
+mod tests;

@@ -1,0 +1,65 @@
+//! Every way in which the whole way through can fail, one stage each.
+
+use crate::delivery::{DeliveryError, TargetError};
+use crate::environment::{FindError, InstallError, RealiseError};
+use crate::image::{ImageError, NameError};
+use crate::layers::LayersError;
+use crate::nix::{ClosureError, SourceError};
+use crate::store::StoreError;
+
+/// A run that failed, as the stage that failed says it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The environment was not found or cannot be read.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// Its packages are not what its files promise.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// The image cannot have the environment's name or the tag.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The target cannot be had.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The Nix store cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Something that the environment needs is not in the Nix store.
+    #[error(transparent)]
+    Closure(#[from] ClosureError),
+    /// The environment cannot be put together.
+    #[error(transparent)]
+    Realise(#[from] RealiseError),
+    /// A layer cannot be had.
+    #[error(transparent)]
+    Layers(#[from] LayersError),
+    /// The image cannot be described.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The image did not reach its target.
+    #[error(transparent)]
+    Delivery(#[from] DeliveryError),
+    /// The layer store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Error {
+    /// What mends it: a command to run, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Find(error) => error.hint(),
+            Self::Install(error) => error.hint(),
+            Self::Name(error) => error.hint(),
+            Self::Target(error) => error.hint(),
+            Self::Source(error) => error.hint(),
+            Self::Closure(error) => error.hint(),
+            Self::Realise(error) => error.hint(),
+            Self::Layers(error) => error.hint(),
+            Self::Image(_) => None,
+            Self::Delivery(error) => error.hint(),
+            Self::Store(error) => error.hint(),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A regular file that is what its directory entry said, from the first byte to the last.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
+use rustix::io::Errno;
+
+use super::FileStamp;
+
+/// A file could not be read as the one it was.
+#[derive(Debug)]
+pub(super) enum FileError {
+    /// It is another one now, or has other contents.
+    Changed,
+    /// The system said so.
+    Read(io::Error),
+}
+
+impl FileError {
+    /// What a failed call says about an entry that was there a moment ago.
+    pub(super) fn of_listed(errno: Errno) -> Self {
+        match errno {
+            // Gone; or now a symbolic link, or below one.
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Self::Changed,
+            other => Self::Read(other.into()),
+        }
+    }
+}
+
+/// A regular file, open, and checked against its stamp before and after it is read.
+pub(super) struct CheckedFile {
+    file: File,
+    stamp: FileStamp,
+    read: u64,
+    checked: bool,
+}
+
+impl CheckedFile {
+    /// Opens the file `name` in `directory`, which must be the one with this stamp.
+    pub(super) fn open(directory: BorrowedFd<'_>, name: &[u8], stamp: FileStamp) -> Result<Self, FileError> {
+        // NONBLOCK: should a FIFO have taken its place, opening it must not wait for a writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let descriptor = openat(directory, name, flags, Mode::empty()).map_err(FileError::of_listed)?;
+        Self::check(&descriptor, &stamp)?;
+        Ok(Self { file: File::from(descriptor), stamp, read: 0, checked: false })
+    }
+
+    /// Reads on. At the end of the contents the file is looked at once more.
+    pub(super) fn read(&mut self, buf: &mut [u8]) -> Result<usize, FileError> {
+        let left = self.stamp.size - self.read;
+        let buf_len = buf.len() as u64;
+        let wanted = left.min(buf_len) as usize;
+        if wanted == 0 {
+            if left == 0 {
+                self.finish()?;
+            }
+            return Ok(0);
+        }
+        let read = loop {
+            match self.file.read(&mut buf[..wanted]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => break other.map_err(FileError::Read)?,
+            }
+        };
+        if read == 0 {
+            return Err(FileError::Changed);
+        }
+        self.read += read as u64;
+        Ok(read)
+    }
+
+    /// Makes sure that a file which was read to its end is still the same: a longer one, or one that was written to
+    /// meanwhile, has another stamp. Does nothing for a file that was not read to its end.
+    pub(super) fn finish(&mut self) -> Result<(), FileError> {
+        if self.checked || self.read < self.stamp.size {
+            return Ok(());
+        }
+        self.checked = true;
+        Self::check(&self.file, &self.stamp)
+    }
+
+    fn check(descriptor: impl std::os::fd::AsFd, stamp: &FileStamp) -> Result<(), FileError> {
+        let stat = fstat(descriptor).map_err(|errno| FileError::Read(errno.into()))?;
+        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if regular && FileStamp::of(&stat) == *stamp { Ok(()) } else { Err(FileError::Changed) }
+    }
+}
+
+/// Opens the directory `name` in `directory`, never through a symbolic link.
+pub(super) fn open_directory(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    openat(directory, name, flags, Mode::empty())
+}

@@ -1,0 +1,344 @@
+//! The walk over a store path on disk, in NAR order.
+//!
+//! Everything is opened relative to a directory's descriptor, never through a symbolic link. No recursion: a tree may
+//! be deeper than the stack, and its paths longer than the system's limit. Few descriptors: of the directories that
+//! lead to the current one only the nearest stay open, the others are found again through `..`.
+
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, RawDir, fstat, readlinkat_raw, statat};
+use rustix::io::Errno;
+
+use super::file::{CheckedFile, FileError, open_directory};
+use super::{FileStamp, Node, StorePath, Visitor, WalkError};
+
+/// How many directories of one walk are open at once. Packing walks on every core, and the limit of descriptors may
+/// be as low as 256.
+const OPEN_DIRECTORIES: usize = 8;
+
+/// The space for one `getdents` call, in bytes.
+const LISTING: usize = 32 * 1024;
+
+/// Where a store path lies on disk.
+#[derive(Clone, Copy)]
+pub(super) struct Location<'a> {
+    /// The store's directory, open.
+    pub(super) directory: BorrowedFd<'a>,
+    /// Its path, for messages.
+    pub(super) store: &'a Path,
+    /// The store path in it.
+    pub(super) path: &'a StorePath,
+}
+
+impl Location<'_> {
+    /// The path on disk of the node at `path`.
+    pub(super) fn of(&self, path: &[u8]) -> PathBuf {
+        let root = self.store.join(self.path.base_name());
+        if path.is_empty() { root } else { root.join(OsStr::from_bytes(path)) }
+    }
+
+    /// A failure at the node at `path`.
+    pub(super) fn error(&self, path: &[u8], error: FileError) -> WalkError {
+        let path = self.of(path);
+        match error {
+            FileError::Changed => WalkError::Changed { path },
+            FileError::Read(source) => WalkError::Read { path, source },
+        }
+    }
+}
+
+/// A node on disk.
+pub(super) enum Entry<'a> {
+    Directory,
+    Regular(FileEntry<'a>),
+    Symlink(&'a [u8]),
+}
+
+/// A regular file, not open yet.
+pub(super) struct FileEntry<'a> {
+    pub(super) executable: bool,
+    pub(super) stamp: FileStamp,
+    directory: BorrowedFd<'a>,
+    name: &'a [u8],
+}
+
+/// Shows the nodes of a store path to `visitor`.
+pub(super) fn walk(location: Location<'_>, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
+    walk_entries(location, &mut |path, entry| match entry {
+        Entry::Directory => visitor.node(path, Node::Directory).map_err(WalkError::Visitor),
+        Entry::Symlink(target) => visitor.node(path, Node::Symlink { target }).map_err(WalkError::Visitor),
+        Entry::Regular(file) => {
+            let (executable, size) = (file.executable, file.stamp.size);
+            let mut contents = Contents { file, open: None, failure: None };
+            let shown = visitor.node(path, Node::Regular { executable, size, contents: &mut contents });
+            contents.conclude(shown, location, path)
+        }
+    })
+}
+
+/// The contents of a file, opened at the first read.
+struct Contents<'a> {
+    file: FileEntry<'a>,
+    open: Option<CheckedFile>,
+    /// What went wrong with the file. The visitor gets no more than a sign of it: its own errors may wrap that, but
+    /// the walk knows whose fault it was.
+    failure: Option<FileError>,
+}
+
+impl Contents<'_> {
+    fn try_read(&mut self, buf: &mut [u8]) -> Result<usize, FileError> {
+        let open = match &mut self.open {
+            Some(open) => open,
+            None => self.open.insert(CheckedFile::open(self.file.directory, self.file.name, self.file.stamp)?),
+        };
+        open.read(buf)
+    }
+
+    fn conclude(mut self, shown: io::Result<()>, location: Location<'_>, path: &[u8]) -> Result<(), WalkError> {
+        if let Some(failure) = self.failure {
+            return Err(location.error(path, failure));
+        }
+        shown.map_err(WalkError::Visitor)?;
+        match &mut self.open {
+            Some(open) => open.finish().map_err(|error| location.error(path, error)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Read for Contents<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.failure.is_some() {
+            return Err(io::Error::other("the file could not be read"));
+        }
+        self.try_read(buf).map_err(|failure| {
+            let sign = match &failure {
+                FileError::Changed => io::Error::other("the file changed while it was read"),
+                FileError::Read(error) => error.kind().into(),
+            };
+            self.failure = Some(failure);
+            sign
+        })
+    }
+}
+
+/// Shows every entry of a store path to `see`, in NAR order.
+pub(super) fn walk_entries(
+    location: Location<'_>,
+    see: &mut dyn FnMut(&[u8], Entry<'_>) -> Result<(), WalkError>,
+) -> Result<(), WalkError> {
+    let root = location.path.base_name().as_bytes();
+    let kind = match statat(location.directory, root, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+        Err(Errno::NOENT) => return Err(WalkError::Absent { path: location.path.to_absolute() }),
+        Err(errno) => return Err(location.error(b"", FileError::Read(errno.into()))),
+    };
+    let mut target = vec![0; 256];
+    let mut ancestry = Ancestry::new(location);
+    if let Some(directory) = show(location, location.directory, b"", root, kind, &mut target, see)? {
+        ancestry.enter(directory)?;
+    }
+    while ancestry.advance()? {
+        let Some((directory, path, name, kind)) = ancestry.current() else { continue };
+        if let Some(directory) = show(location, directory, path, name, kind, &mut target, see)? {
+            ancestry.enter(directory)?;
+        }
+    }
+    Ok(())
+}
+
+/// An open directory and the state in which it was opened.
+struct Opened {
+    descriptor: OwnedFd,
+    stamp: FileStamp,
+}
+
+/// Shows one entry; a directory comes back open.
+fn show(
+    location: Location<'_>,
+    directory: BorrowedFd<'_>,
+    path: &[u8],
+    name: &[u8],
+    kind: FileType,
+    target: &mut Vec<u8>,
+    see: &mut dyn FnMut(&[u8], Entry<'_>) -> Result<(), WalkError>,
+) -> Result<Option<Opened>, WalkError> {
+    let listed = |errno| location.error(path, FileError::of_listed(errno));
+    let kind = match kind {
+        // Some file systems do not tell with the name.
+        FileType::Unknown => {
+            FileType::from_raw_mode(statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(listed)?.st_mode)
+        }
+        known => known,
+    };
+    match kind {
+        FileType::Directory => {
+            let descriptor = open_directory(directory, name).map_err(listed)?;
+            let stamp = FileStamp::of(&fstat(&descriptor).map_err(listed)?);
+            see(path, Entry::Directory)?;
+            Ok(Some(Opened { descriptor, stamp }))
+        }
+        FileType::RegularFile => {
+            let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(listed)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                return Err(location.error(path, FileError::Changed));
+            }
+            let executable = stat.st_mode & 0o100 != 0;
+            see(path, Entry::Regular(FileEntry { executable, stamp: FileStamp::of(&stat), directory, name }))?;
+            Ok(None)
+        }
+        FileType::Symlink => {
+            let length = loop {
+                match readlinkat_raw(directory, name, target.as_mut_slice()) {
+                    // A full buffer may hold a part of the target.
+                    Ok(length) if length < target.len() => break length,
+                    Ok(length) => target.resize(length * 4, 0),
+                    Err(Errno::INVAL) => return Err(location.error(path, FileError::Changed)),
+                    Err(errno) => return Err(listed(errno)),
+                }
+            };
+            see(path, Entry::Symlink(&target[..length]))?;
+            Ok(None)
+        }
+        other => Err(WalkError::Unsupported {
+            path: location.of(path),
+            kind: match other {
+                FileType::Fifo => "FIFO",
+                FileType::Socket => "socket",
+                FileType::CharacterDevice => "character device",
+                FileType::BlockDevice => "block device",
+                _ => "file of an unknown kind",
+            },
+        }),
+    }
+}
+
+/// One name of a directory; the names of all open directories share one buffer.
+#[derive(Clone, Copy)]
+struct Listed {
+    start: usize,
+    length: usize,
+    kind: FileType,
+}
+
+/// A directory on the way from the root to the current entry.
+struct Frame {
+    /// Closed while the walk is far below it.
+    descriptor: Option<OwnedFd>,
+    stamp: FileStamp,
+    /// Length of its path.
+    path: usize,
+    /// Where its names begin in [`Ancestry::names`].
+    names: usize,
+    /// Its entries in [`Ancestry::entries`]: the first, the next to show, the end.
+    first: usize,
+    next: usize,
+}
+
+/// The directories that lead to the current entry, each with its names in byte order.
+struct Ancestry<'a> {
+    location: Location<'a>,
+    frames: Vec<Frame>,
+    entries: Vec<Listed>,
+    names: Vec<u8>,
+    /// The current entry's path.
+    path: Vec<u8>,
+    /// Space for listing a directory.
+    listing: Vec<MaybeUninit<u8>>,
+}
+
+impl<'a> Ancestry<'a> {
+    fn new(location: Location<'a>) -> Self {
+        Self {
+            location,
+            frames: Vec::new(),
+            entries: Vec::new(),
+            names: Vec::new(),
+            path: Vec::new(),
+            listing: vec![MaybeUninit::uninit(); LISTING],
+        }
+    }
+
+    /// Goes into the current entry, a directory, and lists it.
+    fn enter(&mut self, directory: Opened) -> Result<(), WalkError> {
+        let (first, names) = (self.entries.len(), self.names.len());
+        let mut listing = RawDir::new(&directory.descriptor, &mut self.listing);
+        while let Some(entry) = listing.next() {
+            let entry = entry.map_err(|errno| self.location.error(&self.path, FileError::Read(errno.into())))?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            self.entries.push(Listed { start: self.names.len(), length: name.len(), kind: entry.file_type() });
+            self.names.extend_from_slice(name);
+        }
+        let name = |entry: &Listed| &self.names[entry.start..entry.start + entry.length];
+        self.entries[first..].sort_unstable_by(|a, b| name(a).cmp(name(b)));
+        let Opened { descriptor, stamp } = directory;
+        let path = self.path.len();
+        self.frames.push(Frame { descriptor: Some(descriptor), stamp, path, names, first, next: first });
+        if let Some(far) = self.frames.len().checked_sub(OPEN_DIRECTORIES + 1) {
+            self.frames[far].descriptor = None;
+        }
+        Ok(())
+    }
+
+    /// Moves to the next entry, out of directories that have none left. False at the end of the tree.
+    fn advance(&mut self) -> Result<bool, WalkError> {
+        loop {
+            let Some(frame) = self.frames.last_mut() else { return Ok(false) };
+            self.path.truncate(frame.path);
+            // The last frame's entries are the last entries.
+            if let Some(entry) = self.entries.get(frame.next) {
+                frame.next += 1;
+                if frame.path > 0 {
+                    self.path.push(b'/');
+                }
+                self.path.extend_from_slice(&self.names[entry.start..entry.start + entry.length]);
+                return Ok(true);
+            }
+            self.leave()?;
+        }
+    }
+
+    /// The current entry: its directory, its path, its name, its kind as listed.
+    fn current(&self) -> Option<(BorrowedFd<'_>, &[u8], &[u8], FileType)> {
+        let frame = self.frames.last()?;
+        let entry = self.entries.get(frame.next.checked_sub(1)?)?;
+        let name = &self.path[self.path.len() - entry.length..];
+        Some((frame.descriptor.as_ref()?.as_fd(), &self.path, name, entry.kind))
+    }
+
+    /// Goes back to the parent of the current directory, which must not have changed while it was walked.
+    fn leave(&mut self) -> Result<(), WalkError> {
+        let Some(Frame { descriptor: Some(descriptor), stamp, names, first, .. }) = self.frames.pop() else {
+            return Ok(());
+        };
+        let error = |path: &[u8], error| Err(self.location.error(path, error));
+        match fstat(&descriptor) {
+            Ok(stat) if FileStamp::of(&stat) == stamp => {}
+            Ok(_) => return error(&self.path, FileError::Changed),
+            Err(errno) => return error(&self.path, FileError::Read(errno.into())),
+        }
+        self.entries.truncate(first);
+        self.names.truncate(names);
+        if let Some(parent) = self.frames.last_mut().filter(|parent| parent.descriptor.is_none()) {
+            let reopened = open_directory(descriptor.as_fd(), b"..").and_then(|fd| Ok((fstat(&fd)?, fd)));
+            match reopened {
+                // Had the directory been moved meanwhile, its parent would be another one.
+                Ok((stat, fd)) if FileStamp::of(&stat) == parent.stamp => parent.descriptor = Some(fd),
+                Ok(_) => return error(&self.path[..parent.path], FileError::Changed),
+                Err(errno) => return error(&self.path[..parent.path], FileError::of_listed(errno)),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

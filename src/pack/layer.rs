@@ -1,0 +1,210 @@
+//! One layer: its contents, its key, and its bytes.
+
+use std::io::{self, Write};
+
+use super::Compression;
+use super::tar_writer::{Attributes, TarWriter};
+use crate::blob::{DiffId, Digest, DigestWriter, LayerKey, LayerKeyBuilder};
+use crate::event::{Cancelled, Event, Observer};
+use crate::nix::{Node, PathInfo, Source, StorePath, WalkError};
+use crate::rootfs::{RootFs, RootNodeKind};
+
+/// The blake3 context of keys of store path layers: another packing format gets another number.
+const STORE_PATHS_CONTEXT: &str = "layerhold 2026 layer of store paths, packing format 1";
+/// The same for layers of the image's own files.
+const ROOT_FS_CONTEXT: &str = "layerhold 2026 layer of own files, packing format 1";
+
+/// What goes into a layer.
+pub enum LayerContents<'a> {
+    /// Whole store paths. Their order does not matter.
+    StorePaths(Vec<&'a PathInfo>),
+    /// The image's own files.
+    RootFs {
+        /// The files.
+        root: &'a RootFs,
+        /// The store paths among them.
+        store_paths: &'a [StorePath],
+    },
+}
+
+/// What packing a layer yields beside its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Digest of the uncompressed tar.
+    pub diff_id: DiffId,
+    /// Length of the blob in bytes.
+    pub size: u64,
+    /// Length of the uncompressed tar in bytes.
+    pub tar_size: u64,
+}
+
+/// A layer could not be packed.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// A store path could not be read.
+    #[error(transparent)]
+    Walk(WalkError),
+    /// The bytes could not be written, or the user interrupted.
+    #[error("cannot write the layer")]
+    Write(#[source] io::Error),
+}
+
+impl LayerContents<'_> {
+    /// What this layer is made from, known before a file is read.
+    pub fn key(&self, compression: Compression) -> LayerKey {
+        let mut key;
+        match self {
+            Self::StorePaths(paths) => {
+                key = LayerKeyBuilder::new(STORE_PATHS_CONTEXT);
+                for info in in_layer_order(paths) {
+                    key.field(info.path.base_name().as_bytes()).field(&info.content.to_key_field());
+                }
+            }
+            Self::RootFs { root, .. } => {
+                key = LayerKeyBuilder::new(ROOT_FS_CONTEXT);
+                for (path, node) in root.iter() {
+                    let (kind, contents) = match &node.kind {
+                        RootNodeKind::Directory => (b"d", &[][..]),
+                        RootNodeKind::File(contents) => (b"f", contents.as_slice()),
+                        RootNodeKind::Symlink(target) => (b"l", target.as_slice()),
+                    };
+                    key.field(path).field(kind).field(contents);
+                    for number in [node.mode, node.uid, node.gid] {
+                        key.field(&number.to_le_bytes());
+                    }
+                }
+            }
+        }
+        key.field(compression.to_string().as_bytes());
+        key.finish()
+    }
+
+    /// The store paths, in the order in which they are packed.
+    pub fn store_paths(&self) -> Vec<StorePath> {
+        match self {
+            Self::StorePaths(paths) => in_layer_order(paths).into_iter().map(|info| info.path.clone()).collect(),
+            Self::RootFs { store_paths, .. } => store_paths.to_vec(),
+        }
+    }
+
+    /// The store paths with their shares of the layer, in bytes of NAR, in the order in which they are packed.
+    pub fn sizes(&self) -> impl Iterator<Item = (StorePath, u64)> {
+        let paths = match self {
+            Self::StorePaths(paths) => in_layer_order(paths),
+            Self::RootFs { .. } => Vec::new(),
+        };
+        paths.into_iter().map(|info| (info.path.clone(), info.nar_size))
+    }
+
+    /// About how many bytes there are to pack: for progress, and to start with the largest layer.
+    pub fn estimated_size(&self) -> u64 {
+        match self {
+            Self::StorePaths(paths) => paths.iter().map(|info| info.nar_size).sum(),
+            Self::RootFs { root, .. } => root.iter().count() as u64 * 512,
+        }
+    }
+
+    /// Packs the layer into `out` in one pass.
+    pub fn pack(
+        &self,
+        source: &dyn Source,
+        compression: Compression,
+        out: &mut dyn Write,
+        observer: &dyn Observer,
+    ) -> Result<Packed, PackError> {
+        let out = DigestWriter::new(out);
+        if compression == Compression::None {
+            // The blob is the tar: one digest serves for both.
+            let (_, digest, size) = self.write_tar(source, Watched { out, observer })?.out.finish();
+            return Ok(Packed { digest, diff_id: DiffId(digest), size, tar_size: size });
+        }
+        let encoder = compression.encoder(out).map_err(PackError::Write)?;
+        let tar = self.write_tar(source, Watched { out: DigestWriter::new(encoder), observer })?;
+        let (encoder, diff_id, tar_size) = tar.out.finish();
+        let (_, digest, size) = encoder.finish().map_err(PackError::Write)?.finish();
+        Ok(Packed { digest, diff_id: DiffId(diff_id), size, tar_size })
+    }
+
+    fn write_tar<W: Write>(&self, source: &dyn Source, out: W) -> Result<W, PackError> {
+        let mut tar = TarWriter::new(out);
+        match self {
+            Self::StorePaths(paths) => {
+                // Every layer brings its parent directories, so that none depends on another's being there.
+                for parent in ["nix", "nix/store"] {
+                    tar.directory(parent.as_bytes(), Attributes::root(0o755)).map_err(PackError::Write)?;
+                }
+                for info in in_layer_order(paths) {
+                    write_store_path(&mut tar, source, &info.path)?;
+                }
+            }
+            Self::RootFs { root, .. } => {
+                for (path, node) in root.iter() {
+                    let attributes = Attributes { mode: node.mode, uid: node.uid, gid: node.gid };
+                    match &node.kind {
+                        RootNodeKind::Directory => tar.directory(path, attributes),
+                        RootNodeKind::File(bytes) => {
+                            tar.file(path, bytes.len() as u64, &mut bytes.as_slice(), attributes)
+                        }
+                        RootNodeKind::Symlink(target) => tar.symlink(path, target, attributes),
+                    }
+                    .map_err(PackError::Write)?;
+                }
+            }
+        }
+        tar.finish().map_err(PackError::Write)
+    }
+}
+
+fn write_store_path<W: Write>(tar: &mut TarWriter<W>, source: &dyn Source, path: &StorePath) -> Result<(), PackError> {
+    let mut full = format!("nix/store/{}", path.base_name()).into_bytes();
+    let root = full.len();
+    source
+        .walk(path, &mut |relative: &[u8], node: Node<'_>| {
+            full.truncate(root);
+            if !relative.is_empty() {
+                full.push(b'/');
+                full.extend_from_slice(relative);
+            }
+            // The modes that Nix's own canonicalisation sets; NAR has no others.
+            match node {
+                Node::Directory => tar.directory(&full, Attributes::root(0o555)),
+                Node::Regular { executable, size, contents } => {
+                    let mode = if executable { 0o555 } else { 0o444 };
+                    tar.file(&full, size, contents, Attributes::root(mode))
+                }
+                Node::Symlink { target } => tar.symlink(&full, target, Attributes::root(0o777)),
+            }
+        })
+        .map_err(|error| match error {
+            WalkError::Visitor(error) => PackError::Write(error),
+            other => PackError::Walk(other),
+        })
+}
+
+/// A layer holds a set of store paths: they are packed in the order of their names, whatever order they came in.
+fn in_layer_order<'a>(paths: &[&'a PathInfo]) -> Vec<&'a PathInfo> {
+    let mut paths = paths.to_vec();
+    paths.sort_by(|a, b| a.path.cmp(&b.path));
+    paths
+}
+
+/// Reports what passes through, and stops when the user wants to.
+struct Watched<'a, W> {
+    out: W,
+    observer: &'a dyn Observer,
+}
+
+impl<W: Write> Write for Watched<'_, W> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        Cancelled::check(self.observer)?;
+        let written = self.out.write(buf)?;
+        self.observer.event(Event::Advanced { bytes: written as u64 });
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

@@ -1,0 +1,11 @@
+//! Packs trees into layers: nodes become a canonical tar, the tar becomes a compressed and digested blob, in one pass.
+//!
+//! A layer is a pure function of its contents and its [`Compression`]: no clock, no user, no thread count shows in it.
+//! This module does not know where the bytes go.
+
+mod compression;
+mod layer;
+mod tar_writer;
+
+pub use compression::{Compression, InvalidCompression};
+pub use layer::{LayerContents, PackError, Packed};

@@ -1,0 +1,314 @@
+//! A canonical tar: one way to write each entry, whatever the machine.
+//!
+//! ustar headers (POSIX.1-1988) with owner names left empty and mtime 1, as Nix sets it; a PAX header (POSIX.1-2001)
+//! goes before an entry only where ustar has no room: long names and link targets, files from 8 GiB. Docker, Podman,
+//! containerd and umoci read these alike.
+
+use std::io::{self, Read, Write};
+
+use tar::{EntryType, Header};
+
+const BLOCK: usize = 512;
+/// Large enough that reading, hashing and writing work on long runs; small enough for a core's cache.
+const BUFFER: usize = 256 * 1024;
+/// The first length in bytes that eleven octal digits cannot hold.
+const USTAR_SIZE_LIMIT: u64 = 1 << 33;
+/// Nix sets every file's time to one second after the epoch.
+const MTIME: u64 = 1;
+
+/// Who owns an entry and who may use it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attributes {
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Attributes {
+    /// Root's, as every file of the store is.
+    pub(super) fn root(mode: u32) -> Self {
+        Self { mode, uid: 0, gid: 0 }
+    }
+}
+
+/// Writes entries through one buffer: file contents are read straight into it, so that each byte is touched once.
+pub(super) struct TarWriter<W> {
+    out: W,
+    buffer: Box<[u8]>,
+    filled: usize,
+    /// The path of the present entry, kept for its allocation.
+    path: Vec<u8>,
+}
+
+impl<W: Write> TarWriter<W> {
+    pub(super) fn new(out: W) -> Self {
+        Self { out, buffer: vec![0; BUFFER].into_boxed_slice(), filled: 0, path: Vec::with_capacity(256) }
+    }
+
+    /// A directory. `path` has no trailing slash; the entry gets one.
+    pub(super) fn directory(&mut self, path: &[u8], attributes: Attributes) -> io::Result<()> {
+        self.header(path, EntryType::Directory, attributes, 0, b"")
+    }
+
+    /// A symbolic link.
+    pub(super) fn symlink(&mut self, path: &[u8], target: &[u8], attributes: Attributes) -> io::Result<()> {
+        self.header(path, EntryType::Symlink, attributes, 0, target)
+    }
+
+    /// A regular file of exactly `size` bytes; `contents` ending early is an error of kind `UnexpectedEof`.
+    pub(super) fn file(
+        &mut self,
+        path: &[u8],
+        size: u64,
+        contents: &mut dyn Read,
+        attributes: Attributes,
+    ) -> io::Result<()> {
+        self.header(path, EntryType::Regular, attributes, size, b"")?;
+        let mut left = size;
+        while left > 0 {
+            if self.filled == self.buffer.len() {
+                self.flush_buffer()?;
+            }
+            let room = &mut self.buffer[self.filled..];
+            let wanted = room.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read = match contents.read(&mut room[..wanted]) {
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.filled += read;
+            left -= read as u64;
+        }
+        let padding = size.next_multiple_of(BLOCK as u64) - size;
+        self.append(&[0; BLOCK][..padding as usize])
+    }
+
+    /// Two empty blocks end the archive.
+    pub(super) fn finish(mut self) -> io::Result<W> {
+        self.append(&[0; 2 * BLOCK])?;
+        self.flush_buffer()?;
+        Ok(self.out)
+    }
+
+    fn header(
+        &mut self,
+        path: &[u8],
+        entry_type: EntryType,
+        attributes: Attributes,
+        size: u64,
+        link: &[u8],
+    ) -> io::Result<()> {
+        let mut full = std::mem::take(&mut self.path);
+        full.clear();
+        full.extend_from_slice(path);
+        if entry_type == EntryType::Directory {
+            full.push(b'/');
+        }
+
+        let mut header = Header::new_ustar();
+        let split = split_for_ustar(&full);
+        let link_fits = link.len() <= 100;
+        let size_fits = size < USTAR_SIZE_LIMIT;
+        if split.is_none() || !link_fits || !size_fits {
+            let mut records = Vec::new();
+            let binary = (split.is_none() && !is_utf8(&full)) || (!link_fits && !is_utf8(link));
+            if binary {
+                // POSIX.1-2001 has UTF-8 in records unless this one comes first.
+                pax_record(&mut records, "hdrcharset", b"BINARY");
+            }
+            if split.is_none() {
+                pax_record(&mut records, "path", &full);
+            }
+            if !link_fits {
+                pax_record(&mut records, "linkpath", link);
+            }
+            if !size_fits {
+                pax_record(&mut records, "size", size.to_string().as_bytes());
+            }
+            self.pax_header(&records)?;
+        }
+
+        {
+            let ustar = header.as_ustar_mut().ok_or_else(|| io::Error::other("not a ustar header"))?;
+            // Where a PAX record has the whole, these fields are for old readers and cut short.
+            let (prefix, name) = split.unwrap_or((&[], &full[..full.len().min(100)]));
+            ustar.prefix[..prefix.len()].copy_from_slice(prefix);
+            ustar.name[..name.len()].copy_from_slice(name);
+            let link = &link[..link.len().min(100)];
+            ustar.linkname[..link.len()].copy_from_slice(link);
+        }
+        header.set_entry_type(entry_type);
+        header.set_mode(attributes.mode);
+        header.set_uid(attributes.uid.into());
+        header.set_gid(attributes.gid.into());
+        header.set_size(if size_fits { size } else { 0 });
+        header.set_mtime(MTIME);
+        header.set_cksum();
+        self.path = full;
+        self.append(header.as_bytes())
+    }
+
+    fn pax_header(&mut self, records: &[u8]) -> io::Result<()> {
+        let mut header = Header::new_ustar();
+        let name = b"././@PaxHeader";
+        if let Some(ustar) = header.as_ustar_mut() {
+            ustar.name[..name.len()].copy_from_slice(name);
+        }
+        header.set_entry_type(EntryType::XHeader);
+        header.set_mode(0o444);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_size(records.len() as u64);
+        header.set_mtime(MTIME);
+        header.set_cksum();
+        self.append(header.as_bytes())?;
+        self.append(records)?;
+        let padding = records.len().next_multiple_of(BLOCK) - records.len();
+        self.append(&[0; BLOCK][..padding])
+    }
+
+    fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            if self.filled == self.buffer.len() {
+                self.flush_buffer()?;
+            }
+            let taken = bytes.len().min(self.buffer.len() - self.filled);
+            self.buffer[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
+            self.filled += taken;
+            bytes = &bytes[taken..];
+        }
+        Ok(())
+    }
+
+    fn flush_buffer(&mut self) -> io::Result<()> {
+        self.out.write_all(&self.buffer[..self.filled])?;
+        self.filled = 0;
+        Ok(())
+    }
+}
+
+fn is_utf8(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok()
+}
+
+/// Splits a path at a slash into a prefix of at most 155 bytes and a name of at most 100, the prefix as short as it
+/// goes; `None` where there is no such slash.
+fn split_for_ustar(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    if path.len() <= 100 {
+        return Some((&[], path));
+    }
+    // The slash itself is in neither part; a directory's last slash is part of its name.
+    let first = path.len() - 101;
+    let last = path.len().saturating_sub(2).min(155);
+    (first..=last).find(|&at| path[at] == b'/').map(|at| (&path[..at], &path[at + 1..]))
+}
+
+/// Appends `"<length> <key>=<value>\n"`, whose length counts its own digits.
+fn pax_record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
+    let rest = key.len() + value.len() + 3;
+    let mut digits = 1;
+    while (rest + digits).to_string().len() != digits {
+        digits += 1;
+    }
+    records.extend_from_slice(format!("{} {key}=", rest + digits).as_bytes());
+    records.extend_from_slice(value);
+    records.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive(write: impl FnOnce(&mut TarWriter<Vec<u8>>) -> io::Result<()>) -> Vec<u8> {
+        let mut writer = TarWriter::new(Vec::new());
+        write(&mut writer).unwrap();
+        writer.finish().unwrap()
+    }
+
+    fn only_entry(archive: &[u8]) -> (Vec<u8>, Option<Vec<u8>>, u64) {
+        let mut archive = tar::Archive::new(archive);
+        let entry = archive.entries().unwrap().next().unwrap().unwrap();
+        let link = entry.link_name_bytes().map(|link| link.into_owned());
+        (entry.path_bytes().into_owned(), link, entry.size())
+    }
+
+    #[test]
+    fn names_of_every_length_come_back() {
+        for length in (1..600).chain([4095, 70_000]) {
+            for slash_every in [3, 60, 101, 1000] {
+                let path: Vec<u8> =
+                    (0..length).map(|n| if n % slash_every == slash_every - 1 { b'/' } else { b'a' }).collect();
+                let path = path.strip_suffix(b"/").unwrap_or(&path).to_vec();
+                let tar = archive(|tar| tar.file(&path, 0, &mut io::empty(), Attributes::root(0o444)));
+                assert_eq!(only_entry(&tar).0, path);
+                let tar = archive(|tar| tar.directory(&path, Attributes::root(0o555)));
+                assert_eq!(only_entry(&tar).0, [path.as_slice(), b"/"].concat());
+            }
+        }
+    }
+
+    #[test]
+    fn link_targets_of_every_length_come_back() {
+        for length in [1, 99, 100, 101, 255, 4095] {
+            let target = vec![b'x'; length];
+            let tar = archive(|tar| tar.symlink(b"link", &target, Attributes::root(0o777)));
+            assert_eq!(only_entry(&tar).1.unwrap(), target);
+        }
+    }
+
+    #[test]
+    fn names_need_not_be_utf8() {
+        for length in [3, 300] {
+            let path = vec![0xff; length];
+            let tar = archive(|tar| tar.file(&path, 0, &mut io::empty(), Attributes::root(0o444)));
+            assert_eq!(only_entry(&tar).0, path);
+            assert_eq!(tar.windows(10).any(|at| at == b"hdrcharset"), length == 300);
+        }
+    }
+
+    #[test]
+    fn a_file_of_eight_gib_gets_a_pax_size() {
+        struct Counting(u64, Vec<u8>);
+        impl Write for Counting {
+            fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+                if self.1.len() < 4096 {
+                    self.1.extend_from_slice(buf);
+                }
+                self.0 += buf.len() as u64;
+                Ok(buf.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for (size, pax) in [(USTAR_SIZE_LIMIT - 1, false), (USTAR_SIZE_LIMIT, true)] {
+            let mut tar = TarWriter::new(Counting(0, Vec::new()));
+            tar.file(b"huge", size, &mut io::repeat(0), Attributes::root(0o444)).unwrap();
+            let Counting(written, start) = tar.finish().unwrap();
+            assert_eq!(only_entry(&start), (b"huge".to_vec(), None, size));
+            assert_eq!(written, size.next_multiple_of(512) + 512 * if pax { 5 } else { 3 });
+        }
+    }
+
+    #[test]
+    fn contents_that_end_early_are_an_error() {
+        let mut tar = TarWriter::new(Vec::new());
+        let error = tar.file(b"short", 10, &mut &b"123"[..], Attributes::root(0o444)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn the_header_is_nixs() {
+        let tar = archive(|tar| tar.file(b"nix/store/x/run", 3, &mut &b"abc"[..], Attributes::root(0o555)));
+        let header = Header::from_byte_slice(&tar[..512]);
+        assert_eq!(header.mtime().unwrap(), 1);
+        assert_eq!(header.mode().unwrap(), 0o555);
+        assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (0, 0));
+        assert_eq!(header.username_bytes(), Some(&b""[..]));
+        assert_eq!(&tar[512..516], b"abc\0");
+        assert_eq!(tar.len(), 4 * 512);
+    }
+}

@@ -1,0 +1,46 @@
+//! Blobs on disk: nothing is visible before it is whole and durable.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use super::StoreError;
+use super::files::{self, IoContext};
+use crate::blob::Digest;
+
+/// A blob that is being written. Dropped without [`BlobWriter::commit`] it leaves nothing behind.
+pub struct BlobWriter {
+    file: NamedTempFile,
+    directory: PathBuf,
+}
+
+impl BlobWriter {
+    pub(super) fn new(tmp: &Path, directory: &Path) -> Result<Self, StoreError> {
+        let file = NamedTempFile::new_in(tmp).context("make a file in", tmp)?;
+        Ok(Self { file, directory: directory.to_owned() })
+    }
+
+    /// Makes the blob visible under its digest, once it is on the disk.
+    pub fn commit(self, digest: &Digest) -> Result<(), StoreError> {
+        let path = self.directory.join(digest.hex());
+        self.file.as_file().sync_all().context("write the blob", &path)?;
+        self.file.persist(&path).map_err(|error| error.error).context("write the blob", &path)?;
+        files::sync_directory(&self.directory)
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.file.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Whether a file of the right length lies at `path`; its bytes are checked when they are read.
+pub(super) fn is_whole(path: &Path, size: u64) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+}

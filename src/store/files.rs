@@ -1,0 +1,35 @@
+//! Files that appear whole or not at all.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::StoreError;
+
+/// Says what was tried and where when an operation on a file fails.
+pub(super) trait IoContext<T> {
+    fn context(self, action: &'static str, path: &Path) -> Result<T, StoreError>;
+}
+
+impl<T> IoContext<T> for std::io::Result<T> {
+    fn context(self, action: &'static str, path: &Path) -> Result<T, StoreError> {
+        self.map_err(|source| StoreError::Io { action, path: path.to_owned(), source })
+    }
+}
+
+/// Puts `bytes` at `path`, through a file in `tmp` on the same file system.
+///
+/// Not synced: whoever reads the file must be able to tell a torn one.
+pub(super) fn write_atomically(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut file = tempfile::NamedTempFile::new_in(tmp).context("make a file in", tmp)?;
+    file.write_all(bytes).context("write", path)?;
+    if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
+        std::fs::create_dir_all(parent).context("make the directory", parent)?;
+    }
+    file.persist(path).map_err(|error| error.error).context("write", path)?;
+    Ok(())
+}
+
+/// Makes renames in a directory durable.
+pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    std::fs::File::open(path).and_then(|directory| directory.sync_all()).context("sync the directory", path)
+}

@@ -1,0 +1,263 @@
+//! The layer store: what is known of every layer made before, and the bytes of those that are dear to make.
+//!
+//! On disk, below the directory that [`LayerStore::open`] is given:
+//!
+//! ```text
+//! layerhold-store          the format's number; nothing else is touched before it is read
+//! blobs/sha256/<digest>    bytes of compressed layers, named by their digest
+//! records/<kk>/<key>       one layer's record each: the truth
+//! images/<hash>            one image's record each: which layers it has
+//! leases/<random>          one running build's each, locked by it: the keys of the layers that it uses
+//! claims/<key>             locked by the process that is making the layer
+//! index/                   a sled database made from the records; may be thrown away at any time
+//! index.lock               held by the one process that has the index open
+//! tmp/                     files that are being written
+//! ```
+//!
+//! **Write order.** A blob must be on the disk (written to `tmp`, synced, renamed, directory synced) before its record
+//! is; a record must be in place before the index has it; the layers' records must be in place before an image's is.
+//! Records carry a checksum: one that was torn by a power failure is as good as none, and its layer is made again.
+//!
+//! The store knows keys and blobs; what a layer holds is to it a list of texts.
+
+mod blobs;
+mod claim;
+mod files;
+mod gc;
+mod index;
+mod inventory;
+mod lease;
+mod pins;
+mod record;
+mod report;
+mod sweep;
+mod verify;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+pub use blobs::BlobWriter;
+pub use claim::Claim;
+pub use gc::{DoomedImage, DoomedLayer, GcPlan, GcPolicy, Orphan, Reason};
+pub use lease::Lease;
+pub use record::{Content, GraphNode, ImageRecord, LayerRecord};
+pub use report::{ImageRow, LayerRow, PathRow, Wanted, WhyRow};
+pub use verify::{Damage, Verified};
+
+use crate::blob::{Digest, LayerKey, VerifyingReader};
+use files::IoContext;
+use index::{Index, WorkError};
+
+/// The number in `layerhold-store`.
+const FORMAT: &str = "layerhold layer store, format 1\n";
+
+/// A layer store in a directory.
+#[derive(Debug)]
+pub struct LayerStore {
+    root: PathBuf,
+}
+
+/// Something went wrong in the store's directory.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file operation failed.
+    #[error("cannot {action} '{}'", path.display())]
+    Io {
+        /// What was tried, as in "cannot ...".
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The directory holds a store of another format, or something else.
+    #[error("'{}' is not a layer store of this version: its format is {found:?}", root.display())]
+    Format {
+        /// The store's directory.
+        root: PathBuf,
+        /// What its `layerhold-store` file says.
+        found: String,
+    },
+    /// The index could be neither opened nor made anew.
+    #[error("cannot open the index '{}'", path.display())]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What sled said.
+        #[source]
+        source: sled::Error,
+    },
+    /// A record could not be written as JSON.
+    #[error("cannot encode a record")]
+    Encode(#[source] serde_json::Error),
+}
+
+impl StoreError {
+    /// What mends it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Format { root, .. } => Some(format!(
+                "name another directory with LAYERHOLD_CACHE, or remove this one: rm -r '{}'",
+                root.display()
+            )),
+            Self::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                Some("name a directory that you can write to: LAYERHOLD_CACHE=/path layerhold ...".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl LayerStore {
+    /// Opens the store at `root`, making it if there is none.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let store = Self { root: root.to_owned() };
+        let format = store.root.join("layerhold-store");
+        match std::fs::read_to_string(&format) {
+            Ok(found) if found == FORMAT => return Ok(store),
+            Ok(found) => return Err(StoreError::Format { root: store.root, found: found.trim_end().to_owned() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context("read", &format),
+        }
+        for directory in ["blobs/sha256", "records", "images", "leases", "claims", "tmp"] {
+            let path = store.root.join(directory);
+            std::fs::create_dir_all(&path).context("make the directory", &path)?;
+        }
+        // Last, so that a store with this file is whole.
+        files::write_atomically(&store.tmp(), &format, FORMAT.as_bytes())?;
+        Ok(store)
+    }
+
+    /// Opens the store at `root` for a build: also makes sure that it can be written to.
+    pub fn open_to_write(root: &Path) -> Result<Self, StoreError> {
+        let store = Self::open(root)?;
+        tempfile::tempfile_in(store.tmp()).context("write to", &store.tmp())?;
+        Ok(store)
+    }
+
+    /// The directory that the store lives in.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What is known of the layers with these keys, in their order. A layer whose bytes should be here but are not
+    /// counts as unknown.
+    pub fn lookup(&self, keys: &[LayerKey]) -> Result<Vec<Option<LayerRecord>>, StoreError> {
+        let mut found = self.with_index(|index| Ok(index.layers(keys)?))?;
+        let mut forgotten = Vec::new();
+        for (key, found) in keys.iter().zip(&mut found) {
+            // The records are the truth: what a damaged index lost is still known.
+            if found.is_none() {
+                *found = self.read_record(key)?;
+                forgotten.extend(found.clone());
+            } else if found.as_ref().is_some_and(|record| !self.has_its_bytes(record)) {
+                *found = None;
+            }
+        }
+        if !forgotten.is_empty() {
+            self.index_layers(&forgotten)?;
+        }
+        Ok(found)
+    }
+
+    /// Starts a blob that will be kept.
+    pub fn blob_writer(&self) -> Result<BlobWriter, StoreError> {
+        BlobWriter::new(&self.tmp(), &self.root.join("blobs/sha256"))
+    }
+
+    /// Opens a kept blob; the reader fails at the end of bytes that are not the blob's.
+    pub fn read_blob(&self, digest: &Digest, size: u64) -> Result<VerifyingReader<std::fs::File>, StoreError> {
+        let path = self.blob(digest);
+        let file = std::fs::File::open(&path).context("open the blob", &path)?;
+        Ok(VerifyingReader::new(file, *digest, size))
+    }
+
+    /// Protects layers from garbage collection until the lease is dropped, by whatever end of the process.
+    ///
+    /// Taken before the layers are looked up: whoever collects garbage either sees the lease, or is done before the
+    /// look-up and the layer is seen to be gone.
+    pub fn lease(&self, keys: &[LayerKey]) -> Result<Lease, StoreError> {
+        let _guard = index::lock(&self.root)?;
+        Lease::take(&self.root.join("leases"), keys)
+    }
+
+    /// Claims the work on a layer, or says that another process is at it.
+    pub fn try_claim(&self, key: &LayerKey) -> Result<Option<Claim>, StoreError> {
+        Claim::try_take(&self.root.join("claims").join(key.hex()))
+    }
+
+    /// Claims the work on a layer once no other process is at it; its record may be there then.
+    pub fn claim(&self, key: &LayerKey) -> Result<Claim, StoreError> {
+        Claim::take(&self.root.join("claims").join(key.hex()))
+    }
+
+    /// The record of one layer, past the index: what another process has just made.
+    pub fn read_record(&self, key: &LayerKey) -> Result<Option<LayerRecord>, StoreError> {
+        let record = LayerRecord::read(&self.record(key))?.filter(|record| record.key == *key);
+        Ok(record.filter(|record| self.has_its_bytes(record)))
+    }
+
+    /// Records a layer whose blob, where it is kept, was committed before. [`LayerStore::index_layers`] follows.
+    pub fn record_layer(&self, record: &LayerRecord) -> Result<(), StoreError> {
+        record.write(&self.tmp(), &self.record(&record.key))
+    }
+
+    /// Takes layers that were recorded before into the index.
+    pub fn index_layers(&self, records: &[LayerRecord]) -> Result<(), StoreError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        self.with_index(|index| Ok(index.insert_layers(records)?))
+    }
+
+    /// Records an image whose layers were recorded before. The same image made again under the same name keeps the
+    /// time when it was made first.
+    pub fn record_image(&self, image: &ImageRecord) -> Result<(), StoreError> {
+        let path = self.root.join("images").join(image.file_name());
+        let made_at = ImageRecord::read(&path)?.map_or(image.made_at, |before| before.made_at);
+        ImageRecord { made_at, ..image.clone() }.write(&self.tmp(), &path)
+    }
+
+    /// All that was remembered, by key.
+    pub fn recall(&self) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
+        self.with_index(|index| Ok(index.recall()?))
+    }
+
+    /// Remembers values that can be had again by work; they may be forgotten at any time.
+    pub fn remember(&self, entries: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.with_index(|index| Ok(index.remember(entries)?))
+    }
+
+    fn has_its_bytes(&self, record: &LayerRecord) -> bool {
+        !record.has_blob || blobs::is_whole(&self.blob(&record.digest), record.size)
+    }
+
+    fn with_index<T>(&self, work: impl Fn(&Index) -> Result<T, WorkError>) -> Result<T, StoreError> {
+        index::with(&self.root, || record::read_all(&self.root.join("records")), work)
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.hex())
+    }
+
+    fn record(&self, key: &LayerKey) -> PathBuf {
+        let key = key.hex();
+        self.root.join("records").join(&key[..2]).join(key)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,379 @@
+use std::io::{Read, Write};
+use std::path::Path;
+
+use super::*;
+use crate::blob::{DiffId, LayerKeyBuilder};
+
+fn key(name: &str) -> LayerKey {
+    LayerKeyBuilder::new("layerhold store tests").field(name.as_bytes()).finish()
+}
+
+fn record(name: &str, blob: Option<&[u8]>) -> LayerRecord {
+    let bytes = blob.unwrap_or(b"not kept");
+    LayerRecord {
+        key: key(name),
+        digest: Digest::of(bytes),
+        diff_id: DiffId(Digest::of(bytes)),
+        size: bytes.len() as u64,
+        tar_size: 1024,
+        media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
+        has_blob: blob.is_some(),
+        contents: vec![Content { name: name.to_owned(), size: 512 }],
+    }
+}
+
+fn record_layers(store: &LayerStore, records: &[LayerRecord]) {
+    for record in records {
+        store.record_layer(record).unwrap();
+    }
+    store.index_layers(records).unwrap();
+}
+
+fn keep(store: &LayerStore, bytes: &[u8]) {
+    let mut writer = store.blob_writer().unwrap();
+    writer.write_all(bytes).unwrap();
+    writer.commit(&Digest::of(bytes)).unwrap();
+}
+
+fn files_below(path: &Path) -> usize {
+    std::fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| if path.is_dir() { files_below(&path) } else { 1 })
+        .sum()
+}
+
+#[test]
+fn what_was_recorded_is_found_by_another_opening() {
+    let directory = tempfile::tempdir().unwrap();
+    let (kept, made) = (record("kept", Some(b"bytes")), record("made", None));
+    let store = LayerStore::open(directory.path()).unwrap();
+    keep(&store, b"bytes");
+    record_layers(&store, &[kept.clone(), made.clone()]);
+
+    let store = LayerStore::open(directory.path()).unwrap();
+    let found = store.lookup(&[key("made"), key("unknown"), key("kept")]).unwrap();
+    assert_eq!(found, [Some(made), None, Some(kept.clone())]);
+    let mut bytes = Vec::new();
+    store.read_blob(&kept.digest, kept.size).unwrap().read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"bytes");
+}
+
+#[test]
+fn a_lost_or_damaged_index_is_made_from_the_records() {
+    for damage in [
+        |index: &Path| std::fs::remove_dir_all(index).unwrap(),
+        |index: &Path| std::fs::write(index.join("db"), b"garbage").unwrap(),
+        |index: &Path| std::fs::write(index.join("conf"), b"garbage").unwrap(),
+        |index: &Path| {
+            let db = index.join("db");
+            let length = std::fs::metadata(&db).unwrap().len();
+            std::fs::write(&db, vec![0xa5; length as usize]).unwrap();
+        },
+        |index: &Path| {
+            std::fs::remove_dir_all(index).unwrap();
+            std::fs::write(index, b"a file").unwrap();
+        },
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LayerStore::open(directory.path()).unwrap();
+        let records: Vec<_> = (0..50).map(|n| record(&n.to_string(), None)).collect();
+        record_layers(&store, &records);
+        damage(&directory.path().join("index"));
+        let keys: Vec<_> = records.iter().map(|record| record.key).collect();
+        let found: Vec<_> = store.lookup(&keys).unwrap().into_iter().flatten().collect();
+        assert!(found == records, "{} of {} found", found.len(), records.len());
+        assert_eq!(files_below(&directory.path().join("tmp")), 0);
+    }
+}
+
+#[test]
+fn a_layer_whose_bytes_are_gone_is_unknown() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let record = record("kept", Some(b"bytes"));
+    record_layers(&store, std::slice::from_ref(&record));
+    assert_eq!(store.lookup(&[record.key]).unwrap(), [None], "never there");
+    keep(&store, b"bytes");
+    assert_eq!(store.lookup(&[record.key]).unwrap(), [Some(record.clone())]);
+    std::fs::write(store.blob(&record.digest), b"byte").unwrap();
+    assert_eq!(store.lookup(&[record.key]).unwrap(), [None], "cut short");
+}
+
+#[test]
+fn a_flipped_bit_is_not_read_as_the_blob() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    keep(&store, b"bytes");
+    let digest = Digest::of(b"bytes");
+    std::fs::write(store.blob(&digest), b"bytez").unwrap();
+    let error = store.read_blob(&digest, 5).unwrap().read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn a_blob_that_is_not_committed_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let before = files_below(directory.path());
+    let mut writer = store.blob_writer().unwrap();
+    writer.write_all(b"half").unwrap();
+    drop(writer);
+    assert_eq!(files_below(directory.path()), before);
+}
+
+#[test]
+fn a_torn_record_is_as_good_as_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let (whole, torn) = (record("whole", None), record("torn", None));
+    record_layers(&store, &[whole.clone(), torn.clone()]);
+    let path = store.record(&torn.key);
+    let bytes = std::fs::read(&path).unwrap();
+    for length in [0, 10, 66, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+        assert_eq!(store.lookup(&[whole.key, torn.key]).unwrap(), [Some(whole.clone()), None]);
+    }
+}
+
+#[test]
+fn another_format_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("layerhold-store"), "layerhold layer store, format 2\n").unwrap();
+    let error = LayerStore::open(directory.path()).unwrap_err();
+    assert!(error.to_string().ends_with(r#"its format is "layerhold layer store, format 2""#), "{error}");
+    assert!(error.hint().unwrap().contains("LAYERHOLD_CACHE"));
+    assert_eq!(files_below(directory.path()), 1);
+}
+
+#[test]
+fn many_threads_and_openings_share_one_index() {
+    let directory = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let root = directory.path();
+            scope.spawn(move || {
+                let store = LayerStore::open(root).unwrap();
+                for n in 0..5 {
+                    let record = record(&format!("{thread}-{n}"), None);
+                    record_layers(&store, std::slice::from_ref(&record));
+                    assert_eq!(store.lookup(&[record.key]).unwrap(), [Some(record)]);
+                }
+            });
+        }
+    });
+    std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let keys: Vec<_> = (0..8).flat_map(|t| (0..5).map(move |n| key(&format!("{t}-{n}")))).collect();
+    assert!(store.lookup(&keys).unwrap().iter().all(Option::is_some));
+}
+
+#[test]
+fn memories_come_back_or_are_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    store.remember(&[(b"stamp".to_vec(), b"hash".to_vec())]).unwrap();
+    assert_eq!(store.recall().unwrap(), HashMap::from([(b"stamp".to_vec(), b"hash".to_vec())]));
+    std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+    assert!(store.recall().unwrap().is_empty());
+}
+
+fn image(name: &str, used_at: u64, layers: &[&LayerRecord]) -> ImageRecord {
+    ImageRecord {
+        name: name.to_owned(),
+        tag: "latest".to_owned(),
+        image_id: Digest::of(name.as_bytes()),
+        manifest_digest: Digest::of(name.as_bytes()),
+        layers: layers.iter().map(|record| record.key).collect(),
+        size: layers.iter().map(|record| record.size).sum(),
+        made_at: used_at,
+        used_at,
+        graph: vec![GraphNode { name: name.to_owned(), root: true, references: vec![] }],
+    }
+}
+
+/// A store with two images that share a layer, and a layer that nobody has.
+fn filled_store(directory: &Path) -> (LayerStore, [LayerRecord; 4]) {
+    let store = LayerStore::open(directory).unwrap();
+    let records = [&b"shared"[..], b"old", b"new", b"loose"]
+        .map(|bytes| record(std::str::from_utf8(bytes).unwrap(), Some(bytes)));
+    for bytes in [&b"shared"[..], b"old", b"new", b"loose"] {
+        keep(&store, bytes);
+    }
+    record_layers(&store, &records);
+    store.record_image(&image("first", 1, &[&records[0], &records[1]])).unwrap();
+    store.record_image(&image("second", 2, &[&records[0], &records[2]])).unwrap();
+    (store, records)
+}
+
+#[test]
+fn a_collection_does_exactly_what_its_plan_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    std::fs::write(directory.path().join("tmp/left"), vec![0; 100]).unwrap();
+    keep(&store, b"blob without a record");
+    let policy = GcPolicy { older_than: Some(5), now: 7, ..GcPolicy::default() };
+    let planned = store.plan_gc(&policy).unwrap();
+    assert_eq!(store.plan_gc(&policy).unwrap(), planned, "planning changes nothing");
+    let before = inventory::tree_bytes(directory.path()).unwrap()
+        - inventory::tree_bytes(&directory.path().join("index")).unwrap();
+    let done = store.gc(&policy).unwrap();
+    assert_eq!(done, planned);
+    let after = inventory::tree_bytes(directory.path()).unwrap()
+        - inventory::tree_bytes(&directory.path().join("index")).unwrap();
+    assert_eq!(before - after, planned.freed());
+    assert_eq!(planned.images.len(), 1);
+    assert_eq!(planned.orphans.len(), 2);
+
+    let keys = records.each_ref().map(|record| record.key);
+    let found = store.lookup(&keys).unwrap();
+    assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true, false]);
+    assert_eq!(store.verify(&crate::event::Silent).unwrap().damage, []);
+    assert_eq!(store.gc(&policy).unwrap().freed(), 0);
+}
+
+#[test]
+fn what_a_living_build_uses_is_not_garbage() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    let lease = store.lease(&[records[3].key]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    keep(&store, b"not recorded yet");
+    assert_eq!(store.gc(&GcPolicy::default()).unwrap().freed(), 0);
+    assert!(store.lookup(&[records[3].key]).unwrap()[0].is_some());
+    drop(lease);
+    let plan = store.gc(&GcPolicy::default()).unwrap();
+    assert_eq!((plan.layers.len(), plan.orphans.len()), (1, 1));
+}
+
+#[test]
+fn the_lease_of_a_dead_build_is_an_orphan() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    std::fs::write(directory.path().join("leases/dead"), records[3].key.hex() + "\n").unwrap();
+    let plan = store.gc(&GcPolicy::default()).unwrap();
+    assert_eq!((plan.layers.len(), plan.orphans.len()), (1, 1));
+    assert_eq!(files_below(&directory.path().join("leases")), 0);
+}
+
+#[test]
+fn a_claim_is_held_by_one_at_a_time_and_released_by_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let claim = store.try_claim(&key("a")).unwrap();
+    assert!(claim.is_some());
+    assert!(store.try_claim(&key("a")).unwrap().is_none());
+    assert!(store.try_claim(&key("b")).unwrap().is_some());
+    drop(claim);
+    assert!(store.try_claim(&key("a")).unwrap().is_some());
+    assert_eq!(files_below(&directory.path().join("claims")), 0);
+}
+
+#[test]
+fn verify_finds_every_kind_of_damage_and_repair_mends_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    assert_eq!(store.verify(&crate::event::Silent).unwrap().damage, []);
+    std::fs::write(store.blob(&records[0].digest), b"sharee").unwrap();
+    std::fs::remove_file(store.blob(&records[1].digest)).unwrap();
+    std::fs::write(store.record(&records[2].key), b"torn").unwrap();
+
+    let damage = store.verify(&crate::event::Silent).unwrap().damage;
+    assert!(matches!(&damage[0], Damage::Record { path } if *path == store.record(&records[2].key)));
+    assert_eq!(damage[1], Damage::Index { key: records[2].key });
+    assert!(damage.contains(&Damage::MissingBlob { digest: records[1].digest }));
+    assert!(damage.iter().any(|damage| matches!(damage, Damage::Blob { digest, .. } if *digest == records[0].digest)));
+    assert_eq!(damage.len(), 4);
+
+    store.repair(&damage).unwrap();
+    assert_eq!(store.verify(&crate::event::Silent).unwrap().damage, []);
+    let found = store.lookup(&records.clone().map(|record| record.key)).unwrap();
+    assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [false, false, false, true]);
+}
+
+#[test]
+fn pins_hold_against_any_cap() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = filled_store(directory.path());
+    assert!(store.pin("first:latest").unwrap());
+    assert!(!store.pin("no-such-image").unwrap());
+    let plan = store.gc(&GcPolicy { max_size: Some(0), ..GcPolicy::default() }).unwrap();
+    assert_eq!(plan.images.iter().map(|image| image.image.name.as_str()).collect::<Vec<_>>(), ["second"]);
+    assert!(plan.over > 0);
+    assert!(store.unpin("first:latest").unwrap());
+    assert!(!store.unpin("first:latest").unwrap());
+    store.gc(&GcPolicy { max_size: Some(0), ..GcPolicy::default() }).unwrap();
+    assert_eq!(files_below(&directory.path().join("blobs")), 0);
+}
+
+#[test]
+fn the_quick_size_is_the_size() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = filled_store(directory.path());
+    let blobs_records_images = ["blobs", "records", "images"]
+        .map(|part| inventory::tree_bytes(&directory.path().join(part)).unwrap())
+        .iter()
+        .sum::<u64>();
+    let quick = store.quick_size().unwrap() - inventory::tree_bytes(&directory.path().join("index")).unwrap();
+    assert_eq!(quick, blobs_records_images);
+    store.clear().unwrap();
+    assert_eq!(files_below(&directory.path().join("blobs")), 0);
+    assert!(store.lookup(&[key("shared")]).unwrap()[0].is_none());
+}
+
+#[test]
+fn what_an_image_would_free_is_what_a_collection_of_it_frees() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = filled_store(directory.path());
+    store.gc(&GcPolicy::default()).unwrap();
+    let rows = store.image_rows().unwrap();
+    assert_eq!(rows.iter().map(|row| row.name.as_str()).collect::<Vec<_>>(), ["second", "first"]);
+    let policy = GcPolicy { older_than: Some(5), now: 7, ..GcPolicy::default() };
+    assert_eq!(store.plan_gc(&policy).unwrap().freed(), rows[1].would_free);
+    assert!(rows[1].on_disk > rows[1].would_free, "a layer is shared");
+}
+
+#[test]
+fn layers_and_paths_are_listed_with_who_has_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = filled_store(directory.path());
+    let layers = store.layer_rows().unwrap();
+    let shared = layers.iter().find(|row| row.store_paths == ["shared"]).unwrap();
+    assert_eq!(shared.images, ["first:latest", "second:latest"]);
+    assert!(layers.iter().any(|row| row.images.is_empty()));
+    let paths = store.path_rows().unwrap();
+    assert_eq!(paths.len(), 4);
+    assert!(paths.is_sorted_by_key(|row| std::cmp::Reverse(row.on_disk)));
+}
+
+#[test]
+fn why_shows_the_shortest_way_through_references() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    let node = |name: &str, root, references: &[usize]| GraphNode {
+        name: name.to_owned(),
+        root,
+        references: references.to_vec(),
+    };
+    let mut third = image("third", 3, &[&records[0]]);
+    third.graph = vec![
+        node("app", true, &[1]),
+        node("lib", false, &[2, 1]),
+        node("shared", false, &[0]),
+        node("tool", true, &[1, 2]),
+        node("alone", false, &[]),
+    ];
+    store.record_image(&third).unwrap();
+    let why = |name: &str| store.why(&Wanted::StorePath(name.to_owned())).unwrap();
+    assert_eq!(why("shared")[0].through, ["tool", "shared"]);
+    assert_eq!(why("shared")[0].layer, Some(records[0].digest));
+    assert_eq!(why("lib")[0].through, ["app", "lib"]);
+    assert_eq!(why("alone")[0].through, ["alone"]);
+    assert!(why("absent").is_empty());
+    let holders = store.why(&Wanted::Digest(records[0].digest)).unwrap();
+    assert_eq!(
+        holders.iter().map(|row| row.image.as_str()).collect::<Vec<_>>(),
+        ["first:latest", "second:latest", "third:latest"]
+    );
+}

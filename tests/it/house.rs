@@ -1,0 +1,288 @@
+//! The repository's own rules.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The modules, from the vocabulary to the edge. Each uses only those before it.
+const ORDER: &[&str] = &[
+    "blob",
+    "event",
+    "rootfs",
+    "nix",
+    "environment",
+    "plan",
+    "pack",
+    "store",
+    "memo",
+    "image",
+    "delivery",
+    "layers",
+    "error",
+    "containerize",
+    "cli",
+];
+
+/// What a module does not know though it comes before, and why that is worth keeping.
+const STRANGERS: &[(&str, &[&str])] = &[
+    // Layers are made of store paths; how those were chosen is none of packing's business.
+    ("pack", &["environment", "plan"]),
+    // The layer store knows keys and blobs.
+    ("store", &["nix", "rootfs", "environment", "plan", "pack"]),
+    // Images are described, and go to their target, without a look into layers: of a store path the name is known.
+    ("image", &["rootfs", "plan", "pack", "store", "memo"]),
+    ("delivery", &["nix", "rootfs", "environment", "plan", "pack", "store", "memo"]),
+];
+
+struct SourceFile {
+    path: PathBuf,
+    text: String,
+    /// Whether it is compiled for tests alone.
+    is_tests: bool,
+}
+
+impl SourceFile {
+    /// The module at the top of the crate that the file belongs to; `None` for `lib.rs` and `main.rs`.
+    fn module(&self) -> Option<String> {
+        let first = self.path.strip_prefix(root().join("src")).unwrap().components().next().unwrap();
+        let name = Path::new(first.as_os_str()).file_stem().unwrap().to_str().unwrap().to_owned();
+        (name != "lib" && name != "main").then_some(name)
+    }
+
+    /// The lines that are code, numbered.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.text
+            .lines()
+            .enumerate()
+            .map(|(at, line)| (at + 1, line))
+            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+    }
+
+    /// The lines of code that are not tests: those before a module of tests in the file, none of a file of tests.
+    fn product(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.code().take_while(move |(_, line)| !self.is_tests && !line.starts_with("#[cfg(test)]"))
+    }
+
+    fn place(&self, line: usize) -> String {
+        format!("{}:{line}", self.path.strip_prefix(root()).unwrap().display())
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files_below(dir: &Path, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files_below(&path, files) } else { files.push(path) }
+    }
+}
+
+fn sources() -> Vec<SourceFile> {
+    let mut files = Vec::new();
+    files_below(&root().join("src"), &mut files);
+    files.sort();
+    let texts: Vec<_> = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let of_tests: BTreeSet<_> = texts.iter().flat_map(|text| test_modules(text)).collect();
+    let is_tests = |path: &Path| of_tests.contains(path.file_stem().unwrap().to_str().unwrap());
+    let files: Vec<_> = files.into_iter().zip(texts).collect();
+    let files: Vec<_> =
+        files.into_iter().map(|(path, text)| SourceFile { is_tests: is_tests(&path), path, text }).collect();
+    assert!(files.len() > 10);
+    files
+}
+
+/// The files, without `.rs`, that a text declares as modules of tests.
+fn test_modules(text: &str) -> Vec<String> {
+    let behind = text.split("#[cfg(test)]\n").skip(1);
+    let declared = behind.filter_map(|behind| {
+        let mut lines = behind.lines();
+        let first = lines.next()?.trim();
+        match first.strip_prefix("#[path = \"") {
+            Some(path) => path.strip_suffix(".rs\"]"),
+            None => first.trim_start_matches("pub(crate) ").strip_prefix("mod ")?.strip_suffix(';'),
+        }
+    });
+    declared.map(str::to_owned).collect()
+}
+
+/// The modules that a line of code names as `crate::module` or `crate::{a, b::c}`.
+fn modules_named(text: &str) -> BTreeSet<String> {
+    let is_name = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    let mut named = BTreeSet::new();
+    for (at, _) in text.match_indices("crate::") {
+        let behind = &text[at + "crate::".len()..];
+        if text[..at].ends_with(|character: char| is_name(character) || character == '$') {
+            continue;
+        }
+        let Some(group) = behind.strip_prefix('{') else {
+            named.insert(behind.chars().take_while(|&character| is_name(character)).collect());
+            continue;
+        };
+        let (mut depth, mut name, mut first) = (1, String::new(), true);
+        for character in group.chars() {
+            match character {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ':' if depth == 1 => first = false,
+                character if depth == 1 && first && is_name(character) => name.push(character),
+                _ => {}
+            }
+            if (character == ',' && depth == 1) || depth == 0 {
+                named.insert(std::mem::take(&mut name));
+                first = true;
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    named.remove("");
+    named
+}
+
+#[test]
+fn names_of_modules_are_found_in_every_form_of_use() {
+    let named = |text: &str| modules_named(text).into_iter().collect::<Vec<_>>().join(" ");
+    assert_eq!(named("use crate::blob::{Digest, DiffId};"), "blob");
+    assert_eq!(named("use crate::{\n    blob::{a, b},\n    plan::{self, Plan},\n    event,\n};"), "blob event plan");
+    assert_eq!(named("let x = crate::store::open(crate::nix::path());"), "nix store");
+    assert_eq!(named("macro!($crate::peers::x)"), "");
+}
+
+#[test]
+fn imports_point_one_way() {
+    let rank = |module: &str| ORDER.iter().position(|name| *name == module);
+    let mut wrong = Vec::new();
+    for file in sources() {
+        let Some(module) = file.module() else { continue };
+        let Some(own) = rank(&module) else {
+            wrong.push(format!("{}: the module has no place in ORDER (tests/it/house.rs)", file.place(1)));
+            continue;
+        };
+        let code: String = file.code().flat_map(|(_, line)| [line, "\n"]).collect();
+        let strangers = STRANGERS.iter().find(|(name, _)| *name == module).map_or(&[][..], |(_, strangers)| strangers);
+        for named in modules_named(&code) {
+            if rank(&named).is_some_and(|other| other > own) || strangers.contains(&&*named) {
+                wrong.push(format!("{}: {module} must not use {named}", file.place(1)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Lines of the product, in the modules that `applies` picks, that have one of `words` in them.
+fn lines_with(words: &[&str], applies: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for file in sources() {
+        if !file.module().is_some_and(|module| applies(&module)) {
+            continue;
+        }
+        for (number, line) in file.product() {
+            for word in words.iter().filter(|word| line.contains(**word)) {
+                found.push(format!("{}: {word}", file.place(number)));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn only_the_command_line_touches_the_world_around() {
+    let words = [
+        "std::env::var",
+        "env::vars",
+        "env::current_dir",
+        "env::temp_dir",
+        "env::args",
+        "env::home_dir",
+        "SystemTime::now",
+        "Instant::now",
+        "process::exit",
+        "stdout()",
+        "stderr()",
+        "stdin()",
+        "println!",
+        "eprint!",
+    ];
+    assert_eq!(lines_with(&words, |module| module != "cli"), Vec::<String>::new());
+}
+
+#[test]
+fn the_layer_plan_does_no_input_or_output() {
+    assert_eq!(
+        lines_with(&["std::fs", "std::io", "rustix", "File::"], |module| module == "plan"),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn the_layer_store_knows_no_archives() {
+    assert_eq!(lines_with(&["tar::", "oci_spec"], |module| module == "store"), Vec::<String>::new());
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let words = ["todo!", "unimplemented!", "TODO", "FIXME", "XXX"];
+    let mut found = Vec::new();
+    for file in sources() {
+        for (at, line) in file.text.lines().enumerate() {
+            if words.iter().any(|word| line.contains(word)) {
+                found.push(file.place(at + 1));
+            }
+        }
+    }
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn files_are_short_and_named_for_what_they_hold() {
+    let mut files = Vec::new();
+    for dir in ["src", "tests", "benches", "scripts"] {
+        files_below(&root().join(dir), &mut files);
+    }
+    for file in files {
+        let name = file.file_stem().unwrap().to_string_lossy();
+        assert!(!name.contains("util") && !["helpers", "misc", "common"].contains(&&*name), "{}", file.display());
+        if file.extension().is_some_and(|extension| extension == "rs") {
+            let lines = fs::read_to_string(&file).unwrap().lines().count();
+            assert!(lines < 600, "{} has {lines} lines", file.display());
+        }
+    }
+}
+
+#[test]
+fn every_test_file_takes_part() {
+    let main = fs::read_to_string(root().join("tests/it/main.rs")).unwrap();
+    for entry in fs::read_dir(root().join("tests/it")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        if name != "main" && path.extension().is_some_and(|extension| extension == "rs") {
+            assert!(main.contains(&format!("mod {name};")), "tests/it/main.rs lacks mod {name}");
+        }
+    }
+    for entry in fs::read_dir(root().join("tests")).unwrap() {
+        assert_eq!(entry.unwrap().file_name(), "it", "integration tests are one binary");
+    }
+}
+
+#[test]
+fn every_dependency_has_a_reason() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (_, dependencies) = manifest.split_once("[dependencies]\n").unwrap();
+    let dependencies: Vec<_> = dependencies.lines().take_while(|line| !line.starts_with('[')).collect();
+    for line in dependencies.iter().filter(|line| line.contains('=')) {
+        assert!(line.contains(" # "), "no reason: {line}");
+    }
+}
+
+#[test]
+fn the_readme_begins_with_commands_that_are_there() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    for script in ["scripts/demo", "scripts/test"] {
+        assert!(readme.contains(script), "README.md does not name {script}");
+        assert!(root().join(script).is_file());
+    }
+}

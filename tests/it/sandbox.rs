@@ -1,0 +1,96 @@
+//! A place of its own for each test: home, cache, temporary files, and an environment in which nothing is inherited.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::peers;
+
+/// A temporary directory with all that a run of `layerhold` may touch. It is removed at the end of the test.
+pub(crate) struct Sandbox {
+    dir: tempfile::TempDir,
+}
+
+impl Sandbox {
+    /// An empty place. `PATH` leads to its `bin`, which holds nothing: no runtime is found unless a test puts one there.
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("layerhold-it.").tempdir().unwrap();
+        for name in ["home", "cache", "tmp", "bin", "work"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Self { dir }
+    }
+
+    /// `relative` inside the sandbox.
+    pub(crate) fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(relative)
+    }
+
+    /// The built `layerhold`, to be run in `work` with this sandbox's environment.
+    pub(crate) fn cmd(&self) -> assert_cmd::Command {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_layerhold"));
+        command.env_clear().envs(self.environment()).current_dir(self.path("work"));
+        command
+    }
+
+    /// The variables that a run sees: a few of the sandbox's own, and those that say where the peers are.
+    pub(crate) fn environment(&self) -> Vec<(String, String)> {
+        let own = [("HOME", "home"), ("LAYERHOLD_CACHE", "cache"), ("TMPDIR", "tmp"), ("PATH", "bin")];
+        let own = own.map(|(name, relative)| (name.to_owned(), self.path(relative).display().to_string()));
+        own.into_iter().chain(peers::environment()).collect()
+    }
+
+    /// Puts a program of the machine on the sandbox's `PATH`.
+    pub(crate) fn provide(&self, program: &str) {
+        let real = peers::find_program(program).unwrap_or_else(|| panic!("no {program} on PATH"));
+        std::os::unix::fs::symlink(real, self.path("bin").join(program)).unwrap();
+    }
+
+    /// Puts a shell script on the sandbox's `PATH`.
+    pub(crate) fn script(&self, program: &str, text: &str) {
+        let file = self.path("bin").join(program);
+        fs::write(&file, format!("#!/bin/sh\n{text}")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// A text of the program with all that differs from run to run replaced: this sandbox's path by `[SANDBOX]`,
+    /// digests by `sha256:[DIGEST]`, hashes of store paths by `[HASH]`.
+    pub(crate) fn tidy(&self, text: &str) -> String {
+        let text = text.replace(&self.dir.path().display().to_string(), "[SANDBOX]");
+        let text =
+            mask(&text, "sha256:", 64, "[DIGEST]", |byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        mask(&text, "/nix/store/", 32, "[HASH]", |byte| byte.is_ascii_digit() || byte.is_ascii_lowercase())
+    }
+}
+
+/// Replaces the `length` digits behind each `lead`.
+fn mask(text: &str, lead: &str, length: usize, with: &str, is_digit: impl Fn(u8) -> bool) -> String {
+    let mut masked = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(lead) {
+        let (before, after) = rest.split_at(at + lead.len());
+        masked.push_str(before);
+        rest = match after.as_bytes().get(..length) {
+            Some(digits) if digits.iter().all(|&byte| is_digit(byte)) => {
+                masked.push_str(with);
+                &after[length..]
+            }
+            _ => after,
+        };
+    }
+    masked + rest
+}
+
+#[test]
+fn what_differs_from_run_to_run_is_masked() {
+    let sandbox = Sandbox::new();
+    let digest = layerhold::blob::Digest::of(b"");
+    let text = format!(
+        "{}: {digest} of /nix/store/nm7p8wxflggcwxfzayhysq4z6a1wg373-hello, not sha256:12 nor /nix/store/short",
+        sandbox.path("work").display()
+    );
+    assert_eq!(
+        sandbox.tidy(&text),
+        "[SANDBOX]/work: sha256:[DIGEST] of /nix/store/[HASH]-hello, not sha256:12 nor /nix/store/short"
+    );
+}
