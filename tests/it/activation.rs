@@ -44,7 +44,7 @@ export FROM_HOOK="set by the hook"
 
 [profile]
 common = '''
-echo "common: $FROM_HOOK"
+echo "common: $FROM_HOOK" >&2
 export FROM_COMMON=1
 '''
 bash = '''
