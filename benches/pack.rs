@@ -1,5 +1,8 @@
 //! The packing hot path: walk, tar and digests, without and with codecs, in bytes of tar per second.
 
+#![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
+#![allow(missing_docs, reason = "criterion's macros make public items")]
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +23,8 @@ fn corpus(root: &Path) -> Vec<StorePath> {
         random
     };
     // Words out of a small vocabulary, so that codecs find what they find in real programs.
-    let vocabulary: Vec<[u8; 12]> = (0..4096).map(|_| [next().to_le_bytes().as_slice(), &[0; 4]].concat().try_into().unwrap()).collect();
+    let vocabulary: Vec<[u8; 12]> =
+        (0..4096).map(|_| [next().to_le_bytes().as_slice(), &[0; 4]].concat().try_into().unwrap()).collect();
     let mut contents = |length: usize| -> Vec<u8> {
         let mut bytes = Vec::with_capacity(length + 12);
         while bytes.len() < length {

@@ -16,11 +16,11 @@ use crate::environment::{
     Selection, Surroundings, System,
 };
 use crate::error::Error;
-use crate::event::{Event, Observer};
+use crate::event::{Event, Observer, Stage};
 use crate::image::{Image, ImageName, ImageSpec, Timestamp};
 use crate::layers::{self, Layers, Workshop};
 use crate::memo::Memo;
-use crate::nix::{Closure, Hashing, LocalStore, PathInfo, Source, StorePath};
+use crate::nix::{Closure, ClosureError, Hashing, LocalStore, PathInfo, Source, StorePath};
 use crate::pack::{Compression, LayerContents};
 use crate::plan::{self, LayerPlan};
 use crate::store::{GraphNode, ImageRecord, LayerStore};
@@ -85,7 +85,7 @@ pub fn containerize(
     let memo = Memo::new(request.cache, observer);
     let nix = LocalStore::open(&request.store, Hashing { memo: &memo, observer, now: request.now })?;
     let ingredients = Ingredients::choose(&request, &environment, &nix, observer)?;
-    let closure = Closure::compute(&nix, ingredients.roots())?;
+    let closure = closure(&nix, ingredients.roots(), observer)?;
     memo.save();
     let realised = ingredients.realise(&environment, &closure, &nix)?;
 
@@ -99,6 +99,18 @@ pub fn containerize(
 
     let delivered = delivery::deliver(&image, &layers, &mut *target.sink(stdout, observer), observer)?;
     Ok(Report { image, target, delivered })
+}
+
+/// The store paths that the image holds. Without a Nix database that vouches for them they are read and hashed, as far
+/// as they are not remembered: who waits for it sees why.
+fn closure(nix: &LocalStore<'_>, roots: Vec<StorePath>, observer: &dyn Observer) -> Result<Closure, ClosureError> {
+    if nix.has_database() {
+        return Closure::compute(nix, roots);
+    }
+    observer.event(Event::Started { stage: Stage::Hashing, total_bytes: 0 });
+    let closure = Closure::compute(nix, roots);
+    observer.event(Event::Finished { stage: Stage::Hashing });
+    closure
 }
 
 /// What the image is made of: the environment as flox built it, or the packages to render one from.

@@ -67,13 +67,17 @@ impl Progress {
         };
         if self.draws {
             let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let template = match total_bytes {
+                0 => "{msg} {bytes} {bytes_per_sec}",
+                _ => "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}",
+            };
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style.progress_chars("=> "));
             bar.set_message(text);
             *self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(bar);
         } else if self.verbosity >= Verbosity::Verbose(1) {
-            self.line(&format!("{text} ({})", size::human(total_bytes)));
+            let size = if total_bytes == 0 { String::new() } else { format!(" ({})", size::human(total_bytes)) };
+            self.line(&format!("{text}{size}"));
         }
     }
 }

@@ -36,7 +36,7 @@ pub enum ClosureError {
         chain: Vec<StorePath>,
         /// What is wrong with it.
         #[source]
-        source: SourceError,
+        source: Box<SourceError>,
     },
 }
 
@@ -87,7 +87,11 @@ impl Closure {
                         Ok(Some(info)) => info,
                         Ok(None) => return Err(ClosureError::Missing { path: path.clone(), chain: chain() }),
                         Err(source) => {
-                            return Err(ClosureError::Unusable { path: path.clone(), chain: chain(), source });
+                            return Err(ClosureError::Unusable {
+                                path: path.clone(),
+                                chain: chain(),
+                                source: Box::new(source),
+                            });
                         }
                     };
                     for reference in &info.references {

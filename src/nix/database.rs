@@ -23,6 +23,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{ContentHash, SourceError, StorePath};
@@ -51,7 +52,8 @@ pub(super) struct Record {
 /// An open Nix database.
 pub(super) struct Database {
     file: PathBuf,
-    access: Mutex<Option<Access>>,
+    /// Connections that nobody uses at the moment: there come to be as many as threads that ask at once.
+    idle: Mutex<Vec<Access>>,
 }
 
 struct Access {
@@ -92,9 +94,9 @@ impl From<io::Error> for Failure {
 impl Database {
     /// Opens the database file, which must exist.
     pub(super) fn open(file: PathBuf) -> Result<Self, SourceError> {
-        let database = Self { file, access: Mutex::new(None) };
+        let database = Self { file, idle: Mutex::new(Vec::new()) };
         let access = database.connect().map_err(|failure| database.error(failure))?;
-        *database.access.lock().unwrap_or_else(PoisonError::into_inner) = Some(access);
+        database.idle.lock().unwrap_or_else(PoisonError::into_inner).push(access);
         Ok(database)
     }
 
@@ -105,8 +107,10 @@ impl Database {
 
     /// What the database says of `path`; `None` where it does not know it as valid.
     pub(super) fn record(&self, path: &StorePath) -> Result<Option<Record>, SourceError> {
-        let mut access = self.access.lock().unwrap_or_else(PoisonError::into_inner);
-        self.query(&mut access, path).map_err(|failure| self.error(failure))
+        let mut access = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let answer = self.query(&mut access, path).map_err(|failure| self.error(failure));
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).extend(access);
+        answer
     }
 
     fn query(&self, slot: &mut Option<Access>, path: &StorePath) -> Result<Option<Record>, Failure> {
@@ -165,6 +169,8 @@ impl Database {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(uri(&self.file, mode), flags)?;
         connection.busy_timeout(PATIENCE)?;
+        // Plans that do not depend on the path asked for: otherwise every query would be planned anew.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         // SQLite opens its files at the first look.
         connection.query_row("select count(*) from sqlite_master", [], |_| Ok(()))?;
         Ok(connection)

@@ -14,6 +14,8 @@ const MOST_LINKS: usize = 40;
 /// Follows `link` component by component until it is in the store `/nix/store`, or in `store`, where that store's
 /// files lie. `root` is where absolute links into `/nix` are looked for first.
 pub(super) fn resolve(root: &Path, store: &Path, link: &Path) -> io::Result<Option<StorePath>> {
+    // The way there may lead through links, and then `at` is spelled otherwise.
+    let store = fs::canonicalize(store)?;
     let mut at = PathBuf::new();
     let mut ahead: VecDeque<OsString> = VecDeque::new();
     let mut links = 0;
@@ -96,7 +98,8 @@ fn under_root(root: &Path, target: PathBuf) -> PathBuf {
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use super::super::testing::{TestStore, store_path};
+    use super::super::LocalStore;
+    use super::super::testing::{FORGETFUL, TestStore, store_path};
     use super::*;
 
     fn env() -> StorePath {
@@ -118,12 +121,15 @@ mod tests {
         symlink(env().to_absolute().join("bin/tool"), run.join("inside")).unwrap();
         symlink("absolute", run.join("relative")).unwrap();
         symlink("../run/./relative", run.join("through-parent")).unwrap();
-        symlink("../../.flox", store.root().join("project/.flox/again")).unwrap();
+        symlink("../.flox", store.root().join("project/.flox/again")).unwrap();
         symlink(store.path(&env()), run.join("physical")).unwrap();
         let local = store.open();
         for link in ["absolute", "inside", "relative", "through-parent", "../again/run/absolute", "physical"] {
             assert_eq!(local.resolve(&run.join(link)).unwrap(), Some(env()), "{link}");
         }
+        symlink(store.root(), store.root().join("root")).unwrap();
+        let linked = LocalStore::open(&store.root().join("root"), FORGETFUL).unwrap();
+        assert_eq!(linked.resolve(&run.join("physical")).unwrap(), Some(env()));
         assert_eq!(local.resolve(&env().to_absolute()).unwrap(), Some(env()));
         assert_eq!(local.resolve(&store.path(&env()).join("bin")).unwrap(), Some(env()));
     }

@@ -59,7 +59,7 @@ impl TestStore {
                 Node::Directory => fs::create_dir(at),
                 Node::Symlink { target } => symlink(OsStr::from_bytes(target), at),
                 Node::Regular { executable, contents, .. } => {
-                    let mode = if executable { 0o555 } else { 0o444 };
+                    let mode = if executable { 0o755 } else { 0o644 };
                     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(at)?;
                     io::copy(contents, &mut file).map(drop)
                 }

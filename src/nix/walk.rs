@@ -59,6 +59,9 @@ pub(super) enum Entry<'a> {
     Symlink(&'a [u8]),
 }
 
+/// Takes an entry and its path in the tree.
+pub(super) type See<'f> = dyn FnMut(&[u8], Entry<'_>) -> Result<(), WalkError> + 'f;
+
 /// A regular file, not open yet.
 pub(super) struct FileEntry<'a> {
     pub(super) executable: bool,
@@ -128,10 +131,7 @@ impl Read for Contents<'_> {
 }
 
 /// Shows every entry of a store path to `see`, in NAR order.
-pub(super) fn walk_entries(
-    location: Location<'_>,
-    see: &mut dyn FnMut(&[u8], Entry<'_>) -> Result<(), WalkError>,
-) -> Result<(), WalkError> {
+pub(super) fn walk_entries(location: Location<'_>, see: &mut See<'_>) -> Result<(), WalkError> {
     let root = location.path.base_name().as_bytes();
     let kind = match statat(location.directory, root, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => FileType::from_raw_mode(stat.st_mode),
@@ -166,7 +166,7 @@ fn show(
     name: &[u8],
     kind: FileType,
     target: &mut Vec<u8>,
-    see: &mut dyn FnMut(&[u8], Entry<'_>) -> Result<(), WalkError>,
+    see: &mut See<'_>,
 ) -> Result<Option<Opened>, WalkError> {
     let listed = |errno| location.error(path, FileError::of_listed(errno));
     let kind = match kind {

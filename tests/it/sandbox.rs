@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::peers;
+use crate::peers::{self, unique_name};
 
 /// A temporary directory with all that a run of `layerhold` may touch. It is removed at the end of the test.
 pub(crate) struct Sandbox {
@@ -14,7 +14,9 @@ pub(crate) struct Sandbox {
 impl Sandbox {
     /// An empty place. `PATH` leads to its `bin`, which holds nothing: no runtime is found unless a test puts one there.
     pub(crate) fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("layerhold-it.").tempdir().unwrap();
+        // Podman takes a layout's path for a name of an image, and those are lower-case.
+        let name = format!("layerhold-it.{}-", unique_name("sandbox"));
+        let dir = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().unwrap();
         for name in ["home", "cache", "tmp", "bin", "work"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }

@@ -305,12 +305,12 @@ fn an_immutable_database_that_changes_after_all_is_read_again() {
     let database = Database::open(store.database_file()).unwrap();
     // As if the companions could not have been made.
     let still = database.stillness().unwrap();
-    *database.access.lock().unwrap() =
-        Some(Access { connection: database.open_as("ro&immutable=1").unwrap(), still: Some(still) });
+    *database.idle.lock().unwrap() =
+        vec![Access { connection: database.open_as("ro&immutable=1").unwrap(), still: Some(still) }];
     assert!(database.record(&a()).unwrap().is_some());
     let b = store_path('2', "b");
     assert!(database.record(&b).unwrap().is_none());
-    assert!(database.access.lock().unwrap().as_ref().unwrap().still.is_some());
+    assert!(database.idle.lock().unwrap()[0].still.is_some());
     register(&store.database(), &b, Some(96), &[]);
     assert!(database.record(&b).unwrap().is_some());
 }

@@ -223,7 +223,7 @@ fn a_file_that_cannot_be_read_is_named_even_when_the_visitor_hides_the_error() {
             }
             Ok(())
         });
-        assert!(matches!(walked, Err(WalkError::Changed { path }) if path == at || hide), "{hide}");
+        assert!(matches!(walked, Err(WalkError::Changed { path }) if path == at), "{hide}");
         fs::write(&at, "contents").unwrap();
     }
 }
