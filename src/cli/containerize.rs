@@ -13,8 +13,9 @@ use super::progress::Progress;
 use super::size;
 use super::surroundings;
 use crate::containerize::{Report, Request, containerize};
-use crate::delivery::{Runtime, Target, TargetRequest};
+use crate::delivery::{DeliveryError, Runtime, Target, TargetRequest};
 use crate::environment::{ACTIVE_ENVIRONMENTS, Candidate, Choice, Selection, Surroundings, System, parse_label};
+use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::image::Timestamp;
 
@@ -68,10 +69,16 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         now: SystemTime::now(),
     };
 
-    let report = containerize(request, &mut io::stdout(), progress).map_err(|error| {
-        let hint = error.hint();
-        Failure::new(error, hint)
-    })?;
+    let report = match containerize(request, &mut io::stdout(), progress) {
+        Ok(report) => report,
+        // Whoever reads has what they wanted.
+        Err(Error::Delivery(DeliveryError::ClosedPipe)) => return Ok(()),
+        Err(Error::Delivery(DeliveryError::Interrupted)) => return Err(Failure::interrupted()),
+        Err(error) => {
+            let hint = error.hint();
+            return Err(Failure::new(error, hint));
+        }
+    };
     if let Some(cache) = &cache {
         cache::collect_if_over(cache, report.image.config_digest, progress)?;
     }

@@ -32,6 +32,11 @@ impl Failure {
         Self { error: error.into(), hint, exit_code: 3 }
     }
 
+    /// The user wanted the run to end: exit code 130.
+    pub(super) fn interrupted() -> Self {
+        Self::new(Cancelled, None)
+    }
+
     /// Standard output could not be written.
     pub(super) fn output(error: io::Error) -> Self {
         Self::new(error, None)

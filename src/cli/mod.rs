@@ -44,7 +44,7 @@ pub fn run() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "layerhold", out);
             Ok(())
         }),
-        Command::Man => print_generated(|out| manual(out)),
+        Command::Man => print_generated(manual),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -128,8 +128,9 @@ _flox_expand() {
         ;;
     esac
     _flox_rest=${_flox_rest#"$_flox_ref"}
-    case $_flox_head in
-      *\\) _flox_word+=${_flox_head%\\}\$$_flox_ref ;;
+    case $_flox_head,$_flox_name in
+      *\\,*) _flox_word+=${_flox_head%\\}\$$_flox_ref ;;
+      *,_flox*) _flox_word+=$_flox_head ;;
       *) _flox_word+=$_flox_head${!_flox_name-} ;;
     esac
   done

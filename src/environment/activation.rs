@@ -15,6 +15,9 @@
 //! no command runs (`$(...)` and backticks stay as they are), `$1` and a lone `$` stay, nothing is split or globbed.
 //! `\$NAME` gives `$NAME`. The script after a shell's `-c` is left alone: that shell expands it itself.
 //!
+//! What runs before the command reads from the terminal or, where standard input is none, from `/dev/null`: the input
+//! is the command's alone.
+//!
 //! The scripts use builtins only, write nothing, and need no rights: the root file system may be read-only and the
 //! user any.
 

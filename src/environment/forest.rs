@@ -13,6 +13,7 @@
 //! The order in which packages are given plays no part.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::rc::Rc;
 
 use super::store_view::{Location, Resolved, StoreView, join};
@@ -59,17 +60,8 @@ pub struct Forest(BTreeMap<Vec<u8>, ForestNode>);
 #[derive(Debug, thiserror::Error)]
 pub enum ForestError {
     /// Two packages want different things at one place.
-    #[error("{}", conflict(.path, .priority, .names, .places))]
-    Conflict {
-        /// The place, relative to the environment.
-        path: String,
-        /// The priority that both have, in thousandths.
-        priority: u64,
-        /// The install IDs.
-        names: [String; 2],
-        /// What each would link to: absolute paths.
-        places: [String; 2],
-    },
+    #[error("{0}")]
+    Conflict(Box<Conflict>),
     /// A store path that is a file or leads nowhere: it has nothing to link to.
     #[error("'{path}' ('{name}') is not a directory: it cannot be part of an environment")]
     NotADirectory {
@@ -91,29 +83,53 @@ pub enum ForestError {
     Walk(#[from] WalkError),
 }
 
-fn conflict(path: &str, priority: &u64, [one, other]: &[String; 2], [here, there]: &[String; 2]) -> String {
-    let priority = priority / PRIORITY_SCALE;
-    format!("'{one}' conflicts with '{other}': both have '{path}' at priority {priority} ('{here}' and '{there}')")
+/// Two different things for one place, neither of them to be preferred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The place, relative to the environment.
+    pub path: String,
+    /// The priority that both have, in thousandths ([`PRIORITY_SCALE`]).
+    pub priority: u64,
+    /// The install IDs.
+    pub names: [String; 2],
+    /// What each would link to: absolute paths.
+    pub places: [String; 2],
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, priority, names: [one, other], places: [here, there] } = self;
+        let priority = priority / PRIORITY_SCALE;
+        write!(
+            f,
+            "'{one}' conflicts with '{other}': both have '{path}' at priority {priority} ('{here}' and '{there}')"
+        )
+    }
+}
+
+impl Conflict {
+    fn hint(&self) -> String {
+        let [one, other] = &self.names;
+        if one == other {
+            return format!("choose fewer of its outputs: flox edit, then in [install]: {one}.outputs = [\"out\"]");
+        }
+        // The number goes to the side that can have one: nothing is lower than 0.
+        let (name, number) = match (self.priority / PRIORITY_SCALE).checked_sub(1) {
+            Some(lower) => (one, lower),
+            None => (other, 1),
+        };
+        format!(
+            "prefer '{one}' with flox edit, then in [install]: {name}.priority = {number}; \
+             or remove one of them: flox uninstall {other}"
+        )
+    }
 }
 
 impl ForestError {
     /// What mends it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Conflict { names: [one, other], .. } if one == other => {
-                Some(format!("choose fewer of its outputs: flox edit, then in [install]: {one}.outputs = [\"out\"]"))
-            }
-            Self::Conflict { names: [one, other], priority, .. } => {
-                // The number goes to the side that can have one: nothing is lower than 0.
-                let (name, number) = match (priority / PRIORITY_SCALE).checked_sub(1) {
-                    Some(lower) => (one, lower),
-                    None => (other, 1),
-                };
-                Some(format!(
-                    "prefer '{one}' with flox edit, then in [install]: {name}.priority = {number}; \
-                     or remove one of them: flox uninstall {other}"
-                ))
-            }
+            Self::Conflict(conflict) => Some(conflict.hint()),
             Self::NotADirectory { name, .. } => Some(format!("remove it: flox uninstall {name}")),
             Self::Propagated { .. } | Self::Walk(_) => None,
         }
@@ -321,12 +337,12 @@ impl Planter<'_> {
             if is_directory(winner) && is_directory(&offer) {
                 kept.push(offer);
             } else if winner.dir.package.priority == offer.dir.package.priority {
-                return Err(ForestError::Conflict {
+                return Err(ForestError::Conflict(Box::new(Conflict {
                     path: String::from_utf8_lossy(&here).into_owned(),
                     priority: winner.dir.package.priority,
                     names: [winner.dir.package.name.clone(), offer.dir.package.name.clone()],
                     places: [winner.dir.written.to_string(), offer.dir.written.to_string()],
-                });
+                })));
             }
         }
         let Some(winner) = kept.first() else { return Ok(()) };

@@ -87,7 +87,7 @@ fn a_file_against_a_directory_at_one_priority_is_an_error() {
     let mut trees = Trees::default();
     trees.file("a", "share/x", "").directory("b", "share/x/y");
     let error = plant(&trees, &[package("a", 5), package("b", 5)]).unwrap_err();
-    assert!(matches!(&error, ForestError::Conflict { path, .. } if path == "share/x"), "{error}");
+    assert!(matches!(&error, ForestError::Conflict(it) if it.path == "share/x"), "{error}");
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn links_in_a_circle_and_links_to_nowhere_come_to_an_end() {
         trees.link(name, "gone", "/run/nothing").link(name, "self", "self");
     }
     let error = plant(&trees, &[package("a", 5), package("b", 5)]).unwrap_err();
-    assert!(matches!(&error, ForestError::Conflict { path, .. } if path == "self"), "{error}");
+    assert!(matches!(&error, ForestError::Conflict(it) if it.path == "self"), "{error}");
     assert_snapshot!(show(&plant(&trees, &[package("a", 5), package("b", 6)]).unwrap()), @r"
     gone -> a/gone
     self -> a/self

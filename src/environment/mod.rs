@@ -32,7 +32,7 @@ pub use container_config::{ContainerConfig, InvalidConfig, parse_label};
 pub use find::{
     ACTIVE_ENVIRONMENTS, Candidate, CandidatePlace, Choice, Choose, FindError, Selection, Surroundings, find,
 };
-pub use forest::{Forest, ForestError, ForestNode, PRIORITY_SCALE, Package, Propagation};
+pub use forest::{Conflict, Forest, ForestError, ForestNode, PRIORITY_SCALE, Package, Propagation};
 pub use install::{InstallEntry, InvalidPriority, PackageSource, SelectedOutputs};
 pub use invalid_file::{InvalidFile, Place, Position, Problem};
 pub use lockfile::{InstallError, Installed, Lockfile};

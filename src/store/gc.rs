@@ -276,11 +276,11 @@ impl<'a> State<'a> {
         let Some(layer) = self.inventory.layers.get(&key) else { return };
         let mut bytes = layer.record_bytes;
         let mut blob_goes = false;
-        if let Some(holders) = self.blob_holders.get_mut(&layer.digest) {
-            if layer.blob_bytes > 0 {
-                *holders -= 1;
-                blob_goes = *holders == 0;
-            }
+        if let Some(holders) = self.blob_holders.get_mut(&layer.digest)
+            && layer.blob_bytes > 0
+        {
+            *holders -= 1;
+            blob_goes = *holders == 0;
         }
         if blob_goes {
             bytes += layer.blob_bytes;

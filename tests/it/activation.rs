@@ -61,6 +61,7 @@ fn variables_come_before_the_hook_and_the_hook_before_the_command() {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(out, "first and second|set by the hook\n", "{err}");
     assert!(err.contains("hook: first and second\n"), "what a hook prints goes to standard error: {err}");
+    assert!(err.contains("common: set by the hook\n"), "profile scripts run before commands too, as in flox: {err}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod sandbox;
 mod terminal;
 
 mod activation;
+mod chroot;
 mod containerize;
 mod delivery;
 mod failures;
