@@ -222,13 +222,16 @@ fn until_double_quote(bytes: &[u8]) -> Option<usize> {
 /// What bash makes of a value between double quotes, if that follows from `known` alone: `$NAME`, `${NAME}` and
 /// backslashes are understood; whatever runs a command, computes or has a default is not.
 pub(super) fn evaluate(value: &str, known: &BTreeMap<String, String>) -> Option<String> {
+    if value.contains("\\\n") {
+        // Bash joins such lines before it looks for names, which may reach across them.
+        return None;
+    }
     let mut result = String::with_capacity(value.len());
     let mut rest = value;
     while let Some(at) = rest.find(['\\', '`', '$']) {
         result.push_str(&rest[..at]);
         rest = &rest[at..];
         let taken = match rest.as_bytes() {
-            [b'\\', b'\n', ..] => 2,
             [b'\\', next @ (b'$' | b'`' | b'"' | b'\\'), ..] => {
                 result.push(char::from(*next));
                 2

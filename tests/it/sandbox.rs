@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::peers::{self, unique_name};
+use crate::peers;
 
 /// A temporary directory with all that a run of `layerhold` may touch. It is removed at the end of the test.
 pub(crate) struct Sandbox {
@@ -14,8 +15,9 @@ pub(crate) struct Sandbox {
 impl Sandbox {
     /// An empty place. `PATH` leads to its `bin`, which holds nothing: no runtime is found unless a test puts one there.
     pub(crate) fn new() -> Self {
-        // Podman takes a layout's path for a name of an image, and those are lower-case.
-        let name = format!("layerhold-it.{}-", unique_name("sandbox"));
+        // Short, for sockets' paths have to fit into 108 bytes; lower-case, for Podman names images after layouts.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("lh{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().unwrap();
         for name in ["home", "cache", "tmp", "bin", "work"] {
             fs::create_dir(dir.path().join(name)).unwrap();
