@@ -14,5 +14,7 @@ mod chroot;
 mod containerize;
 mod delivery;
 mod failures;
+mod golden;
 mod house;
+mod laws;
 mod runtimes;
