@@ -112,6 +112,17 @@ impl Source for Infos {
 
 type Layers = Vec<Vec<StorePath>>;
 
+type Planner = fn(&Closure) -> Layers;
+
+/// What changes of one kind cost, summed up.
+#[derive(Default)]
+struct Sums {
+    count: u64,
+    must: u64,
+    /// A planner each: bytes in new layers, bytes from the lowest of them upwards.
+    costs: [(u64, u64); 4],
+}
+
 /// The plan of nixpkgs' `streamLayeredImage`: the paths that most others need each alone, the rest in one layer.
 fn popularity(closure: &Closure) -> Layers {
     let mut needed_by: BTreeMap<&StorePath, usize> = BTreeMap::new();
@@ -179,11 +190,11 @@ fn changes<'a>(graph: &'a Graph) -> Vec<(&'static str, State<'a>, State<'a>)> {
 }
 
 fn main() {
-    let planners: [(&str, &dyn Fn(&Closure) -> Layers); 4] = [
-        ("this plan", &|closure| plan(closure, BUDGET).layers),
-        ("popularity", &popularity),
-        ("one path a layer", &one_path_a_layer),
-        ("one layer", &one_layer),
+    let planners: [(&str, Planner); 4] = [
+        ("this plan", |closure| plan(closure, BUDGET).layers),
+        ("popularity", popularity),
+        ("one path a layer", one_path_a_layer),
+        ("one layer", one_layer),
     ];
     println!("{:10} {:9} {:>6}  new MiB / MiB from the lowest new layer upwards", "closure", "change", "must");
     print!("{:27}", "");
@@ -195,15 +206,14 @@ fn main() {
     let mut planning = (0usize, 0.0);
     for file in files {
         let graph = read_graph(&fs::read_to_string(&file).unwrap());
-        // Sums by kind of change: how many, what must be new, and each planner's two figures.
-        let mut sums: BTreeMap<&str, (u64, u64, [(u64, u64); 4])> = BTreeMap::new();
+        let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
         for (kind, before, after) in changes(&graph) {
             let (old, new) = (before.closure(), after.closure());
             let must = new.paths().filter(|info| old.get(&info.path).is_none()).map(|info| info.nar_size).sum::<u64>();
             let sum = sums.entry(kind).or_default();
-            sum.0 += 1;
-            sum.1 += must;
-            for ((_, planner), sum) in planners.iter().zip(&mut sum.2) {
+            sum.count += 1;
+            sum.must += must;
+            for ((_, planner), sum) in planners.iter().zip(&mut sum.costs) {
                 let started = Instant::now();
                 let (before, after) = (planner(&old), planner(&new));
                 planning = (planning.0 + 2, planning.1 + started.elapsed().as_secs_f64());
@@ -212,7 +222,7 @@ fn main() {
             }
         }
         let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-        for (kind, (count, must, costs)) in sums {
+        for (kind, Sums { count, must, costs }) in sums {
             let mib = |bytes: u64| bytes as f64 / count as f64 / f64::from(1 << 20);
             print!("{name:10} {kind:9} {:>6.1}", mib(must));
             costs.iter().for_each(|&(new, above)| print!("{:>20}", format!("{:.1} / {:.0}", mib(new), mib(above))));
