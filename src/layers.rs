@@ -1,13 +1,15 @@
 //! Obtains the planned layers, from the layer store or by packing them, and streams their bytes wherever they go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use rayon::prelude::*;
+
 use crate::blob::{Digest, DigestMismatch, DigestWriter, LayerKey};
 use crate::delivery::{BlobError, BlobProvider};
-use crate::event::{Event, Observer, Stage};
+use crate::event::{Cancelled, Event, Observer, Stage};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
 use crate::nix::Source;
 use crate::pack::{Compression, LayerContents, PackError, Packed};
@@ -65,6 +67,8 @@ pub struct Layers<'a> {
     records: Vec<LayerRecord>,
     reused: Vec<bool>,
     by_digest: BTreeMap<Digest, usize>,
+    /// Kept blobs that turned out to be damaged: their layers are made again.
+    damaged: Mutex<BTreeSet<Digest>>,
     /// Keeps the layers from garbage collection until they are delivered.
     _lease: Option<Lease>,
 }
@@ -80,7 +84,7 @@ impl<'a> Layers<'a> {
 
         let records = pack_missing(workshop, &contents, &keys, known)?;
         let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
-        Ok(Self { workshop, contents, keys, records, reused, by_digest, _lease: lease })
+        Ok(Self { workshop, contents, keys, records, reused, by_digest, damaged: Mutex::default(), _lease: lease })
     }
 
     /// The layers as the image has them, the bottom one first.
@@ -113,13 +117,39 @@ impl<'a> Layers<'a> {
 }
 
 impl BlobProvider for Layers<'_> {
+    /// Reads the kept blobs, on all threads. One that is damaged or cannot be read is thrown away, and its layer is
+    /// packed again while it streams.
+    fn prepare(&self, layers: &[&Layer]) {
+        let Some(store) = self.workshop.store else { return };
+        let kept: Vec<_> = layers
+            .iter()
+            .filter_map(|layer| Some(&self.records[*self.by_digest.get(&layer.digest)?]))
+            .filter(|record| record.has_blob)
+            .collect();
+        let bad: BTreeMap<Digest, io::Error> = kept
+            .par_iter()
+            .filter_map(|record| {
+                let error = store.verify_blob(&record.digest, record.size, self.workshop.observer).err()?;
+                (!Cancelled::caused(&error)).then_some((record.digest, error))
+            })
+            .collect();
+        for (digest, error) in &bad {
+            let message = format!("the layer cache holds {digest} damaged ({error}): it is made again");
+            self.workshop.observer.event(Event::Warning { message });
+        }
+        let bad: BTreeSet<_> = bad.into_keys().collect();
+        self.workshop.with_store("throw away a damaged layer", |store| store.discard_blobs(&bad));
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).extend(bad);
+    }
+
     /// Kept bytes are read and checked; bytes that are not kept are made again and checked against the record.
     fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError> {
         let Some(&at) = self.by_digest.get(&layer.digest) else {
             return Err(BlobError::Source(format!("{} is no layer of this image", layer.digest).into()));
         };
         let record = &self.records[at];
-        if let (true, Some(store)) = (record.has_blob, self.workshop.store) {
+        let is_damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&record.digest);
+        if let (true, false, Some(store)) = (record.has_blob, is_damaged, self.workshop.store) {
             let mut blob =
                 store.read_blob(&record.digest, record.size).map_err(|error| BlobError::Source(error.into()))?;
             return copy(&mut blob, out);
@@ -283,7 +313,7 @@ impl Workshop<'_> {
                 Ok((packed, kept))
             }
             // The cache's disk is full, say: the image does not depend on it.
-            Err(PackError::Write(error)) if !crate::event::Cancelled::caused(&error) => {
+            Err(PackError::Write(error)) if !Cancelled::caused(&error) => {
                 let message = format!("the layer cache could not keep a layer ({error}); going on without");
                 self.observer.event(Event::Warning { message });
                 drop(blob);

@@ -38,6 +38,12 @@ use crate::image::{Image, Layer};
 
 /// Where a layer's bytes come from: the layer store, or packing on the way.
 pub trait BlobProvider {
+    /// Is told which layers will be asked for, before the first one is: the time to find out which bytes are still good,
+    /// as what has gone out into a stream cannot be taken back.
+    fn prepare(&self, layers: &[&Layer]) {
+        let _ = layers;
+    }
+
     /// Writes the layer's blob to `out`, whole and in order.
     ///
     /// The bytes are checked against the layer's digest as they pass; where they are not what was promised, this fails
@@ -205,6 +211,7 @@ fn send(
         bytes_held: bytes(&there),
     };
     observer.event(Event::Started { stage: Stage::Delivering, total_bytes: delivered.bytes_sent });
+    provider.prepare(&missing);
     for layer in missing {
         if observer.cancelled() {
             return Err(DeliveryError::Interrupted);

@@ -114,6 +114,11 @@ impl LayerStore {
         Ok(())
     }
 
+    /// Reads a kept blob to its end: an error says that it cannot be read, or is not what its digest promises.
+    pub fn verify_blob(&self, digest: &Digest, size: u64, observer: &dyn Observer) -> std::io::Result<()> {
+        read_through(&self.blob(digest), digest, size, observer)
+    }
+
     /// Forgets these blobs and every layer that has one of them.
     pub fn discard_blobs(&self, digests: &BTreeSet<Digest>) -> Result<(), StoreError> {
         if digests.is_empty() {

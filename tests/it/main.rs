@@ -12,6 +12,7 @@ mod terminal;
 mod activation;
 mod chroot;
 mod containerize;
+mod damage;
 mod delivery;
 mod failures;
 mod golden;
