@@ -70,7 +70,8 @@ pub(super) fn in_order(vars: &BTreeMap<String, String>) -> Vec<&str> {
     let uses: BTreeMap<&str, BTreeSet<&str>> = vars
         .iter()
         .map(|(name, value)| {
-            let used = references(value).into_iter().filter(|used| used != name);
+            let value = join_lines(value);
+            let used = references(&value).into_iter().filter(|used| used != name);
             (name.as_str(), used.filter_map(|used| vars.get_key_value(used)).map(|(used, _)| used.as_str()).collect())
         })
         .collect();
@@ -107,6 +108,22 @@ pub(super) fn in_order(vars: &BTreeMap<String, String>) -> Vec<&str> {
         ordered.extend(circle);
     }
     ordered
+}
+
+/// A value without backslashes at the ends of lines: bash joins such lines before it looks for names, which may reach
+/// across them.
+fn join_lines(value: &str) -> String {
+    let mut joined = String::with_capacity(value.len());
+    let mut rest = value;
+    while let Some(at) = rest.find('\\') {
+        joined.push_str(&rest[..at]);
+        let pair = rest[at + 1..].chars().next().map_or(1, |next| 1 + next.len_utf8());
+        if &rest[at..at + pair] != "\\\n" {
+            joined.push_str(&rest[at..at + pair]);
+        }
+        rest = &rest[at + pair..];
+    }
+    joined + rest
 }
 
 /// Every `$NAME` and `${NAME` in a value, also within a command's text.
@@ -222,12 +239,9 @@ fn until_double_quote(bytes: &[u8]) -> Option<usize> {
 /// What bash makes of a value between double quotes, if that follows from `known` alone: `$NAME`, `${NAME}` and
 /// backslashes are understood; whatever runs a command, computes or has a default is not.
 pub(super) fn evaluate(value: &str, known: &BTreeMap<String, String>) -> Option<String> {
-    if value.contains("\\\n") {
-        // Bash joins such lines before it looks for names, which may reach across them.
-        return None;
-    }
+    let value = &join_lines(value);
     let mut result = String::with_capacity(value.len());
-    let mut rest = value;
+    let mut rest = value.as_str();
     while let Some(at) = rest.find(['\\', '`', '$']) {
         result.push_str(&rest[..at]);
         rest = &rest[at..];

@@ -45,6 +45,7 @@ fn variables_are_set_before_they_are_used(#[case] pairs: &[(&str, &str)], #[case
 #[case("$\"B\"", "$\"B\"")]
 #[case("$'B'", "$'B'")]
 #[case("a\\\nb", "ab")]
+#[case("$\\\nB", "b")]
 #[case("two\nlines", "two\nlines")]
 #[case("$B-${B}x", "b-bx")]
 #[case("!x é", "!x é")]
