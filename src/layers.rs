@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use crate::blob::{Digest, DigestMismatch, DigestWriter, LayerKey};
+use crate::crash;
 use crate::delivery::{BlobError, BlobProvider};
 use crate::event::{Cancelled, Event, Observer, Stage};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
@@ -150,9 +151,10 @@ impl BlobProvider for Layers<'_> {
         let record = &self.records[at];
         let is_damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&record.digest);
         if let (true, false, Some(store)) = (record.has_blob, is_damaged, self.workshop.store) {
-            let mut blob =
-                store.read_blob(&record.digest, record.size).map_err(|error| BlobError::Source(error.into()))?;
-            return copy(&mut blob, out);
+            // Gone since it was checked, for somebody cleared the cache: it is made again.
+            if let Ok(mut blob) = store.read_blob(&record.digest, record.size) {
+                return copy(&mut blob, out);
+            }
         }
         let Workshop { source, compression, observer, .. } = self.workshop;
         let mut out = DigestWriter::new(out);
@@ -220,6 +222,7 @@ fn pack_missing(
     let records = records.into_inner().unwrap_or_else(PoisonError::into_inner);
     // Also after a failure: what was packed before it is kept, and the next run need not do it again.
     let packed: Vec<_> = missing.iter().filter_map(|&at| records[at].clone()).collect();
+    crash::point("layers.packed");
     workshop.with_store("index layers", |store| store.index_layers(&packed));
     workshop.observer.event(Event::Finished { stage: Stage::Packing });
     outcome?;

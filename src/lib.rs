@@ -7,6 +7,7 @@
 //! ```
 
 pub mod blob;
+pub mod crash;
 pub mod event;
 pub mod rootfs;
 

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
+use crate::crash;
 use args::{Cli, Command};
 use failure::Failure;
 use progress::{Progress, Verbosity};
@@ -37,7 +38,7 @@ pub fn run() -> ExitCode {
         (false, level) => Verbosity::Verbose(level),
     };
     let progress = Progress::new(verbosity, interrupt::flag());
-    let outcome = match cli.command {
+    let outcome = arm_crash_point().and_then(|()| match cli.command {
         Command::Containerize(args) => containerize::run(&args, &progress),
         Command::Cache(command) => cache::run(&command, &progress),
         Command::Completions { shell } => print_generated(|out| {
@@ -45,11 +46,19 @@ pub fn run() -> ExitCode {
             Ok(())
         }),
         Command::Man => print_generated(manual),
-    };
+    });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&progress),
     }
+}
+
+/// In a debug build `LAYERHOLD_CRASH_AT` makes the process kill itself at a named point: for tests.
+fn arm_crash_point() -> Result<(), Failure> {
+    let wanted = if cfg!(debug_assertions) { std::env::var("LAYERHOLD_CRASH_AT").ok() } else { None };
+    let Some(wanted) = wanted else { return Ok(()) };
+    crash::arm(wanted.parse().map_err(|error: crash::InvalidCrashAt| Failure::usage(error, None))?);
+    Ok(())
 }
 
 /// The manual page: the tool's own, then each command's.

@@ -6,10 +6,10 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
-
+use super::partial::PartialFile;
 use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Sink};
 use crate::blob::Digest;
+use crate::crash;
 use crate::image::{Image, Layer};
 
 /// Writes the archive to a file.
@@ -28,7 +28,7 @@ pub struct FileSink {
 
 enum Output {
     /// A temporary file and the path that it will have.
-    Beside { temporary: NamedTempFile, target: PathBuf },
+    Beside { temporary: PartialFile, target: PathBuf },
     /// A device or a pipe.
     Direct(File),
 }
@@ -84,13 +84,7 @@ impl FileSink {
             // Renaming over a file asks only its directory; its own write permission shall count too.
             OpenOptions::new().write(true).open(&target).map_err(&failed)?;
         }
-        let temporary = tempfile::Builder::new()
-            .prefix(".layerhold-")
-            .suffix(".partial")
-            // The umask takes its part when the file is opened.
-            .permissions(fs::Permissions::from_mode(0o666))
-            .tempfile_in(&parent)
-            .map_err(&failed)?;
+        let temporary = PartialFile::new_in(&parent, 0o666).map_err(&failed)?;
         if let Some(old) = old {
             // Only root may give files away; for anybody else the file becomes their own.
             let _ = std::os::unix::fs::fchown(temporary.as_file(), Some(old.uid()), Some(old.gid()));
@@ -133,6 +127,7 @@ impl Sink for FileSink {
             None => self.open()?,
         };
         self.archive.put(output.file(), layer, bytes, failed)?;
+        crash::point("output.layer");
         self.output = Some(output);
         Ok(())
     }
@@ -146,7 +141,7 @@ impl Sink for FileSink {
         std::mem::take(&mut self.archive).finish(output.file(), image, &ArchiveNames::portable(image), &failed)?;
         if let Output::Beside { temporary, target } = output {
             temporary.as_file().sync_all().map_err(&failed)?;
-            temporary.persist(&target).map_err(|error| failed(error.error))?;
+            temporary.persist(&target).map_err(&failed)?;
             sync_parent(&target).map_err(&failed)?;
         }
         Ok(Finish::Committed)

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::archive::{ANNOTATION_IMAGE_NAME, OCI_LAYOUT, blob_path};
 use super::file::sync_parent;
+use super::partial::{self, PartialFile};
 use super::{DeliveryError, Finish, LayerBytes, Sink};
 use crate::blob::{Digest, canonical_json};
 use crate::event::Observer;
@@ -70,7 +70,7 @@ impl<'a> LayoutSink<'a> {
                 let mut entries = fs::read_dir(&self.dir).map_err(failed("read", &self.dir))?;
                 // A process that makes the layout at the same time may have its temporary file here.
                 let foreign = entries.find_map(|entry| match entry {
-                    Ok(entry) if entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) => None,
+                    Ok(entry) if entry.file_name().as_encoded_bytes().starts_with(partial::PREFIX.as_bytes()) => None,
                     Ok(entry) => Some(entry.file_name()),
                     Err(_) => None,
                 });
@@ -83,11 +83,11 @@ impl<'a> LayoutSink<'a> {
                 }
                 // First of all, so that a run that is cut off leaves a layout, if an empty one.
                 let temporary = self.temporary(OCI_LAYOUT)?;
-                match temporary.persist_noclobber(&marker) {
-                    Ok(_) => {}
+                match temporary.persist_new(&marker) {
+                    Ok(()) => {}
                     // Another process was faster, and wrote the same.
-                    Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(error) => return Err(failed("create", &marker)(error.error)),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(failed("create", &marker)(error)),
                 }
             }
             Err(error) => return Err(failed("read", &marker)(error)),
@@ -118,23 +118,19 @@ impl<'a> LayoutSink<'a> {
     }
 
     /// A file in the layout's directory, synchronised, that is gone unless it is renamed.
-    fn temporary(&self, contents: &[u8]) -> Result<tempfile::NamedTempFile, DeliveryError> {
+    fn temporary(&self, contents: &[u8]) -> Result<PartialFile, DeliveryError> {
         let mut temporary = self.open_temporary()?;
         let write = |file: &mut File| {
             file.write_all(contents)?;
             file.sync_all()
         };
-        write(temporary.as_file_mut()).map_err(failed("write", temporary.path()))?;
+        write(temporary.as_file_mut()).map_err(failed("write", &self.dir))?;
         Ok(temporary)
     }
 
     /// Beside `blobs`, not in it: other tools take whatever lies there for blobs.
-    fn open_temporary(&self) -> Result<tempfile::NamedTempFile, DeliveryError> {
-        tempfile::Builder::new()
-            .prefix(TEMPORARY)
-            .permissions(fs::Permissions::from_mode(0o644))
-            .tempfile_in(&self.dir)
-            .map_err(failed("write", &self.dir))
+    fn open_temporary(&self) -> Result<PartialFile, DeliveryError> {
+        PartialFile::new_in(&self.dir, 0o644).map_err(failed("write", &self.dir))
     }
 
     /// Whether a blob is there. Its length tells a whole one from one that another tool began and never finished.
@@ -154,9 +150,9 @@ impl<'a> LayoutSink<'a> {
         self.commit(self.temporary(contents)?, &blob_path(digest))
     }
 
-    fn commit(&self, temporary: tempfile::NamedTempFile, path: &str) -> Result<(), DeliveryError> {
+    fn commit(&self, temporary: PartialFile, path: &str) -> Result<(), DeliveryError> {
         let path = self.dir.join(path);
-        temporary.persist(&path).map_err(|error| failed("write", &path)(error.error))?;
+        temporary.persist(&path).map_err(failed("write", &path))?;
         sync_parent(&path).map_err(failed("write", &path))
     }
 
@@ -176,9 +172,6 @@ impl<'a> LayoutSink<'a> {
         }
     }
 }
-
-/// What the names of temporary files begin with.
-const TEMPORARY: &str = ".layerhold-";
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DeliveryError + use<> {
     let path = path.to_owned();

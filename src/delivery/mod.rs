@@ -10,6 +10,7 @@ mod error;
 mod file;
 mod layout;
 mod load;
+mod partial;
 mod podman;
 mod runtime;
 mod stream;

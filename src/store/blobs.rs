@@ -8,6 +8,7 @@ use tempfile::NamedTempFile;
 use super::StoreError;
 use super::files::{self, IoContext};
 use crate::blob::Digest;
+use crate::crash;
 
 /// A blob that is being written. Dropped without [`BlobWriter::commit`] it leaves nothing behind.
 pub struct BlobWriter {
@@ -18,15 +19,21 @@ pub struct BlobWriter {
 impl BlobWriter {
     pub(super) fn new(tmp: &Path, directory: &Path) -> Result<Self, StoreError> {
         let file = NamedTempFile::new_in(tmp).context("make a file in", tmp)?;
+        crash::point("blob.begun");
         Ok(Self { file, directory: directory.to_owned() })
     }
 
     /// Makes the blob visible under its digest, once it is on the disk.
     pub fn commit(self, digest: &Digest) -> Result<(), StoreError> {
         let path = self.directory.join(digest.hex());
+        crash::point("blob.written");
         self.file.as_file().sync_all().context("write the blob", &path)?;
+        crash::point("blob.synced");
         self.file.persist(&path).map_err(|error| error.error).context("write the blob", &path)?;
-        files::sync_directory(&self.directory)
+        crash::point("blob.in-place");
+        files::sync_directory(&self.directory)?;
+        crash::point("blob.committed");
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::StoreError;
 use super::files::IoContext;
+use crate::crash;
 
 /// The right to make one layer, held by one process at a time. A process that is killed loses it.
 ///
@@ -20,7 +21,10 @@ impl Claim {
     pub(super) fn try_take(path: &Path) -> Result<Option<Self>, StoreError> {
         let file = open(path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self { path: path.to_owned(), _locked: file })),
+            Ok(()) => {
+                crash::point("claim.taken");
+                Ok(Some(Self { path: path.to_owned(), _locked: file }))
+            }
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error).context("lock", path),
         }

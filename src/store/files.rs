@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::StoreError;
+use crate::crash;
 
 /// Says what was tried and where when an operation on a file fails.
 pub(super) trait IoContext<T> {
@@ -25,7 +26,9 @@ pub(super) fn write_atomically(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<
     if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
         std::fs::create_dir_all(parent).context("make the directory", parent)?;
     }
+    crash::point("file.written");
     file.persist(path).map_err(|error| error.error).context("write", path)?;
+    crash::point("file.in-place");
     Ok(())
 }
 

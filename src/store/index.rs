@@ -14,6 +14,7 @@ use super::StoreError;
 use super::files::IoContext;
 use super::record::LayerRecord;
 use crate::blob::{LayerKey, canonical_json};
+use crate::crash;
 
 /// Set in sled's default tree once every record is in the index.
 const COMPLETE: &[u8] = b"complete";
@@ -109,7 +110,9 @@ fn move_aside(root: &Path, path: &Path) -> Result<(), StoreError> {
         .prefix("damaged-index-")
         .tempdir_in(root.join("tmp"))
         .context("make a directory in", &root.join("tmp"))?;
-    std::fs::rename(path, aside.path().join("index")).context("move the damaged index", path)
+    std::fs::rename(path, aside.path().join("index")).context("move the damaged index", path)?;
+    crash::point("index.moved-aside");
+    Ok(())
 }
 
 impl Index {
@@ -125,6 +128,7 @@ impl Index {
                 opened => break opened?,
             }
         };
+        crash::point("index.opened");
         Ok(Self { layers: db.open_tree("layers")?, memory: db.open_tree("memory")?, db })
     }
 
@@ -132,6 +136,7 @@ impl Index {
     /// killed half-way through this.
     fn fill(&self, records: &[LayerRecord]) -> sled::Result<()> {
         self.insert_layers(records)?;
+        crash::point("index.filled");
         self.db.insert(COMPLETE, &[])?;
         self.db.flush().map(drop)
     }
@@ -192,7 +197,10 @@ impl Index {
 
     fn set_layer_bytes(&self, bytes: u64) -> sled::Result<()> {
         self.db.insert(LAYER_BYTES, &bytes.to_be_bytes())?;
-        self.db.flush().map(drop)
+        crash::point("index.changed");
+        self.db.flush()?;
+        crash::point("index.flushed");
+        Ok(())
     }
 
     pub(super) fn recall(&self) -> sled::Result<HashMap<Vec<u8>, Vec<u8>>> {

@@ -11,6 +11,7 @@ use tempfile::NamedTempFile;
 use super::StoreError;
 use super::files::IoContext;
 use crate::blob::LayerKey;
+use crate::crash;
 
 /// A running build's hold on its layers. The file is locked as long as the process lives, so that a killed build
 /// holds nothing.
@@ -34,9 +35,11 @@ impl Lease {
     /// Only under the index's lock: no collection may see the file before it is locked and written.
     pub(super) fn take(leases: &Path, keys: &[LayerKey]) -> Result<Self, StoreError> {
         let mut file = tempfile::Builder::new().tempfile_in(leases).context("make a file in", leases)?;
+        crash::point("lease.made");
         file.as_file().lock().context("lock", file.path())?;
         let text: String = keys.iter().map(|key| key.hex() + "\n").collect();
         file.write_all(text.as_bytes()).context("write", file.path())?;
+        crash::point("lease.taken");
         Ok(Self { _locked: file })
     }
 }

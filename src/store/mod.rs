@@ -45,6 +45,7 @@ pub use report::{ImageRow, LayerRow, PathRow, Wanted, WhyRow};
 pub use verify::{Damage, Verified};
 
 use crate::blob::{Digest, LayerKey, VerifyingReader};
+use crate::crash;
 use files::IoContext;
 use index::{Index, WorkError};
 
@@ -128,6 +129,7 @@ impl LayerStore {
         for directory in ["blobs/sha256", "records", "images", "leases", "claims", "tmp"] {
             let path = store.root.join(directory);
             std::fs::create_dir_all(&path).context("make the directory", &path)?;
+            crash::point("store.directory-made");
         }
         // Last, so that a store with this file is whole.
         files::write_atomically(&store.tmp(), &format, FORMAT.as_bytes())?;
@@ -205,7 +207,9 @@ impl LayerStore {
 
     /// Records a layer whose blob, where it is kept, was committed before. [`LayerStore::index_layers`] follows.
     pub fn record_layer(&self, record: &LayerRecord) -> Result<(), StoreError> {
-        record.write(&self.tmp(), &self.record(&record.key))
+        record.write(&self.tmp(), &self.record(&record.key))?;
+        crash::point("layer.recorded");
+        Ok(())
     }
 
     /// Takes layers that were recorded before into the index.
@@ -221,7 +225,9 @@ impl LayerStore {
     pub fn record_image(&self, image: &ImageRecord) -> Result<(), StoreError> {
         let path = self.root.join("images").join(image.file_name());
         let made_at = ImageRecord::read(&path)?.map_or(image.made_at, |before| before.made_at);
-        ImageRecord { made_at, ..image.clone() }.write(&self.tmp(), &path)
+        ImageRecord { made_at, ..image.clone() }.write(&self.tmp(), &path)?;
+        crash::point("image.recorded");
+        Ok(())
     }
 
     /// All that was remembered, by key.

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use super::files::IoContext;
 use super::gc::{self, GcPlan, GcPolicy};
-use super::inventory::tree_bytes;
+use super::inventory::{list, tree_bytes};
 use super::{LayerStore, StoreError};
+use crate::crash;
 
 impl LayerStore {
     /// What a garbage collection would do now.
@@ -22,21 +23,27 @@ impl LayerStore {
     pub fn gc(&self, policy: &GcPolicy) -> Result<GcPlan, StoreError> {
         let (plan, index_failed) = self.with_index(|index| {
             let plan = gc::plan(&self.inventory(index)?, policy);
+            crash::point("gc.planned");
             for image in &plan.images {
                 remove(&image.path)?;
+                crash::point("gc.image-gone");
             }
             // A full disk has no room for sled's log either. The space comes from what follows, and the index, which
             // is then out of date, is made anew at the next opening.
             let keys: Vec<_> = plan.layers.iter().map(|layer| layer.key).collect();
             let index_failed = index.remove_layers(&keys).is_err();
+            crash::point("gc.unindexed");
             for layer in &plan.layers {
                 remove(&self.record(&layer.key))?;
+                crash::point("gc.record-gone");
             }
             for layer in plan.layers.iter().filter(|layer| layer.blob_goes) {
                 remove(&self.blob(&layer.digest))?;
+                crash::point("gc.blob-gone");
             }
             for orphan in &plan.orphans {
                 remove(&orphan.path)?;
+                crash::point("gc.file-gone");
             }
             Ok((plan, index_failed))
         })?;
@@ -56,11 +63,14 @@ impl LayerStore {
     pub fn clear(&self) -> Result<u64, StoreError> {
         let bytes = tree_bytes(&self.root)?;
         let _guard = super::index::lock(&self.root)?;
-        for directory in ["images", "index", "records", "blobs/sha256", "claims", "tmp"] {
-            let path = self.root.join(directory);
-            remove(&path)?;
-            if directory != "index" {
-                std::fs::create_dir_all(&path).context("make the directory", &path)?;
+        crash::point("clear.begun");
+        // Before the records, so that it never knows of a layer that has none.
+        remove(&self.root.join("index"))?;
+        for directory in ["images", "records", "blobs/sha256", "claims", "tmp"] {
+            // What is in it and not itself: a store that lacks a directory is none.
+            for path in list(&self.root.join(directory))? {
+                remove(&path)?;
+                crash::point("clear.entry-gone");
             }
         }
         Ok(bytes.saturating_sub(tree_bytes(&self.root)?))

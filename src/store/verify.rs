@@ -12,6 +12,7 @@ use super::record::{ImageRecord, LayerRecord};
 use super::sweep::remove;
 use super::{LayerStore, StoreError};
 use crate::blob::{Digest, LayerKey, VerifyingReader};
+use crate::crash;
 use crate::event::{Cancelled, Event, Observer, Stage};
 
 /// Something in the store that is not what it should be. None of these reaches an image: each is noticed when it is
@@ -132,11 +133,14 @@ impl LayerStore {
                 .map(|(record, _)| record.key)
                 .collect();
             index.remove_layers(&keys)?;
+            crash::point("discard.unindexed");
             for key in &keys {
                 remove(&self.record(key))?;
+                crash::point("discard.record-gone");
             }
             for digest in digests {
                 remove(&self.blob(digest))?;
+                crash::point("discard.blob-gone");
             }
             Ok(())
         })

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 /// The modules, from the vocabulary to the edge. Each uses only those before it.
 const ORDER: &[&str] = &[
     "blob",
+    "crash",
     "event",
     "rootfs",
     "nix",

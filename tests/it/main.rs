@@ -12,6 +12,7 @@ mod terminal;
 mod activation;
 mod chroot;
 mod containerize;
+mod crash;
 mod damage;
 mod delivery;
 mod failures;
