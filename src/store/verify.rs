@@ -80,17 +80,17 @@ impl LayerStore {
         seen.layers = records.len();
         seen.damage.extend(self.index_damage(&records)?);
 
-        let blobs: BTreeMap<Digest, u64> =
-            records.values().filter(|record| record.has_blob).map(|record| (record.digest, record.size)).collect();
-        observer.event(Event::Started { stage: Stage::Verifying, total_bytes: blobs.values().sum() });
-        let damaged: Vec<Option<Damage>> = blobs
-            .par_iter()
-            .map(|(digest, size)| self.check_blob(digest, *size, observer))
-            .collect::<Result<_, StoreError>>()?;
+        // Layers made from different things can have the same blob.
+        let blobs: BTreeMap<Digest, &LayerRecord> =
+            records.values().filter(|record| record.has_blob).map(|record| (record.digest, record)).collect();
+        let total_bytes = blobs.values().map(|record| record.size).sum();
+        observer.event(Event::Started { stage: Stage::Verifying, total_bytes });
+        let damaged: Vec<Option<Damage>> =
+            blobs.par_iter().map(|(_, record)| self.check_blob(record, observer)).collect::<Result<_, StoreError>>()?;
         observer.event(Event::Finished { stage: Stage::Verifying });
         seen.damage.extend(damaged.into_iter().flatten());
         seen.blobs = blobs.len();
-        seen.bytes = blobs.values().sum();
+        seen.bytes = total_bytes;
         Ok(seen)
     }
 
@@ -126,12 +126,16 @@ impl LayerStore {
             return Ok(());
         }
         self.with_index(|index| {
-            let keys: Vec<_> = index
-                .all_layers()?
+            // The records are the truth, but the index may still know what its record no longer says.
+            let recorded = super::record::read_all(&self.root.join("records"))?;
+            let indexed = index.all_layers()?.into_iter().map(|(record, _)| record);
+            let keys: BTreeSet<_> = recorded
                 .into_iter()
-                .filter(|(record, _)| record.has_blob && digests.contains(&record.digest))
-                .map(|(record, _)| record.key)
+                .chain(indexed)
+                .filter(|record| record.has_blob && digests.contains(&record.digest))
+                .map(|record| record.key)
                 .collect();
+            let keys: Vec<_> = keys.into_iter().collect();
             index.remove_layers(&keys)?;
             crash::point("discard.unindexed");
             for key in &keys {
@@ -160,18 +164,18 @@ impl LayerStore {
         Ok(damage)
     }
 
-    fn check_blob(&self, digest: &Digest, size: u64, observer: &dyn Observer) -> Result<Option<Damage>, StoreError> {
-        let path = self.blob(digest);
-        match read_through(&path, digest, size, observer) {
+    fn check_blob(&self, record: &LayerRecord, observer: &dyn Observer) -> Result<Option<Damage>, StoreError> {
+        let digest = record.digest;
+        let path = self.blob(&digest);
+        match read_through(&path, &digest, record.size, observer) {
             Ok(()) => Ok(None),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                // Collected meanwhile, or gone while its record stays.
-                let still_recorded = self.with_index(|index| Ok(index.all_layers()?))?;
-                let missing = still_recorded.iter().any(|(record, _)| record.has_blob && record.digest == *digest);
-                Ok(missing.then_some(Damage::MissingBlob { digest: *digest }))
+                // Collected since the records were read, or gone while its record stays.
+                let stays = LayerRecord::read(&self.record(&record.key))?.as_ref() == Some(record);
+                Ok((stays && !path.exists()).then_some(Damage::MissingBlob { digest }))
             }
             Err(error) if Cancelled::caused(&error) => Err(error).context("read the blob", &path),
-            Err(error) => Ok(Some(Damage::Blob { digest: *digest, reason: error.to_string() })),
+            Err(error) => Ok(Some(Damage::Blob { digest, reason: error.to_string() })),
         }
     }
 }
