@@ -81,9 +81,9 @@ impl<'a> Layers<'a> {
         let lease = workshop.with_store("protect layers in use", |store| store.lease(&keys));
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
         let known = found.unwrap_or_else(|| vec![None; keys.len()]);
-        let reused: Vec<_> = known.iter().map(Option::is_some).collect();
 
-        let records = pack_missing(workshop, &contents, &keys, known)?;
+        let (records, reused) = pack_missing(workshop, &contents, &keys, known)?.into_iter().unzip();
+        let records: Vec<LayerRecord> = records;
         let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
         Ok(Self { workshop, contents, keys, records, reused, by_digest, damaged: Mutex::default(), _lease: lease })
     }
@@ -184,13 +184,15 @@ fn copy(blob: &mut dyn io::Read, out: &mut dyn Write) -> Result<(), BlobError> {
     }
 }
 
-/// Fills the places of `known` that are empty, on all threads of the present rayon pool.
+/// Fills the places of `known` that are empty, on all threads of the present rayon pool. Says of each layer whether it
+/// was reused: known, or made by another process meanwhile.
 fn pack_missing(
     workshop: Workshop<'_>,
     contents: &[LayerContents<'_>],
     keys: &[LayerKey],
     known: Vec<Option<LayerRecord>>,
-) -> Result<Vec<LayerRecord>, LayersError> {
+) -> Result<Vec<(LayerRecord, bool)>, LayersError> {
+    let known: Vec<_> = known.into_iter().map(|record| Some((record?, true))).collect();
     let mut missing: Vec<_> = (0..contents.len()).filter(|&at| known[at].is_none()).collect();
     if missing.is_empty() {
         return Ok(known.into_iter().flatten().collect());
@@ -221,7 +223,7 @@ fn pack_missing(
     });
     let records = records.into_inner().unwrap_or_else(PoisonError::into_inner);
     // Also after a failure: what was packed before it is kept, and the next run need not do it again.
-    let packed: Vec<_> = missing.iter().filter_map(|&at| records[at].clone()).collect();
+    let packed: Vec<_> = missing.iter().filter_map(|&at| Some(records[at].as_ref()?.0.clone())).collect();
     crash::point("layers.packed");
     workshop.with_store("index layers", |store| store.index_layers(&packed));
     workshop.observer.event(Event::Finished { stage: Stage::Packing });
@@ -271,15 +273,15 @@ impl Workshop<'_> {
         }
     }
 
-    /// Packs one layer and records it, unless another process has done so by now.
+    /// Packs one layer and records it, unless another process has done so by now: says whether one has.
     fn pack(
         &self,
         contents: &LayerContents<'_>,
         key: LayerKey,
         claim: Option<Claim>,
-    ) -> Result<LayerRecord, LayersError> {
+    ) -> Result<(LayerRecord, bool), LayersError> {
         if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(&key)) {
-            return Ok(record);
+            return Ok((record, true));
         }
         let (packed, has_blob) = self.pack_blob(contents)?;
         let record = LayerRecord {
@@ -297,7 +299,7 @@ impl Workshop<'_> {
         };
         self.with_store("record a layer", |store| store.record_layer(&record));
         drop(claim);
-        Ok(record)
+        Ok((record, false))
     }
 
     /// Packs one layer, and keeps its bytes where they cost more to make than to read: an uncompressed layer's are made

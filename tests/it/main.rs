@@ -13,6 +13,7 @@ mod activation;
 mod chroot;
 mod containerize;
 mod crash;
+mod crowd;
 mod damage;
 mod delivery;
 mod failures;
