@@ -126,6 +126,9 @@ impl LayerStore {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).context("read", &format),
         }
+        std::fs::create_dir_all(root).context("make the directory", root)?;
+        // Of processes that find no store one makes it; nobody collects what it is writing.
+        let _guard = index::lock(root)?;
         for directory in ["blobs/sha256", "records", "images", "leases", "claims", "tmp"] {
             let path = store.root.join(directory);
             std::fs::create_dir_all(&path).context("make the directory", &path)?;
