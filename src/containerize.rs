@@ -18,7 +18,7 @@ use crate::environment::{
 use crate::error::Error;
 use crate::event::{Event, Observer, Stage};
 use crate::image::{Image, ImageName, ImageSpec, Timestamp};
-use crate::layers::{self, Layers, Workshop};
+use crate::layers::{self, Layers, Trouble, Workshop};
 use crate::memo::Memo;
 use crate::nix::{Closure, ClosureError, Hashing, LocalStore, PathInfo, Source, StorePath};
 use crate::pack::{Compression, LayerContents};
@@ -68,6 +68,8 @@ pub struct Report {
     pub target: Target,
     /// What its delivery took.
     pub delivered: Delivered,
+    /// How many bytes the layer store takes now; `None` without one, or where it failed.
+    pub cache_bytes: Option<u64>,
 }
 
 /// Exports an environment as an image; an archive for standard output goes to `stdout`.
@@ -91,14 +93,16 @@ pub fn containerize(
 
     let plan = plan::plan(&closure, request.max_layers - 1);
     target.accepts_layers(plan.layers.len() + 1)?;
-    let workshop = Workshop { source: &nix, store: request.cache, compression: request.compression, observer };
+    let trouble = Trouble::default();
+    let (store, compression) = (request.cache, request.compression);
+    let workshop = Workshop { source: &nix, store, compression, observer, trouble: &trouble };
     let layers = Layers::obtain(workshop, contents_of(&plan, &closure, &realised))?;
     let spec = image_spec(&request, name, &environment.manifest.containerize, &realised);
     let image = Image::assemble(spec, layers.descriptors()?)?;
-    layers.record_image(&image_record(&request, &image, &layers, &closure));
+    let cache_bytes = layers.record_image(&image_record(&request, &image, &layers, &closure));
 
     let delivered = delivery::deliver(&image, &layers, &mut *target.sink(stdout, observer), observer)?;
-    Ok(Report { image, target, delivered })
+    Ok(Report { image, target, delivered, cache_bytes })
 }
 
 /// The store paths that the image holds. Without a Nix database that vouches for them they are read and hashed, as far

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
@@ -58,7 +58,14 @@ pub struct Workshop<'a> {
     pub compression: Compression,
     /// Who watches.
     pub observer: &'a dyn Observer,
+    /// Whether the store has failed in this run.
+    pub trouble: &'a Trouble,
 }
+
+/// Set once the layer store has failed: nothing more is asked of it in this run, so that what is wrong is said once and
+/// its cost is paid once.
+#[derive(Debug, Default)]
+pub struct Trouble(AtomicBool);
 
 /// The layers of an image: all is known of them, and their bytes can be had.
 pub struct Layers<'a> {
@@ -106,9 +113,10 @@ impl<'a> Layers<'a> {
             .collect()
     }
 
-    /// Remembers the image that these layers make; a store that fails costs the memory, never the image.
-    pub fn record_image(&self, image: &ImageRecord) {
-        self.workshop.with_store("remember the image", |store| store.record_image(image));
+    /// Remembers the image that these layers make, and says how many bytes the store takes now; a store that fails
+    /// costs the memory, never the image.
+    pub fn record_image(&self, image: &ImageRecord) -> Option<u64> {
+        self.workshop.with_store("remember the image", |store| store.record_image(image))
     }
 
     /// The layers' keys, the bottom one first.
@@ -254,15 +262,26 @@ impl Workshop<'_> {
     /// Does something with the store, if there is one. A store that fails costs time, never the image: that is said
     /// and the work goes on.
     fn with_store<T>(&self, what: &str, work: impl FnOnce(&LayerStore) -> Result<T, StoreError>) -> Option<T> {
+        if self.trouble.0.load(Ordering::Relaxed) {
+            return None;
+        }
         match work(self.store?) {
             Ok(done) => Some(done),
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-                let message = format!("the layer cache could not {what} ({error}{cause}); going on without");
-                self.observer.event(Event::Warning { message });
+                self.give_up_the_store(what, &format!("{error}{cause}"), error.hint());
                 None
             }
         }
+    }
+
+    fn give_up_the_store(&self, what: &str, why: &str, hint: Option<String>) {
+        if self.trouble.0.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let hint = hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
+        let message = format!("the layer cache could not {what} ({why}); going on without{hint}");
+        self.observer.event(Event::Warning { message });
     }
 
     fn try_claim(&self, key: &LayerKey) -> Result<Option<Claim>, BeingMade> {
@@ -319,9 +338,10 @@ impl Workshop<'_> {
             }
             // The cache's disk is full, say: the image does not depend on it.
             Err(PackError::Write(error)) if !Cancelled::caused(&error) => {
-                let message = format!("the layer cache could not keep a layer ({error}); going on without");
-                self.observer.event(Event::Warning { message });
                 drop(blob);
+                let hint = (error.kind() == io::ErrorKind::StorageFull)
+                    .then(|| "make room: layerhold cache gc --max-size SIZE".to_owned());
+                self.give_up_the_store("keep a layer", &error.to_string(), hint);
                 Ok((to_nowhere()?, false))
             }
             Err(error) => Err(error.into()),

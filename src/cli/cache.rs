@@ -55,19 +55,13 @@ pub(super) fn run(command: &CacheCommand, progress: &Progress) -> Result<(), Fai
 }
 
 /// After a build: collects garbage if the store has grown over its cap, in no noticeable time if it has not.
-pub(super) fn collect_if_over(store: &LayerStore, just_made: Digest, progress: &Progress) -> Result<(), Failure> {
-    let max_size = surroundings::cache_max_size(store.root())?;
-    let collected = store.quick_size().and_then(|bytes| {
-        if bytes <= max_size {
-            return Ok(None);
-        }
-        let policy =
-            GcPolicy { max_size: Some(max_size), just_made: Some(just_made), now: now(), ..GcPolicy::default() };
-        store.gc(&policy).map(Some)
-    });
-    match collected {
-        Ok(None) => {}
-        Ok(Some(plan)) => {
+pub(super) fn collect_if_over(store: &LayerStore, bytes: u64, max_size: u64, just_made: Digest, progress: &Progress) {
+    if bytes <= max_size {
+        return;
+    }
+    let policy = GcPolicy { max_size: Some(max_size), just_made: Some(just_made), now: now(), ..GcPolicy::default() };
+    match store.gc(&policy) {
+        Ok(plan) => {
             let (freed, images) = (size::human(plan.freed()), plan.images.len());
             let message = format!("layer cache over {}: {freed} freed, {images} images gone", size::human(max_size));
             progress.event(Event::Detail { message });
@@ -76,7 +70,6 @@ pub(super) fn collect_if_over(store: &LayerStore, just_made: Digest, progress: &
         // The image is made and delivered; a store that cannot be tidied now is tidied another time.
         Err(error) => progress.event(Event::Warning { message: format!("the layer cache was not tidied: {error}") }),
     }
-    Ok(())
 }
 
 fn warn_if_over(plan: &GcPlan, progress: &Progress) {

@@ -27,6 +27,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
     let active = std::env::var_os(ACTIVE_ENVIRONMENTS).map(|value| value.to_string_lossy().into_owned());
     let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
     let cache = surroundings::open_cache_if_possible(progress);
+    let cache_cap = cache.as_ref().map(|cache| surroundings::cache_max_size(cache.root())).transpose()?;
     let to_stdout = args.target.file.as_ref().is_some_and(|file| file.as_os_str() == "-");
     if args.json && to_stdout {
         return Err(Failure::usage(
@@ -79,8 +80,8 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
             return Err(Failure::new(error, hint));
         }
     };
-    if let Some(cache) = &cache {
-        cache::collect_if_over(cache, report.image.config_digest, progress)?;
+    if let (Some(cache), Some(cap), Some(bytes)) = (&cache, cache_cap, report.cache_bytes) {
+        cache::collect_if_over(cache, bytes, cap, report.image.config_digest, progress);
     }
     summarise(&report, started, progress);
     progress.result(&format!("⚡︎ '{}' written to {}", report.image.name, report.target));

@@ -29,9 +29,17 @@ impl BlobWriter {
         crash::point("blob.written");
         self.file.as_file().sync_all().context("write the blob", &path)?;
         crash::point("blob.synced");
-        self.file.persist(&path).map_err(|error| error.error).context("write the blob", &path)?;
+        let persisted = self.file.persist(&path).or_else(|error| match error.error.kind() {
+            // Whatever it is, it is not the blob.
+            std::io::ErrorKind::IsADirectory => {
+                std::fs::remove_dir_all(&path)?;
+                error.file.persist(&path).map_err(|error| error.error)
+            }
+            _ => Err(error.error),
+        });
+        persisted.context("write the blob", &path)?;
         crash::point("blob.in-place");
-        files::sync_directory(&self.directory)?;
+        files::sync(&self.directory)?;
         crash::point("blob.committed");
         Ok(())
     }

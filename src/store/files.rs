@@ -32,7 +32,14 @@ pub(super) fn write_atomically(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<
     Ok(())
 }
 
-/// Makes renames in a directory durable.
-pub(super) fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    std::fs::File::open(path).and_then(|directory| directory.sync_all()).context("sync the directory", path)
+/// Makes a file's contents, or the renames in a directory, durable.
+pub(super) fn sync(path: &Path) -> Result<(), StoreError> {
+    std::fs::File::open(path).and_then(|file| file.sync_all()).context("sync", path)
+}
+
+/// Whether the error comes from where the store lies and not from what it holds: whoever tries again, or anew, meets
+/// it again.
+pub(super) fn is_surroundings(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
 }

@@ -1,25 +1,34 @@
-//! The sled index: fast to ask, free to lose.
+//! The sled index: fast to ask about all layers at once, free to lose.
 //!
 //! sled calls itself beta, locks other processes out, and can panic on a damaged file. So it holds nothing that is not
 //! in the records (or can be had again by work), it is opened for a question and closed after it, the wait for other
 //! processes is on a lock file of our own, and an index that does not open is moved aside and made anew.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::Duration;
 
 use super::StoreError;
-use super::files::IoContext;
-use super::record::LayerRecord;
+use super::files::{self, IoContext};
+use super::inventory::tree_bytes;
+use super::record::{self, LayerRecord};
 use crate::blob::{LayerKey, canonical_json};
 use crate::crash;
 
 /// Set in sled's default tree once every record is in the index.
 const COMPLETE: &[u8] = b"complete";
-/// In sled's default tree: how many bytes all layers take on the disk.
-const LAYER_BYTES: &[u8] = b"layer bytes";
+/// In sled's default tree: how many bytes all layers and images take on the disk.
+const BYTES: &[u8] = b"bytes";
+/// In sled's default tree: how many memories there are.
+const MEMORIES: &[u8] = b"memories";
+/// Memories beyond this number are all forgotten: they grow with every file that was ever hashed, and nobody can tell
+/// which will be wanted again. About 50 MB on the disk.
+const MOST_MEMORIES: u64 = 400_000;
+/// How long sled may keep its own lock after our lock is ours. It lets go a moment after it was dropped; longer means
+/// that a stranger has the files open.
+const SLED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The index, open.
 pub(super) struct Index {
@@ -49,31 +58,60 @@ impl From<StoreError> for WorkError {
     }
 }
 
-/// Waits until no other process has the index open; released when the file is closed, by whatever end.
-pub(super) fn lock(root: &Path) -> Result<File, StoreError> {
-    let path = root.join("index.lock");
-    let file = File::options().create(true).append(true).open(&path).context("open", &path)?;
-    file.lock().context("lock", &path)?;
-    Ok(file)
+impl WorkError {
+    /// The store's error of work that was done without an index.
+    pub(super) fn without_index(self) -> StoreError {
+        match self {
+            Self::Store(error) => error,
+            Self::Index(source) => StoreError::Index { path: "index".into(), source },
+        }
+    }
 }
 
-/// Opens the index at `root`, waiting for other processes, does `work` with it, and closes it.
+/// The right to open the index and to collect garbage; released with the process, by whatever end.
+#[derive(Debug)]
+pub(super) struct Held {
+    _locked: File,
+    patience: Duration,
+}
+
+/// Waits until no other process holds the index, for as long as `patience` lasts.
+pub(super) fn hold(root: &Path, patience: Duration) -> Result<Held, StoreError> {
+    let path = root.join("index.lock");
+    let file = File::options().create(true).append(true).open(&path).context("open", &path)?;
+    let mut waited = Duration::ZERO;
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Held { _locked: file, patience }),
+            Err(TryLockError::WouldBlock) if waited < patience => {
+                std::thread::sleep(pause);
+                waited += pause;
+                pause = (pause * 2).min(Duration::from_millis(5));
+            }
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Busy { path, waited: patience }),
+            Err(TryLockError::Error(error)) => return Err(error).context("lock", &path),
+        }
+    }
+}
+
+/// Opens the index at `root`, does `work` with it, and closes it.
 ///
-/// An index that is missing or damaged is made from `records`; `work` may then be done a second time.
+/// An index that is missing or damaged is made from the records; `work` may then be done a second time.
 pub(super) fn with<T>(
     root: &Path,
-    records: impl Fn() -> Result<Vec<LayerRecord>, StoreError>,
+    held: &Held,
     work: impl Fn(&Index) -> Result<T, WorkError>,
 ) -> Result<T, StoreError> {
-    let _guard = lock(root)?;
     let path = root.join("index");
+    let patience = held.patience.min(SLED_PATIENCE);
     let attempt = |rebuild: bool| -> Result<T, WorkError> {
-        let records = if rebuild { Some(records()?) } else { None };
+        let truth = if rebuild { Some(Truth::read(root)?) } else { None };
         // sled asserts what it finds on the disk; a panic here says "damaged" and nothing more.
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            let index = Index::open(&path)?;
-            match &records {
-                Some(records) => index.fill(records)?,
+            let index = Index::open(&path, patience)?;
+            match &truth {
+                Some(truth) => index.fill(truth)?,
                 None if !index.is_complete()? => {
                     return Err(sled::Error::ReportableBug("the index was never finished".to_owned()).into());
                 }
@@ -84,24 +122,45 @@ pub(super) fn with<T>(
         outcome.unwrap_or_else(|_| Err(sled::Error::ReportableBug("the index is damaged".to_owned()).into()))
     };
     let fail = |error| match error {
+        WorkError::Index(error) if is_sled_lock(&error) => StoreError::Busy { path: path.join("db"), waited: patience },
         WorkError::Index(source) => StoreError::Index { path: path.clone(), source },
         WorkError::Store(error) => error,
     };
     if path.exists() {
         match attempt(false) {
             Ok(done) => return Ok(done),
-            Err(WorkError::Index(error)) if !is_surroundings(&error) => move_aside(root, &path)?,
+            Err(WorkError::Index(error)) if !is_surroundings(&error) && !is_sled_lock(&error) => {
+                move_aside(root, &path)?;
+            }
             Err(error) => return Err(fail(error)),
         }
     }
     attempt(true).map_err(fail)
 }
 
+/// What the index is made from.
+struct Truth {
+    records: Vec<(LayerRecord, u64)>,
+    image_bytes: u64,
+}
+
+impl Truth {
+    fn read(root: &Path) -> Result<Self, StoreError> {
+        let mut records = record::read_all(&root.join("records"))?;
+        // sled writes neighbours together.
+        records.sort_unstable_by_key(|(record, _)| record.key);
+        Ok(Self { records, image_bytes: tree_bytes(&root.join("images"))? })
+    }
+}
+
+/// sled's words for a lock that another process has; the error has no kind of its own.
+fn is_sled_lock(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
+}
+
 /// Whether a new index would meet the same error: the disk is full, or the directory is not ours.
 fn is_surroundings(error: &sled::Error) -> bool {
-    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    let sled::Error::Io(error) = error else { return false };
-    matches!(error.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
+    matches!(error, sled::Error::Io(error) if files::is_surroundings(error))
 }
 
 /// Out of the way and then deleted: a second damage finds no leftovers, and a kill in between leaves only an orphan.
@@ -116,14 +175,15 @@ fn move_aside(root: &Path, path: &Path) -> Result<(), StoreError> {
 }
 
 impl Index {
-    fn open(path: &Path) -> sled::Result<Self> {
+    fn open(path: &Path, patience: Duration) -> sled::Result<Self> {
         let config = sled::Config::new().path(path).flush_every_ms(None).cache_capacity(16 << 20);
+        let pause = Duration::from_millis(1);
+        let mut waited = Duration::ZERO;
         let db = loop {
             match config.open() {
-                // sled lets go of its file a moment after it was dropped. Our own lock is held, so nobody else has the
-                // index open on purpose and the wait is short.
-                Err(sled::Error::Io(error)) if error.to_string().starts_with("could not acquire lock") => {
-                    std::thread::sleep(Duration::from_millis(1));
+                Err(error) if is_sled_lock(&error) && waited < patience => {
+                    std::thread::sleep(pause);
+                    waited += pause;
                 }
                 opened => break opened?,
             }
@@ -134,8 +194,13 @@ impl Index {
 
     /// Takes in all records, then says so: sled opens some damaged files as if they were empty, and a process can be
     /// killed half-way through this.
-    fn fill(&self, records: &[LayerRecord]) -> sled::Result<()> {
-        self.insert_layers(records)?;
+    fn fill(&self, truth: &Truth) -> sled::Result<()> {
+        let mut bytes = truth.image_bytes;
+        for (record, json_length) in &truth.records {
+            self.layers.insert(record.key.as_bytes(), to_value(record)?)?;
+            bytes += disk_bytes(record, *json_length);
+        }
+        self.set_bytes(bytes)?;
         crash::point("index.filled");
         self.db.insert(COMPLETE, &[])?;
         self.db.flush().map(drop)
@@ -145,62 +210,54 @@ impl Index {
         self.db.contains_key(COMPLETE)
     }
 
-    pub(super) fn layers(&self, keys: &[LayerKey]) -> sled::Result<Vec<Option<LayerRecord>>> {
-        keys.iter()
-            .map(|key| {
-                let value = self.layers.get(key.as_bytes())?;
-                // A value of another version is as good as none: the layer is made again.
-                Ok(value.and_then(|value| serde_json::from_slice(&value).ok()))
-            })
-            .collect()
-    }
-
     /// Every layer with the length of its record in bytes.
-    pub(super) fn all_layers(&self) -> sled::Result<Vec<(LayerRecord, u64)>> {
-        let mut found = Vec::new();
-        for entry in &self.layers {
-            let (_, value) = entry?;
-            if let Ok(record) = serde_json::from_slice(&value) {
-                found.push((record, value.len() as u64));
-            }
-        }
-        Ok(found)
+    pub(super) fn all_layers(&self) -> impl Iterator<Item = sled::Result<(LayerRecord, u64)>> {
+        self.layers.iter().filter_map(|entry| match entry {
+            // A value of another version is as good as none: the layer is made again.
+            Ok((_, value)) => serde_json::from_slice(&value).ok().map(|record| Ok((record, value.len() as u64))),
+            Err(error) => Some(Err(error)),
+        })
     }
 
-    pub(super) fn insert_layers(&self, records: &[LayerRecord]) -> sled::Result<()> {
-        let mut bytes = self.layer_bytes()?;
+    pub(super) fn insert_layers<'a>(&self, records: impl IntoIterator<Item = &'a LayerRecord>) -> sled::Result<()> {
+        let mut bytes = self.bytes()?;
         for record in records {
-            let value = canonical_json(record).map_err(|error| sled::Error::Io(error.into()))?;
+            let value = to_value(record)?;
             bytes += disk_bytes(record, value.len() as u64);
             if let Some(before) = self.layers.insert(record.key.as_bytes(), value)? {
                 bytes = bytes.saturating_sub(disk_bytes_of_value(&before));
             }
         }
-        self.set_layer_bytes(bytes)
+        self.set_bytes(bytes)
     }
 
-    pub(super) fn remove_layers(&self, keys: &[LayerKey]) -> sled::Result<()> {
-        let mut bytes = self.layer_bytes()?;
+    pub(super) fn remove_layers<'a>(&self, keys: impl IntoIterator<Item = &'a LayerKey>) -> sled::Result<()> {
+        let mut bytes = self.bytes()?;
         for key in keys {
             if let Some(before) = self.layers.remove(key.as_bytes())? {
                 bytes = bytes.saturating_sub(disk_bytes_of_value(&before));
             }
         }
-        self.set_layer_bytes(bytes)
+        self.set_bytes(bytes)
     }
 
-    /// How many bytes all layers take on the disk, without looking at each.
-    pub(super) fn layer_bytes(&self) -> sled::Result<u64> {
-        let value = self.db.get(LAYER_BYTES)?;
-        Ok(value.and_then(|value| value.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes))
+    /// How many bytes all layers and images take on the disk, without looking at each.
+    pub(super) fn bytes(&self) -> sled::Result<u64> {
+        self.number(BYTES)
     }
 
-    fn set_layer_bytes(&self, bytes: u64) -> sled::Result<()> {
-        self.db.insert(LAYER_BYTES, &bytes.to_be_bytes())?;
+    /// Says how many bytes all layers and images take, where that is known better.
+    pub(super) fn set_bytes(&self, bytes: u64) -> sled::Result<()> {
+        self.db.insert(BYTES, &bytes.to_be_bytes())?;
         crash::point("index.changed");
         self.db.flush()?;
         crash::point("index.flushed");
         Ok(())
+    }
+
+    fn number(&self, key: &[u8]) -> sled::Result<u64> {
+        let value = self.db.get(key)?;
+        Ok(value.and_then(|value| value.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes))
     }
 
     pub(super) fn recall(&self) -> sled::Result<HashMap<Vec<u8>, Vec<u8>>> {
@@ -208,13 +265,23 @@ impl Index {
     }
 
     pub(super) fn remember(&self, entries: &[(Vec<u8>, Vec<u8>)]) -> sled::Result<()> {
+        let mut memories = self.number(MEMORIES)? + entries.len() as u64;
+        if memories > MOST_MEMORIES {
+            self.memory.clear()?;
+            memories = entries.len() as u64;
+        }
         let mut batch = sled::Batch::default();
         for (key, value) in entries {
             batch.insert(key.as_slice(), value.as_slice());
         }
         self.memory.apply_batch(batch)?;
+        self.db.insert(MEMORIES, &memories.to_be_bytes())?;
         self.db.flush().map(drop)
     }
+}
+
+fn to_value(record: &LayerRecord) -> sled::Result<Vec<u8>> {
+    canonical_json(record).map_err(|error| sled::Error::Io(error.into()))
 }
 
 /// What a layer takes on the disk, in bytes: its record's file and, where it is kept, its blob.
@@ -224,7 +291,7 @@ pub(super) fn disk_bytes(record: &LayerRecord, json_length: u64) -> u64 {
 
 /// What a record's file takes, in bytes: the index has the JSON without the line of its checksum.
 pub(super) fn record_bytes(json_length: u64) -> u64 {
-    json_length + 66
+    json_length + record::FRAME
 }
 
 fn disk_bytes_of_value(value: &[u8]) -> u64 {

@@ -44,6 +44,12 @@ impl Lease {
     }
 }
 
+/// The keys in a lease's file; none where it cannot be read.
+pub(super) fn keys_in(lease: &Path) -> Vec<LayerKey> {
+    let text = std::fs::read(lease).unwrap_or_default();
+    String::from_utf8_lossy(&text).lines().filter_map(LayerKey::from_hex).collect()
+}
+
 impl LiveLeases {
     /// Only under the index's lock.
     pub(super) fn read(leases: &Path) -> Result<Self, StoreError> {
@@ -60,8 +66,7 @@ impl LiveLeases {
                 live.dead.push(path);
                 continue;
             }
-            let text = std::fs::read_to_string(&path).context("read", &path)?;
-            live.keys.extend(text.lines().filter_map(LayerKey::from_hex));
+            live.keys.extend(keys_in(&path));
             let taken = file.metadata().and_then(|metadata| metadata.modified()).context("read", &path)?;
             live.oldest = Some(live.oldest.map_or(taken, |oldest| oldest.min(taken)));
         }

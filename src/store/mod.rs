@@ -33,8 +33,9 @@ mod report;
 mod sweep;
 mod verify;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use blobs::BlobWriter;
 pub use claim::Claim;
@@ -44,10 +45,13 @@ pub use record::{Content, GraphNode, ImageRecord, LayerRecord};
 pub use report::{ImageRow, LayerRow, PathRow, Wanted, WhyRow};
 pub use verify::{Damage, Verified};
 
+use rayon::prelude::*;
+
 use crate::blob::{Digest, LayerKey, VerifyingReader};
 use crate::crash;
 use files::IoContext;
-use index::{Index, WorkError};
+use index::{Held, Index, WorkError};
+use lease::LiveLeases;
 
 /// The number in `layerhold-store`.
 const FORMAT: &str = "layerhold layer store, format 1\n";
@@ -56,7 +60,15 @@ const FORMAT: &str = "layerhold layer store, format 1\n";
 #[derive(Debug)]
 pub struct LayerStore {
     root: PathBuf,
+    patience: Duration,
 }
+
+/// How long to wait for another process that holds the index: a collection of a hundred thousand layers takes some
+/// 15 seconds, everything else milliseconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What may lie in a store's directory before its format does: a process was killed while it made the store.
+const BEGINNINGS: &[&str] = &["blobs", "records", "images", "leases", "claims", "tmp", "index.lock"];
 
 /// Something went wrong in the store's directory.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +92,22 @@ pub enum StoreError {
         /// What its `layerhold-store` file says.
         found: String,
     },
+    /// The directory has no format file and is not empty either: it is somebody's, not a store.
+    #[error("'{}' is not a layer store: it holds '{}'", root.display(), entry.display())]
+    Foreign {
+        /// The directory.
+        root: PathBuf,
+        /// Something in it.
+        entry: PathBuf,
+    },
+    /// Another process held a lock for too long.
+    #[error("another process has held '{}' for {} s", path.display(), waited.as_secs())]
+    Busy {
+        /// The file that is locked.
+        path: PathBuf,
+        /// How long this process waited.
+        waited: Duration,
+    },
     /// The index could be neither opened nor made anew.
     #[error("cannot open the index '{}'", path.display())]
     Index {
@@ -98,6 +126,13 @@ impl StoreError {
     /// What mends it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Foreign { .. } => Some("name a directory of its own: LAYERHOLD_CACHE=/path layerhold ...".to_owned()),
+            Self::Busy { path, .. } => {
+                Some(format!("see who it is, and end it or wait for it: fuser -v '{}'", path.display()))
+            }
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Some("make room: layerhold cache gc --max-size SIZE".to_owned())
+            }
             Self::Format { root, .. } => Some(format!(
                 "name another directory with LAYERHOLD_CACHE, or remove this one: rm -r '{}'",
                 root.display()
@@ -113,12 +148,22 @@ impl StoreError {
             _ => None,
         }
     }
+
+    /// Whether the store itself may be whole, and only cannot be written to, or used, now.
+    fn is_surroundings(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => files::is_surroundings(source),
+            Self::Index { source: sled::Error::Io(source), .. } => files::is_surroundings(source),
+            Self::Busy { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 impl LayerStore {
     /// Opens the store at `root`, making it if there is none.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned() };
+        let store = Self { root: root.to_owned(), patience: PATIENCE };
         let format = store.root.join("layerhold-store");
         match std::fs::read_to_string(&format) {
             Ok(found) if found == FORMAT => return Ok(store),
@@ -127,8 +172,15 @@ impl LayerStore {
             Err(error) => return Err(error).context("read", &format),
         }
         std::fs::create_dir_all(root).context("make the directory", root)?;
+        for entry in inventory::list(root)? {
+            let name = entry.file_name().and_then(|name| name.to_str());
+            // Looked at again, for another process may have made the store by now.
+            if !name.is_some_and(|name| BEGINNINGS.contains(&name)) && !format.exists() {
+                return Err(StoreError::Foreign { root: store.root, entry });
+            }
+        }
         // Of processes that find no store one makes it; nobody collects what it is writing.
-        let _guard = index::lock(root)?;
+        let _held = store.hold()?;
         for directory in ["blobs/sha256", "records", "images", "leases", "claims", "tmp"] {
             let path = store.root.join(directory);
             std::fs::create_dir_all(&path).context("make the directory", &path)?;
@@ -136,7 +188,15 @@ impl LayerStore {
         }
         // Last, so that a store with this file is whole.
         files::write_atomically(&store.tmp(), &format, FORMAT.as_bytes())?;
+        // A record that is torn by a power failure is made again; a store without a format would be lost.
+        files::sync(&format)?;
+        files::sync(root)?;
         Ok(store)
+    }
+
+    /// The store with another limit to the time that it waits for other processes.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Opens the store at `root` for a build: also makes sure that it can be written to.
@@ -153,22 +213,11 @@ impl LayerStore {
 
     /// What is known of the layers with these keys, in their order. A layer whose bytes should be here but are not
     /// counts as unknown.
+    ///
+    /// Each record's file is read: a hundred small files take less time than opening the index, and as long in a store
+    /// of any size.
     pub fn lookup(&self, keys: &[LayerKey]) -> Result<Vec<Option<LayerRecord>>, StoreError> {
-        let mut found = self.with_index(|index| Ok(index.layers(keys)?))?;
-        let mut forgotten = Vec::new();
-        for (key, found) in keys.iter().zip(&mut found) {
-            // The records are the truth: what a damaged index lost is still known.
-            if found.is_none() {
-                *found = self.read_record(key)?;
-                forgotten.extend(found.clone());
-            } else if found.as_ref().is_some_and(|record| !self.has_its_bytes(record)) {
-                *found = None;
-            }
-        }
-        if !forgotten.is_empty() {
-            self.index_layers(&forgotten)?;
-        }
-        Ok(found)
+        keys.par_iter().map(|key| self.read_record(key)).collect()
     }
 
     /// Starts a blob that will be kept.
@@ -188,8 +237,10 @@ impl LayerStore {
     /// Taken before the layers are looked up: whoever collects garbage either sees the lease, or is done before the
     /// look-up and the layer is seen to be gone.
     pub fn lease(&self, keys: &[LayerKey]) -> Result<Lease, StoreError> {
-        let _guard = index::lock(&self.root)?;
-        Lease::take(&self.root.join("leases"), keys)
+        let held = self.hold()?;
+        let leases = self.root.join("leases");
+        self.take_over(&held, &LiveLeases::read(&leases)?.dead)?;
+        Lease::take(&leases, keys)
     }
 
     /// Claims the work on a layer, or says that another process is at it.
@@ -223,14 +274,20 @@ impl LayerStore {
         self.with_index(|index| Ok(index.insert_layers(records)?))
     }
 
-    /// Records an image whose layers were recorded before. The same image made again under the same name keeps the
-    /// time when it was made first.
-    pub fn record_image(&self, image: &ImageRecord) -> Result<(), StoreError> {
+    /// Records an image whose layers were recorded before, and says how many bytes the store takes now. The same image
+    /// made again under the same name keeps the time when it was made first.
+    pub fn record_image(&self, image: &ImageRecord) -> Result<u64, StoreError> {
         let path = self.root.join("images").join(image.file_name());
-        let made_at = ImageRecord::read(&path)?.map_or(image.made_at, |before| before.made_at);
-        ImageRecord { made_at, ..image.clone() }.write(&self.tmp(), &path)?;
-        crash::point("image.recorded");
-        Ok(())
+        self.with_index(|index| {
+            let length = || std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            let length_before = length();
+            let made_at = ImageRecord::read(&path)?.map_or(image.made_at, |before| before.made_at);
+            ImageRecord { made_at, ..image.clone() }.write(&self.tmp(), &path)?;
+            crash::point("image.recorded");
+            let bytes = (index.bytes()? + length()).saturating_sub(length_before);
+            index.set_bytes(bytes)?;
+            Ok(bytes + self.index_bytes()?)
+        })
     }
 
     /// All that was remembered, by key.
@@ -250,8 +307,37 @@ impl LayerStore {
         !record.has_blob || blobs::is_whole(&self.blob(&record.digest), record.size)
     }
 
+    fn hold(&self) -> Result<Held, StoreError> {
+        index::hold(&self.root, self.patience)
+    }
+
     fn with_index<T>(&self, work: impl Fn(&Index) -> Result<T, WorkError>) -> Result<T, StoreError> {
-        index::with(&self.root, || record::read_all(&self.root.join("records")), work)
+        index::with(&self.root, &self.hold()?, work)
+    }
+
+    /// Every layer with the length of its record in bytes. Where the index cannot be had, for the store cannot be
+    /// written to, say, the records themselves are read.
+    fn all_layers(&self) -> Result<Vec<(LayerRecord, u64)>, StoreError> {
+        match self.with_index(|index| Ok(index.all_layers().collect::<sled::Result<_>>()?)) {
+            Err(error) if error.is_surroundings() => record::read_all(&self.root.join("records")),
+            all => all,
+        }
+    }
+
+    /// Bytes of the index's files.
+    fn index_bytes(&self) -> Result<u64, StoreError> {
+        inventory::tree_bytes(&self.root.join("index"))
+    }
+
+    /// Looks after builds that died: layers that they recorded may be missing from the index.
+    fn take_over(&self, held: &Held, dead: &[PathBuf]) -> Result<(), StoreError> {
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let keys: BTreeSet<_> = dead.iter().flat_map(|lease| lease::keys_in(lease)).collect();
+        let records = keys.iter().filter_map(|key| self.read_record(key).transpose()).collect::<Result<Vec<_>, _>>()?;
+        index::with(&self.root, held, |index| Ok(index.insert_layers(&records)?))?;
+        dead.iter().try_for_each(|lease| sweep::remove(lease))
     }
 
     fn tmp(&self) -> PathBuf {

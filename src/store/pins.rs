@@ -34,7 +34,7 @@ impl LayerStore {
 
     fn change_pins(&self, change: impl FnOnce(&mut BTreeSet<String>)) -> Result<(), StoreError> {
         // Two changes at once must not lose one; a collection must not run between a look and a pin.
-        let _guard = super::index::lock(&self.root)?;
+        let _held = self.hold()?;
         let mut pins = self.pins()?;
         change(&mut pins);
         let text: String = pins.iter().map(|pin| format!("{pin}\n")).collect();

@@ -83,6 +83,11 @@ impl LayerRecord {
         read(path)
     }
 
+    /// The same, with the length of its JSON in bytes.
+    pub(super) fn read_with_length(path: &Path) -> Result<Option<(Self, u64)>, StoreError> {
+        read_with_length(path)
+    }
+
     pub(super) fn write(&self, tmp: &Path, path: &Path) -> Result<(), StoreError> {
         write(self, tmp, path)
     }
@@ -105,6 +110,9 @@ impl ImageRecord {
     }
 }
 
+/// What a record's file has beside its JSON, in bytes: the checksum and two ends of lines.
+pub(super) const FRAME: u64 = 66;
+
 /// Writes the record as one line of JSON below the blake3 of that line.
 fn write<T: Serialize>(record: &T, tmp: &Path, path: &Path) -> Result<(), StoreError> {
     let json = canonical_json(record).map_err(StoreError::Encode)?;
@@ -116,9 +124,15 @@ fn write<T: Serialize>(record: &T, tmp: &Path, path: &Path) -> Result<(), StoreE
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    Ok(read_with_length(path)?.map(|(record, _)| record))
+}
+
+fn read_with_length<T: DeserializeOwned>(path: &Path) -> Result<Option<(T, u64)>, StoreError> {
     match std::fs::read(path) {
-        Ok(bytes) => Ok(parse(&bytes)),
+        Ok(bytes) => Ok(parse(&bytes).map(|record| (record, bytes.len() as u64 - FRAME))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        // Something else has a record's name: it is found to be damaged, and goes.
+        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => Ok(None),
         Err(error) => Err(error).context("read the record", path),
     }
 }
@@ -130,15 +144,15 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     if whole { serde_json::from_slice(json).ok() } else { None }
 }
 
-/// Every whole layer record below `records`.
-pub(super) fn read_all(records: &Path) -> Result<Vec<LayerRecord>, StoreError> {
+/// Every whole layer record below `records`, with the length of its JSON in bytes.
+pub(super) fn read_all(records: &Path) -> Result<Vec<(LayerRecord, u64)>, StoreError> {
     let mut found = Vec::new();
     for directory in std::fs::read_dir(records).context("list", records)? {
         let directory = directory.context("list", records)?.path();
         for file in std::fs::read_dir(&directory).context("list", &directory)? {
             let path = file.context("list", &directory)?.path();
-            let bytes = std::fs::read(&path).context("read the record", &path)?;
-            found.extend(parse::<LayerRecord>(&bytes));
+            // One that is collected meanwhile is no record any more.
+            found.extend(read_with_length(&path)?);
         }
     }
     Ok(found)

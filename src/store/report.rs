@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::Serialize;
 
+use super::gc::StoredImage;
 use super::index::disk_bytes;
 use super::record::{ImageRecord, LayerRecord};
 use super::{LayerStore, StoreError};
@@ -162,11 +163,11 @@ impl LayerStore {
     /// What every store path costs, the dearest first.
     pub fn path_rows(&self) -> Result<Vec<PathRow>, StoreError> {
         let mut images: BTreeMap<String, usize> = BTreeMap::new();
-        for image in self.images()? {
+        self.each_image(|image| {
             for node in image.record.graph {
                 *images.entry(node.name).or_default() += 1;
             }
-        }
+        })?;
         let mut rows: BTreeMap<String, PathRow> = BTreeMap::new();
         for (record, on_disk) in self.layers_by_key()?.into_values() {
             let whole: u64 = record.contents.iter().map(|content| content.size).sum();
@@ -192,7 +193,7 @@ impl LayerStore {
     pub fn why(&self, wanted: &Wanted) -> Result<Vec<WhyRow>, StoreError> {
         let layers = self.layers_by_key()?;
         let mut rows = Vec::new();
-        for image in self.images()?.into_iter().map(|image| image.record) {
+        self.each_image(|StoredImage { record: image, .. }| {
             let row = |layer, through| WhyRow { image: title(&image), image_id: image.image_id, layer, through };
             match wanted {
                 Wanted::Digest(digest) => {
@@ -218,14 +219,14 @@ impl LayerStore {
                     }
                 }
             }
-        }
+        })?;
         rows.sort_by(|a, b| (&a.image, a.image_id).cmp(&(&b.image, b.image_id)));
         Ok(rows)
     }
 
     fn layers_by_key(&self) -> Result<BTreeMap<LayerKey, (LayerRecord, u64)>, StoreError> {
-        let all = self.with_index(|index| Ok(index.all_layers()?))?;
-        Ok(all
+        Ok(self
+            .all_layers()?
             .into_iter()
             .map(|(record, json_length)| {
                 let bytes = disk_bytes(&record, json_length);

@@ -1,17 +1,25 @@
 //! Carries a garbage collection out.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::files::IoContext;
 use super::gc::{self, GcPlan, GcPolicy};
-use super::inventory::{list, tree_bytes};
+use super::index::{self, Index, WorkError};
+use super::inventory::{Drift, list, tree_bytes};
 use super::{LayerStore, StoreError};
+use crate::blob::LayerKey;
 use crate::crash;
 
 impl LayerStore {
     /// What a garbage collection would do now.
     pub fn plan_gc(&self, policy: &GcPolicy) -> Result<GcPlan, StoreError> {
-        self.with_index(|index| Ok(gc::plan(&self.inventory(index)?, policy)))
+        let plan = |index: Option<&Index>| -> Result<_, WorkError> { Ok(gc::plan(&self.inventory(index)?.0, policy)) };
+        match self.with_index(|index| plan(Some(index))) {
+            // It can be looked at all the same.
+            Err(error) if error.is_surroundings() => plan(None).map_err(WorkError::without_index),
+            planned => planned,
+        }
     }
 
     /// Collects garbage and says what was done: exactly what [`LayerStore::plan_gc`] would have said.
@@ -21,48 +29,55 @@ impl LayerStore {
     /// records, those before their blobs; a kill in between leaves files that nothing refers to, and the next
     /// collection takes them.
     pub fn gc(&self, policy: &GcPolicy) -> Result<GcPlan, StoreError> {
-        let (plan, index_failed) = self.with_index(|index| {
-            let plan = gc::plan(&self.inventory(index)?, policy);
-            crash::point("gc.planned");
-            for image in &plan.images {
-                remove(&image.path)?;
-                crash::point("gc.image-gone");
-            }
-            // A full disk has no room for sled's log either. The space comes from what follows, and the index, which
-            // is then out of date, is made anew at the next opening.
-            let keys: Vec<_> = plan.layers.iter().map(|layer| layer.key).collect();
-            let index_failed = index.remove_layers(&keys).is_err();
-            crash::point("gc.unindexed");
-            for layer in &plan.layers {
-                remove(&self.record(&layer.key))?;
-                crash::point("gc.record-gone");
-            }
-            for layer in plan.layers.iter().filter(|layer| layer.blob_goes) {
-                remove(&self.blob(&layer.digest))?;
-                crash::point("gc.blob-gone");
-            }
-            for orphan in &plan.orphans {
-                remove(&orphan.path)?;
-                crash::point("gc.file-gone");
-            }
-            Ok((plan, index_failed))
-        })?;
-        if index_failed {
-            self.forget_index()?;
+        let held = self.hold()?;
+        let (plan, index_is_right) = match index::with(&self.root, &held, |index| self.collect(Some(index), policy)) {
+            // A full disk has no room for sled's log.
+            Err(error) if error.is_surroundings() => self.collect(None, policy).map_err(WorkError::without_index)?,
+            collected => collected?,
+        };
+        if !index_is_right {
+            remove(&self.root.join("index"))?;
         }
         Ok(plan)
     }
 
-    /// Bytes that the store takes on the disk, without looking at each layer: cheap enough for every run.
+    /// Says what was done, and whether the index knows of it. One that does not is made anew at the next opening.
+    fn collect(&self, index: Option<&Index>, policy: &GcPolicy) -> Result<(GcPlan, bool), WorkError> {
+        let (inventory, drift) = self.inventory(index)?;
+        let plan = gc::plan(&inventory, policy);
+        crash::point("gc.planned");
+        for image in &plan.images {
+            remove(&image.path)?;
+            crash::point("gc.image-gone");
+        }
+        let going: BTreeSet<_> = plan.layers.iter().map(|layer| layer.key).collect();
+        let bytes = plan.bytes_after - inventory.overhead;
+        let index_is_right = index.is_some_and(|index| set_right(index, &going, &drift, bytes).is_ok());
+        crash::point("gc.unindexed");
+        for layer in &plan.layers {
+            remove(&self.record(&layer.key))?;
+            crash::point("gc.record-gone");
+        }
+        for layer in plan.layers.iter().filter(|layer| layer.blob_goes) {
+            remove(&self.blob(&layer.digest))?;
+            crash::point("gc.blob-gone");
+        }
+        for orphan in &plan.orphans {
+            remove(&orphan.path)?;
+            crash::point("gc.file-gone");
+        }
+        Ok((plan, index_is_right))
+    }
+
+    /// Bytes that the store takes on the disk, without looking at each layer and image.
     pub fn quick_size(&self) -> Result<u64, StoreError> {
-        let layers = self.with_index(|index| Ok(index.layer_bytes()?))?;
-        Ok(layers + tree_bytes(&self.root.join("images"))? + tree_bytes(&self.root.join("index"))?)
+        self.with_index(|index| Ok(index.bytes()? + self.index_bytes()?))
     }
 
     /// Throws everything away but the store itself, whatever is in use.
     pub fn clear(&self) -> Result<u64, StoreError> {
         let bytes = tree_bytes(&self.root)?;
-        let _guard = super::index::lock(&self.root)?;
+        let _held = self.hold()?;
         crash::point("clear.begun");
         // Before the records, so that it never knows of a layer that has none.
         remove(&self.root.join("index"))?;
@@ -78,9 +93,17 @@ impl LayerStore {
 
     /// Removes the index; the next opening makes it from the records.
     pub(super) fn forget_index(&self) -> Result<(), StoreError> {
-        let _guard = super::index::lock(&self.root)?;
+        let _held = self.hold()?;
         remove(&self.root.join("index"))
     }
+}
+
+/// Makes the index say what the records will say after the collection.
+fn set_right(index: &Index, going: &BTreeSet<LayerKey>, drift: &Drift, bytes: u64) -> sled::Result<()> {
+    index.insert_layers(drift.unindexed.iter().filter(|record| !going.contains(&record.key)))?;
+    // In the order of the keys: sled keeps neighbours together.
+    index.remove_layers(going.iter().chain(&drift.unrecorded))?;
+    index.set_bytes(bytes)
 }
 
 /// Removes a file or a directory with all that is in it; one that is gone already is no error.

@@ -128,14 +128,14 @@ impl LayerStore {
         self.with_index(|index| {
             // The records are the truth, but the index may still know what its record no longer says.
             let recorded = super::record::read_all(&self.root.join("records"))?;
-            let indexed = index.all_layers()?.into_iter().map(|(record, _)| record);
+            let indexed = index.all_layers().collect::<sled::Result<Vec<_>>>()?;
             let keys: BTreeSet<_> = recorded
                 .into_iter()
                 .chain(indexed)
+                .map(|(record, _)| record)
                 .filter(|record| record.has_blob && digests.contains(&record.digest))
                 .map(|record| record.key)
                 .collect();
-            let keys: Vec<_> = keys.into_iter().collect();
             index.remove_layers(&keys)?;
             crash::point("discard.unindexed");
             for key in &keys {
@@ -151,7 +151,11 @@ impl LayerStore {
     }
 
     fn index_damage(&self, records: &BTreeMap<LayerKey, LayerRecord>) -> Result<Vec<Damage>, StoreError> {
-        let indexed = self.with_index(|index| Ok(index.all_layers()?))?;
+        let indexed = match self.with_index(|index| Ok(index.all_layers().collect::<sled::Result<Vec<_>>>()?)) {
+            // What cannot be opened now is not damaged for that.
+            Err(error) if error.is_surroundings() => Vec::new(),
+            indexed => indexed?,
+        };
         let mut damage = Vec::new();
         for (record, _) in indexed {
             // A layer that was recorded or collected since the records were read is judged by its file.
