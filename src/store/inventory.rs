@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::database::WorkError;
 use super::files::IoContext;
 use super::gc::{Inventory, Orphan, StoredImage, StoredLayer, means};
-use super::index::{Index, WorkError};
+use super::index::Index;
 use super::lease::LiveLeases;
 use super::record::{ImageRecord, LayerRecord};
 use super::{LayerStore, StoreError};
@@ -54,7 +55,7 @@ impl LayerStore {
         inventory.layers.retain(|key, _| recorded.contains(key));
         inventory.images = self.images()?;
         inventory.orphans = self.orphans(&inventory, &leases, torn)?;
-        inventory.overhead = self.index_bytes()?;
+        inventory.overhead = self.database_bytes()?;
         inventory.free = free_bytes(&self.root)?;
         Ok((inventory, drift))
     }

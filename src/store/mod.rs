@@ -9,8 +9,9 @@
 //! images/<hash>            one image's record each: which layers it has
 //! leases/<random>          one running build's each, locked by it: the keys of the layers that it uses
 //! claims/<key>             locked by the process that is making the layer
-//! index/                   a sled database made from the records; may be thrown away at any time
-//! index.lock               held by the one process that has the index open
+//! index/                   a sled database of all layers, made from the records; may be thrown away at any time
+//! memory/                  a sled database of what was learned of store paths' files; may be thrown away at any time
+//! index.lock               held by the one process that has a database open, or collects garbage
 //! tmp/                     files that are being written
 //! ```
 //!
@@ -22,11 +23,13 @@
 
 mod blobs;
 mod claim;
+mod database;
 mod files;
 mod gc;
 mod index;
 mod inventory;
 mod lease;
+mod memory;
 mod pins;
 mod record;
 mod report;
@@ -49,8 +52,9 @@ use rayon::prelude::*;
 
 use crate::blob::{Digest, LayerKey, VerifyingReader};
 use crate::crash;
+use database::{Held, WorkError};
 use files::IoContext;
-use index::{Held, Index, WorkError};
+use index::Index;
 use lease::LiveLeases;
 
 /// The number in `layerhold-store`.
@@ -286,13 +290,13 @@ impl LayerStore {
             crash::point("image.recorded");
             let bytes = (index.bytes()? + length()).saturating_sub(length_before);
             index.set_bytes(bytes)?;
-            Ok(bytes + self.index_bytes()?)
+            Ok(bytes + self.database_bytes()?)
         })
     }
 
     /// All that was remembered, by key.
     pub fn recall(&self) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
-        self.with_index(|index| Ok(index.recall()?))
+        memory::recall(&self.root, &self.hold()?)
     }
 
     /// Remembers values that can be had again by work; they may be forgotten at any time.
@@ -300,7 +304,7 @@ impl LayerStore {
         if entries.is_empty() {
             return Ok(());
         }
-        self.with_index(|index| Ok(index.remember(entries)?))
+        memory::remember(&self.root, &self.hold()?, entries)
     }
 
     fn has_its_bytes(&self, record: &LayerRecord) -> bool {
@@ -308,7 +312,7 @@ impl LayerStore {
     }
 
     fn hold(&self) -> Result<Held, StoreError> {
-        index::hold(&self.root, self.patience)
+        database::hold(&self.root, self.patience)
     }
 
     fn with_index<T>(&self, work: impl Fn(&Index) -> Result<T, WorkError>) -> Result<T, StoreError> {
@@ -324,9 +328,9 @@ impl LayerStore {
         }
     }
 
-    /// Bytes of the index's files.
-    fn index_bytes(&self) -> Result<u64, StoreError> {
-        inventory::tree_bytes(&self.root.join("index"))
+    /// Bytes of the databases' files.
+    fn database_bytes(&self) -> Result<u64, StoreError> {
+        [index::NAME, memory::NAME].iter().map(|name| inventory::tree_bytes(&self.root.join(name))).sum()
     }
 
     /// Looks after builds that died: layers that they recorded may be missing from the index.

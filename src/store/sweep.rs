@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use super::database::WorkError;
 use super::files::IoContext;
 use super::gc::{self, GcPlan, GcPolicy};
-use super::index::{self, Index, WorkError};
+use super::index::{self, Index};
 use super::inventory::{Drift, list, tree_bytes};
-use super::{LayerStore, StoreError};
+use super::{LayerStore, StoreError, memory};
 use crate::blob::LayerKey;
 use crate::crash;
 
@@ -17,7 +18,7 @@ impl LayerStore {
         let plan = |index: Option<&Index>| -> Result<_, WorkError> { Ok(gc::plan(&self.inventory(index)?.0, policy)) };
         match self.with_index(|index| plan(Some(index))) {
             // It can be looked at all the same.
-            Err(error) if error.is_surroundings() => plan(None).map_err(WorkError::without_index),
+            Err(error) if error.is_surroundings() => plan(None).map_err(WorkError::without_database),
             planned => planned,
         }
     }
@@ -32,11 +33,11 @@ impl LayerStore {
         let held = self.hold()?;
         let (plan, index_is_right) = match index::with(&self.root, &held, |index| self.collect(Some(index), policy)) {
             // A full disk has no room for sled's log.
-            Err(error) if error.is_surroundings() => self.collect(None, policy).map_err(WorkError::without_index)?,
+            Err(error) if error.is_surroundings() => self.collect(None, policy).map_err(WorkError::without_database)?,
             collected => collected?,
         };
         if !index_is_right {
-            remove(&self.root.join("index"))?;
+            remove(&self.root.join(index::NAME))?;
         }
         Ok(plan)
     }
@@ -71,7 +72,7 @@ impl LayerStore {
 
     /// Bytes that the store takes on the disk, without looking at each layer and image.
     pub fn quick_size(&self) -> Result<u64, StoreError> {
-        self.with_index(|index| Ok(index.bytes()? + self.index_bytes()?))
+        self.with_index(|index| Ok(index.bytes()? + self.database_bytes()?))
     }
 
     /// Throws everything away but the store itself, whatever is in use.
@@ -79,8 +80,9 @@ impl LayerStore {
         let bytes = tree_bytes(&self.root)?;
         let _held = self.hold()?;
         crash::point("clear.begun");
-        // Before the records, so that it never knows of a layer that has none.
-        remove(&self.root.join("index"))?;
+        // Before the records, so that the index never knows of a layer that has none.
+        remove(&self.root.join(index::NAME))?;
+        remove(&self.root.join(memory::NAME))?;
         for directory in ["images", "records", "blobs/sha256", "claims", "tmp"] {
             // What is in it and not itself: a store that lacks a directory is none.
             for path in list(&self.root.join(directory))? {
@@ -94,7 +96,7 @@ impl LayerStore {
     /// Removes the index; the next opening makes it from the records.
     pub(super) fn forget_index(&self) -> Result<(), StoreError> {
         let _held = self.hold()?;
-        remove(&self.root.join("index"))
+        remove(&self.root.join(index::NAME))
     }
 }
 

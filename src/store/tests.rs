@@ -174,7 +174,7 @@ fn memories_come_back_or_are_gone() {
     let store = LayerStore::open(directory.path()).unwrap();
     store.remember(&[(b"stamp".to_vec(), b"hash".to_vec())]).unwrap();
     assert_eq!(store.recall().unwrap(), HashMap::from([(b"stamp".to_vec(), b"hash".to_vec())]));
-    std::fs::remove_dir_all(directory.path().join("index")).unwrap();
+    std::fs::remove_dir_all(directory.path().join("memory")).unwrap();
     assert!(store.recall().unwrap().is_empty());
 }
 
