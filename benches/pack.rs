@@ -11,7 +11,7 @@ use std::path::Path;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use layerhold::event::Silent;
 use layerhold::nix::{Closure, Hashing, LocalStore, NoMemo, Node, Source, StorePath};
-use layerhold::pack::{Compression, LayerContents};
+use layerhold::pack::{Compression, LayerContents, Packer};
 
 /// Eight store paths of some 4 MiB each: many small files, some large ones, contents that compress as programs do.
 fn corpus(root: &Path) -> Vec<StorePath> {
@@ -57,7 +57,7 @@ fn pack(criterion: &mut Criterion) {
     let store = LocalStore::open(root.path(), hashing).unwrap();
     let closure = Closure::compute(&store, paths.clone()).unwrap();
     let layer = || LayerContents::StorePaths(closure.paths().collect());
-    let packed = layer().pack(&store, Compression::None, &mut io::sink(), &Silent).unwrap();
+    let packed = Packer::new(&store, Compression::None, &Silent).pack(&layer(), &mut io::sink()).unwrap();
 
     let mut group = criterion.benchmark_group("pack");
     group.throughput(Throughput::Bytes(packed.tar_size)).sample_size(10);
@@ -78,7 +78,8 @@ fn pack(criterion: &mut Criterion) {
     for compression in ["none", "zstd:1", "zstd:3", "gzip:6"] {
         let codec: Compression = compression.parse().unwrap();
         group.bench_function(format!("walk, tar, digests, {compression}"), |bencher| {
-            bencher.iter(|| layer().pack(&store, codec, &mut io::sink(), &Silent).unwrap());
+            let packer = Packer::new(&store, codec, &Silent);
+            bencher.iter(|| packer.pack(&layer(), &mut io::sink()).unwrap());
         });
     }
     group.finish();

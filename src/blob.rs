@@ -8,7 +8,8 @@ use std::str::FromStr;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::{Digest as _, Sha256};
+
+use crate::sha256::Sha256;
 
 /// A sha256 digest of some bytes, written `sha256:<64 hex digits>` (OCI image specification, descriptor.md, "Digests").
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,7 +18,9 @@ pub struct Digest([u8; 32]);
 impl Digest {
     /// The digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
+        let mut hasher = Sha256::new();
+        hasher.update(bytes);
+        Self(hasher.finish())
     }
 
     /// A digest that was computed elsewhere.
@@ -157,7 +160,7 @@ impl<W: Write> DigestWriter<W> {
 
     /// The inner writer, the digest of all that was written, and its length in bytes.
     pub fn finish(self) -> (W, Digest, u64) {
-        (self.inner, Digest(self.hasher.finalize().into()), self.bytes)
+        (self.inner, Digest(self.hasher.finish()), self.bytes)
     }
 }
 
@@ -214,7 +217,7 @@ impl<R: Read> VerifyingReader<R> {
 
     fn check(&mut self) -> io::Result<()> {
         let Some(hasher) = self.hasher.take() else { return Ok(()) };
-        let found = Digest(hasher.finalize().into());
+        let found = Digest(hasher.finish());
         if found == self.expected && self.bytes == self.expected_size {
             return Ok(());
         }

@@ -21,7 +21,7 @@ use crate::image::{Image, ImageName, ImageSpec, Timestamp};
 use crate::layers::{self, Layers, Trouble, Workshop};
 use crate::memo::Memo;
 use crate::nix::{Closure, ClosureError, Hashing, LocalStore, PathInfo, Source, StorePath};
-use crate::pack::{Compression, LayerContents};
+use crate::pack::{Compression, LayerContents, Packer};
 use crate::plan::{self, LayerPlan};
 use crate::store::{GraphNode, ImageRecord, LayerStore};
 
@@ -94,8 +94,8 @@ pub fn containerize(
     let plan = plan::plan(&closure, request.max_layers - 1);
     target.accepts_layers(plan.layers.len() + 1)?;
     let trouble = Trouble::default();
-    let (store, compression) = (request.cache, request.compression);
-    let workshop = Workshop { source: &nix, store, compression, observer, trouble: &trouble };
+    let packer = Packer::new(&nix, request.compression, observer);
+    let workshop = Workshop { packer: &packer, store: request.cache, observer, trouble: &trouble };
     let layers = Layers::obtain(workshop, contents_of(&plan, &closure, &realised))?;
     let spec = image_spec(&request, name, &environment.manifest.containerize, &realised);
     let image = Image::assemble(spec, layers.descriptors()?)?;

@@ -2,18 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::blob::{Digest, DigestMismatch, DigestWriter, LayerKey};
+use crate::blob::{Digest, DigestMismatch, LayerKey};
 use crate::crash;
 use crate::delivery::{BlobError, BlobProvider};
 use crate::event::{Cancelled, Event, Observer, Stage};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
-use crate::nix::Source;
-use crate::pack::{Compression, LayerContents, PackError, Packed};
+use crate::pack::{Compression, LayerContents, PackError, Packed, Packer};
+use crate::parallel;
 use crate::store::{Claim, Content, ImageRecord, LayerRecord, LayerStore, Lease, StoreError};
 
 /// A layer could not be had.
@@ -50,12 +50,10 @@ pub fn media_type(compression: Compression) -> LayerMediaType {
 /// Where layers come from and how they are made: what every step needs.
 #[derive(Clone, Copy)]
 pub struct Workshop<'a> {
-    /// Where store paths are read.
-    pub source: &'a dyn Source,
+    /// Makes layers.
+    pub packer: &'a Packer<'a>,
     /// Where layers are kept. Without a store every layer is packed, and packed again on its way out.
     pub store: Option<&'a LayerStore>,
-    /// How layers are compressed.
-    pub compression: Compression,
     /// Who watches.
     pub observer: &'a dyn Observer,
     /// Whether the store has failed in this run.
@@ -84,7 +82,7 @@ pub struct Layers<'a> {
 impl<'a> Layers<'a> {
     /// Looks every layer up in the store and packs, in parallel, those that it does not know.
     pub fn obtain(workshop: Workshop<'a>, contents: Vec<LayerContents<'a>>) -> Result<Self, LayersError> {
-        let keys: Vec<_> = contents.iter().map(|contents| contents.key(workshop.compression)).collect();
+        let keys: Vec<_> = contents.iter().map(|contents| contents.key(workshop.packer.compression())).collect();
         let lease = workshop.with_store("protect layers in use", |store| store.lease(&keys));
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
         let known = found.unwrap_or_else(|| vec![None; keys.len()]);
@@ -126,6 +124,10 @@ impl<'a> Layers<'a> {
 }
 
 impl BlobProvider for Layers<'_> {
+    fn threads(&self) -> usize {
+        self.workshop.packer.threads()
+    }
+
     /// Reads the kept blobs, on all threads. One that is damaged or cannot be read is thrown away, and its layer is
     /// packed again while it streams.
     fn prepare(&self, layers: &[&Layer]) {
@@ -164,16 +166,20 @@ impl BlobProvider for Layers<'_> {
                 return copy(&mut blob, out);
             }
         }
-        let Workshop { source, compression, observer, .. } = self.workshop;
-        let mut out = DigestWriter::new(out);
-        self.contents[at].pack(source, compression, &mut out, observer).map_err(|error| match error {
+        let packed = self.workshop.packer.pack_again(&self.contents[at], out).map_err(|error| match error {
             PackError::Write(error) => BlobError::Write(error),
             PackError::Walk(error) => BlobError::Source(error.into()),
         })?;
-        let (_, found, found_size) = out.finish();
-        if found != record.digest {
-            let (expected, expected_size) = (record.digest, record.size);
-            return Err(BlobError::Source(DigestMismatch { expected, expected_size, found, found_size }.into()));
+        if packed.digest != record.digest {
+            return Err(BlobError::Source(
+                DigestMismatch {
+                    expected: record.digest,
+                    expected_size: record.size,
+                    found: packed.digest,
+                    found_size: packed.size,
+                }
+                .into(),
+            ));
         }
         Ok(())
     }
@@ -192,7 +198,7 @@ fn copy(blob: &mut dyn io::Read, out: &mut dyn Write) -> Result<(), BlobError> {
     }
 }
 
-/// Fills the places of `known` that are empty, on all threads of the present rayon pool. Says of each layer whether it
+/// Fills the places of `known` that are empty, on the packer's threads. Says of each layer whether it
 /// was reused: known, or made by another process meanwhile.
 fn pack_missing(
     workshop: Workshop<'_>,
@@ -214,7 +220,8 @@ fn pack_missing(
     let keep = |at: usize, record| records.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(record);
     // Layers that another process is making right now: its work is waited for, but only when there is no other.
     let elsewhere = Mutex::new(Vec::new());
-    let outcome = on_every_thread(&missing, |at| {
+    let threads = workshop.packer.threads();
+    let outcome: Result<(), LayersError> = parallel::for_each(threads, &missing, |&at| {
         match workshop.try_claim(&keys[at]) {
             Ok(claim) => keep(at, workshop.pack(&contents[at], keys[at], claim)?),
             Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
@@ -223,7 +230,7 @@ fn pack_missing(
     })
     .and_then(|()| {
         let elsewhere = elsewhere.into_inner().unwrap_or_else(PoisonError::into_inner);
-        on_every_thread(&elsewhere, |at| {
+        parallel::for_each(threads, &elsewhere, |&at| {
             let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
             keep(at, workshop.pack(&contents[at], keys[at], claim)?);
             Ok(())
@@ -237,22 +244,6 @@ fn pack_missing(
     workshop.observer.event(Event::Finished { stage: Stage::Packing });
     outcome?;
     Ok(records.into_iter().flatten().collect())
-}
-
-/// Does `work` for each place, on every thread of the pool, in the order of the list. After a failure no thread takes
-/// a further place.
-fn on_every_thread(
-    places: &[usize],
-    work: impl Fn(usize) -> Result<(), LayersError> + Sync,
-) -> Result<(), LayersError> {
-    let next = AtomicUsize::new(0);
-    let outcomes = rayon::broadcast(|_| {
-        while let Some(&at) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
-            work(at).inspect_err(|_| next.store(places.len(), Ordering::Relaxed))?;
-        }
-        Ok(())
-    });
-    outcomes.into_iter().collect()
 }
 
 /// Another process is making the layer.
@@ -309,7 +300,7 @@ impl Workshop<'_> {
             diff_id: packed.diff_id,
             size: packed.size,
             tar_size: packed.tar_size,
-            media_type: media_type(self.compression).to_string(),
+            media_type: media_type(self.packer.compression()).to_string(),
             has_blob,
             contents: contents
                 .sizes()
@@ -324,14 +315,14 @@ impl Workshop<'_> {
     /// Packs one layer, and keeps its bytes where they cost more to make than to read: an uncompressed layer's are made
     /// again from the store paths when they are wanted. Says whether they were kept.
     fn pack_blob(&self, contents: &LayerContents<'_>) -> Result<(Packed, bool), LayersError> {
-        let to_nowhere = || contents.pack(self.source, self.compression, &mut io::sink(), self.observer);
-        if self.compression == Compression::None {
+        let to_nowhere = || self.packer.pack(contents, &mut io::sink());
+        if self.packer.compression() == Compression::None {
             return Ok((to_nowhere()?, false));
         }
         let Some(mut blob) = self.with_store("keep a layer", LayerStore::blob_writer) else {
             return Ok((to_nowhere()?, false));
         };
-        match contents.pack(self.source, self.compression, &mut blob, self.observer) {
+        match self.packer.pack(contents, &mut blob) {
             Ok(packed) => {
                 let kept = self.with_store("keep a layer", |_| blob.commit(&packed.digest)).is_some();
                 Ok((packed, kept))

@@ -9,7 +9,9 @@
 pub mod blob;
 pub mod crash;
 pub mod event;
+pub mod parallel;
 pub mod rootfs;
+pub mod sha256;
 
 pub mod nix;
 

@@ -55,6 +55,39 @@ pub struct Archive {
     written: BTreeSet<Digest>,
 }
 
+/// A blob's place in an archive whose blobs are written in any order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Where its header begins, in bytes from the archive's beginning. Its bytes follow the header, zeros follow them.
+    pub(super) header: u64,
+    /// Where the next entry begins.
+    pub(super) end: u64,
+}
+
+impl Place {
+    /// Where the blob's bytes begin.
+    pub(super) fn bytes(self) -> u64 {
+        self.header + BLOCK
+    }
+
+    /// The places of blobs with these sizes, in their order.
+    pub(super) fn of_all(sizes: impl IntoIterator<Item = u64>) -> Vec<Self> {
+        let places = sizes.into_iter().scan(0, |end, size| {
+            let header = *end;
+            *end += BLOCK + size.next_multiple_of(BLOCK);
+            Some(Self { header, end: *end })
+        });
+        places.collect()
+    }
+}
+
+/// The header of a layer's blob.
+pub(super) fn header(layer: &Layer) -> io::Result<Vec<u8>> {
+    let mut header = Vec::with_capacity(BLOCK as usize);
+    write_header(&mut header, &blob_path(&layer.digest), layer.size)?;
+    Ok(header)
+}
+
 impl Archive {
     /// An archive without entries.
     pub fn new() -> Self {

@@ -172,7 +172,7 @@ fn an_image_arrives_whole_and_each_blob_once(#[values("file", "stream", "layout"
     assert_eq!((delivered.layers_sent, delivered.layers_held), (3, 0));
     assert_eq!(delivered.bytes_sent, image.layers[..3].iter().map(|layer| layer.size).sum::<u64>());
     let lowest_first: Vec<_> = image.layers[..3].iter().map(|layer| layer.digest).collect();
-    assert_eq!(*blobs.asked.borrow(), lowest_first);
+    assert_eq!(*blobs.asked.lock().unwrap(), lowest_first);
 
     let seen = watcher.seen.lock().unwrap();
     let advanced: u64 = seen.iter().map(|event| if let Event::Advanced { bytes } = event { *bytes } else { 0 }).sum();
@@ -189,10 +189,10 @@ fn a_second_delivery_sends_nothing(#[values("layout", "docker", "podman")] kind:
     deliver(&image, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
     let held = bench.sink(&Silent).has(&image).unwrap();
     assert_eq!(held, image.layers.iter().map(|layer| layer.digest).collect());
-    let (before, asked) = (bench.visible(), blobs.asked.borrow().len());
+    let (before, asked) = (bench.visible(), blobs.asked.lock().unwrap().len());
     let again = deliver(&image, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
     assert_eq!((again.layers_sent, again.layers_held, again.bytes_sent), (0, 3, 0));
-    assert_eq!(blobs.asked.borrow().len(), asked);
+    assert_eq!(blobs.asked.lock().unwrap().len(), asked);
     assert_eq!(bench.visible(), before);
 }
 
@@ -204,7 +204,7 @@ fn only_what_changed_is_sent(#[values("layout", "docker", "podman")] kind: &str)
     let (second, blobs) = image("v1", &["base", "middle", "new top"]);
     let delivered = deliver(&second, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
     assert_eq!((delivered.layers_sent, delivered.layers_held), (1, 2));
-    assert_eq!(*blobs.asked.borrow(), [second.layers[2].digest]);
+    assert_eq!(*blobs.asked.lock().unwrap(), [second.layers[2].digest]);
 }
 
 #[rstest]

@@ -2,20 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::archive::{self, Place};
 use super::partial::PartialFile;
-use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Sink};
+use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Sink};
 use crate::blob::Digest;
 use crate::crash;
-use crate::image::{Image, Layer};
+use crate::image::Image;
 
 /// Writes the archive to a file.
 ///
-/// - The bytes go to a temporary file in the same directory, which is synchronised and then renamed: a failure leaves
-///   the old file, and nobody ever sees half an archive.
+/// - The bytes go to a temporary file in the same directory, each layer to its place, several at once; the file is then
+///   renamed: a failure leaves the old file, and nobody ever sees half an archive. It is not synchronised, as no other
+///   tool's is: it can be made again, and after a power failure it should be.
 /// - A new file's mode is 0666 less the umask; a file that was there passes on its mode and, where the process may
 ///   give files away, its owner. A file that the process may not write is not replaced.
 /// - A symbolic link stays: the file that it leads to is replaced, or made where the link leads nowhere.
@@ -120,14 +122,18 @@ impl Sink for FileSink {
         Ok(BTreeSet::new())
     }
 
-    fn put(&mut self, layer: &Layer, bytes: LayerBytes<'_>) -> Result<(), DeliveryError> {
+    fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
         let failed = self.failed();
         let mut output = match self.output.take() {
             Some(output) => output,
             None => self.open()?,
         };
-        self.archive.put(output.file(), layer, bytes, failed)?;
-        crash::point("output.layer");
+        match &mut output {
+            Output::Beside { temporary, .. } => put_at_once(temporary.as_file_mut(), missing, &failed)?,
+            Output::Direct(file) => {
+                missing.in_order(|layer, bytes| self.archive.put(file, layer, bytes, &failed))?;
+            }
+        }
         self.output = Some(output);
         Ok(())
     }
@@ -140,11 +146,64 @@ impl Sink for FileSink {
         };
         std::mem::take(&mut self.archive).finish(output.file(), image, &ArchiveNames::portable(image), &failed)?;
         if let Output::Beside { temporary, target } = output {
-            temporary.as_file().sync_all().map_err(&failed)?;
             temporary.persist(&target).map_err(&failed)?;
-            sync_parent(&target).map_err(&failed)?;
         }
         Ok(Finish::Committed)
+    }
+}
+
+/// Writes every layer to its place in an empty file, several at once, and leaves the file's position behind them.
+fn put_at_once(
+    file: &mut File,
+    missing: &Missing<'_>,
+    failed: &(impl Fn(io::Error) -> DeliveryError + Sync),
+) -> Result<(), DeliveryError> {
+    let places = Place::of_all(missing.layers().iter().map(|layer| layer.size));
+    let end = places.last().map_or(0, |place| place.end);
+    reserve(file, end).map_err(failed)?;
+    let place_of = |digest: &Digest| {
+        let at = missing.layers().iter().position(|layer| layer.digest == *digest);
+        at.and_then(|at| places.get(at)).copied().ok_or_else(|| failed(io::Error::other("a layer without a place")))
+    };
+    let shared: &File = file;
+    missing.at_once(|layer, bytes| {
+        let place = place_of(&layer.digest)?;
+        let header = archive::header(layer).map_err(failed)?;
+        shared.write_all_at(&header, place.header).map_err(failed)?;
+        bytes.copy_to(&mut WriteAt { file: shared, at: place.bytes() }, failed)?;
+        crash::point("output.layer");
+        Ok(())
+    })?;
+    file.seek(SeekFrom::Start(end)).map_err(failed).map(drop)
+}
+
+/// Gives a file its length, all zeros, and its room on the disk where the file system can: a disk that is too small is
+/// known before any work, and one that is not takes the bytes faster.
+fn reserve(file: &File, length: u64) -> io::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, length) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => file.set_len(length),
+        other => Ok(other?),
+    }
+}
+
+/// Writes on from a place in a file that others write to elsewhere.
+struct WriteAt<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Write for WriteAt<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.file.write_at(buf, self.at)?;
+        self.at += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use super::archive::{ANNOTATION_IMAGE_NAME, OCI_LAYOUT, blob_path};
 use super::file::sync_parent;
 use super::partial::{self, PartialFile};
-use super::{DeliveryError, Finish, LayerBytes, Sink};
+use super::{DeliveryError, Finish, Missing, Sink};
 use crate::blob::{Digest, canonical_json};
 use crate::event::Observer;
-use crate::image::{Image, ImageError, Layer};
+use crate::image::{Image, ImageError};
 
 /// Adds the image to the OCI image layout in a directory, which is made where it is missing or empty.
 ///
@@ -190,12 +190,14 @@ impl Sink for LayoutSink<'_> {
         Ok(held)
     }
 
-    fn put(&mut self, layer: &Layer, bytes: LayerBytes<'_>) -> Result<(), DeliveryError> {
-        let mut temporary = self.open_temporary()?;
-        let path = self.dir.join(blob_path(&layer.digest));
-        bytes.copy_to(temporary.as_file_mut(), failed("write", &path))?;
-        temporary.as_file().sync_all().map_err(failed("write", &path))?;
-        self.commit(temporary, &blob_path(&layer.digest))
+    fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
+        missing.at_once(|layer, bytes| {
+            let mut temporary = self.open_temporary()?;
+            let path = self.dir.join(blob_path(&layer.digest));
+            bytes.copy_to(temporary.as_file_mut(), failed("write", &path))?;
+            temporary.as_file().sync_all().map_err(failed("write", &path))?;
+            self.commit(temporary, &blob_path(&layer.digest))
+        })
     }
 
     fn finish(&mut self, image: &Image) -> Result<Finish, DeliveryError> {

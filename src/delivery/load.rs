@@ -5,10 +5,10 @@ use std::io::Write;
 
 use super::child::Child;
 use super::runtime::parse_id;
-use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Runtime, RuntimeClient, Sink, docker, podman};
+use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Runtime, RuntimeClient, Sink, docker, podman};
 use crate::blob::Digest;
 use crate::event::Observer;
-use crate::image::{Image, Layer};
+use crate::image::Image;
 
 /// An image is what was sent if its ID is the digest of the config (Docker's classic store, Podman), or of the manifest
 /// (Docker with containerd's image store).
@@ -156,8 +156,13 @@ impl Sink for RuntimeSink<'_> {
         Ok(held)
     }
 
-    fn put(&mut self, layer: &Layer, bytes: LayerBytes<'_>) -> Result<(), DeliveryError> {
-        let load = self.feed(|archive, pipe| archive.put(pipe, layer, bytes, DeliveryError::Stream))?;
+    fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
+        if missing.layers().is_empty() {
+            return Ok(());
+        }
+        let load = self.feed(|archive, pipe| {
+            missing.in_order(|layer, bytes| archive.put(pipe, layer, bytes, DeliveryError::Stream))
+        })?;
         self.load = Some(load);
         Ok(())
     }
@@ -291,7 +296,7 @@ mod tests {
         // "a" is wanted again on top, where its chain is another one.
         let (second, blobs) = image("v2", &["a", "b", "x", "c", "a"]);
         bench.deliver(&second, &blobs).unwrap();
-        assert_eq!(*blobs.asked.borrow(), [b"a", b"x", b"c"].map(|layer| Digest::of(layer)));
+        assert_eq!(*blobs.asked.lock().unwrap(), [b"a", b"x", b"c"].map(|layer| Digest::of(layer)));
     }
 
     #[test]
@@ -366,7 +371,7 @@ mod tests {
         let error = bench.deliver(&image, &blobs).unwrap_err();
         assert_eq!(error.to_string(), format!("'docker image ls' failed with exit status 1: {words}"));
         assert!(error.hint().unwrap().contains("systemctl start docker"));
-        assert!(blobs.asked.borrow().is_empty());
+        assert!(blobs.asked.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! [`deliver`] is the one way through; each target is a [`Sink`]. Whatever a sink already has is not sent, and nothing
 //! is visible at the target before [`Sink::finish`]: a sink that is dropped unfinished leaves the target as it was.
 
+mod ahead;
 mod archive;
 mod child;
 mod docker;
@@ -10,6 +11,7 @@ mod error;
 mod file;
 mod layout;
 mod load;
+mod missing;
 mod partial;
 mod podman;
 mod runtime;
@@ -26,6 +28,7 @@ pub use error::DeliveryError;
 pub use file::FileSink;
 pub use layout::LayoutSink;
 pub use load::RuntimeSink;
+pub use missing::{LayerBytes, Missing};
 pub use runtime::{InvalidRuntime, Runtime, RuntimeClient};
 pub use stream::StreamSink;
 pub use target::{Target, TargetError, TargetRequest};
@@ -38,7 +41,12 @@ use crate::event::{Event, Observer, Stage};
 use crate::image::{Image, Layer};
 
 /// Where a layer's bytes come from: the layer store, or packing on the way.
-pub trait BlobProvider {
+pub trait BlobProvider: Sync {
+    /// On how many threads layers' bytes are best made at once.
+    fn threads(&self) -> usize {
+        1
+    }
+
     /// Is told which layers will be asked for, before the first one is: the time to find out which bytes are still good,
     /// as what has gone out into a stream cannot be taken back.
     fn prepare(&self, layers: &[&Layer]) {
@@ -70,90 +78,22 @@ pub enum Finish {
     /// The image is at the target, whole.
     Committed,
     /// The target no longer has something that [`Sink::has`] found there. Nothing was changed; the sink takes
-    /// every layer from anew and then finishes.
+    /// every layer anew and then finishes.
     Incomplete,
 }
 
 /// A target of delivery.
 ///
-/// The calls come in this order: `has`, `put` for each layer that it does not have (the lowest first, each once),
-/// `finish`. All take the same image.
+/// The calls come in this order: `has`, `put` with the layers that it does not have, `finish`. All take the same image.
 pub trait Sink {
     /// The layers, by digest, that the target has already and that need not be put.
     fn has(&mut self, image: &Image) -> Result<BTreeSet<Digest>, DeliveryError>;
 
-    /// Takes one layer. Where this fails the sink is used no more.
-    fn put(&mut self, layer: &Layer, bytes: LayerBytes<'_>) -> Result<(), DeliveryError>;
+    /// Takes the layers that the target lacks, none where it has all. Where this fails the sink is used no more.
+    fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError>;
 
     /// Makes the image visible at the target, in one step.
     fn finish(&mut self, image: &Image) -> Result<Finish, DeliveryError>;
-}
-
-/// One layer's bytes, to be copied once: counted, stopped when the user wants it, and of the promised length.
-pub struct LayerBytes<'a> {
-    layer: &'a Layer,
-    provider: &'a dyn BlobProvider,
-    observer: &'a dyn Observer,
-}
-
-impl LayerBytes<'_> {
-    /// Copies the bytes to `out`; `describe` says what a failure of `out` means.
-    pub fn copy_to(
-        self,
-        out: &mut dyn Write,
-        describe: impl FnOnce(io::Error) -> DeliveryError,
-    ) -> Result<(), DeliveryError> {
-        let mut metered = Metered { out, observer: self.observer, bytes: 0, failure: None };
-        let copied = self.provider.copy_to(self.layer, &mut metered);
-        let Metered { bytes, failure, .. } = metered;
-        // Who failed is known here, however the provider wraps it: `out`, the user, or the provider itself.
-        match failure {
-            Some(_) if self.observer.cancelled() => return Err(DeliveryError::Interrupted),
-            Some(error) => return Err(describe(error)),
-            None => {}
-        }
-        match copied {
-            Err(BlobError::Write(error)) => Err(describe(error)),
-            Err(BlobError::Source(source)) => Err(DeliveryError::Layer { digest: self.layer.digest, source }),
-            Ok(()) if bytes != self.layer.size => {
-                Err(DeliveryError::LayerSize { digest: self.layer.digest, expected: self.layer.size, found: bytes })
-            }
-            Ok(()) => Ok(()),
-        }
-    }
-}
-
-/// Tells the observer of every buffer, and remembers why its writer failed.
-struct Metered<'a> {
-    out: &'a mut dyn Write,
-    observer: &'a dyn Observer,
-    bytes: u64,
-    failure: Option<io::Error>,
-}
-
-impl Write for Metered<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let written =
-            if self.observer.cancelled() { Err(io::Error::other("interrupted")) } else { self.out.write(buf) };
-        match written {
-            Ok(written) => {
-                self.bytes += written as u64;
-                self.observer.event(Event::Advanced { bytes: written as u64 });
-                Ok(written)
-            }
-            // Not a failure: whoever writes tries again.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
-            Err(error) => {
-                let copy = io::Error::new(error.kind(), error.to_string());
-                self.failure = Some(error);
-                Err(copy)
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
 }
 
 /// What a delivery did.
@@ -213,11 +153,6 @@ fn send(
     };
     observer.event(Event::Started { stage: Stage::Delivering, total_bytes: delivered.bytes_sent });
     provider.prepare(&missing);
-    for layer in missing {
-        if observer.cancelled() {
-            return Err(DeliveryError::Interrupted);
-        }
-        sink.put(layer, LayerBytes { layer, provider, observer })?;
-    }
+    sink.put(&Missing::new(missing, provider, observer))?;
     Ok(delivered)
 }

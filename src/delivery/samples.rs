@@ -1,11 +1,11 @@
 //! Images, providers and runtimes for tests.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{BlobError, BlobProvider, Runtime, RuntimeClient};
@@ -30,7 +30,7 @@ pub(super) fn image(tag: &str, layers: &[&str]) -> (Image, Blobs) {
     let spec = ImageSpec::new(ImageName::new("hello", tag).unwrap(), "amd64");
     let image = Image::assemble(spec, layers.iter().map(|text| layer(text.as_bytes())).collect()).unwrap();
     let blobs = layers.iter().map(|text| (Digest::of(text.as_bytes()), text.as_bytes().to_vec())).collect();
-    (image, Blobs { blobs, ending: Ending::Whole, asked: RefCell::default() })
+    (image, Blobs { blobs, ending: Ending::Whole, threads: 1, asked: Mutex::default() })
 }
 
 /// What a provider does at the end of each blob but the first.
@@ -50,8 +50,9 @@ pub(super) enum Ending {
 pub(super) struct Blobs {
     blobs: BTreeMap<Digest, Vec<u8>>,
     ending: Ending,
+    threads: usize,
     /// The blobs that were asked for, in order.
-    pub(super) asked: RefCell<Vec<Digest>>,
+    pub(super) asked: Mutex<Vec<Digest>>,
 }
 
 impl Blobs {
@@ -60,13 +61,26 @@ impl Blobs {
         self.ending = ending;
         self
     }
+
+    /// The same blobs, to be made on so many threads.
+    pub(super) fn on_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
 }
 
 impl BlobProvider for Blobs {
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
     fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError> {
         let blob = self.blobs.get(&layer.digest).ok_or_else(|| BlobError::Source("no such blob".into()))?;
-        let first = self.asked.borrow().is_empty();
-        self.asked.borrow_mut().push(layer.digest);
+        let first = {
+            let mut asked = self.asked.lock().unwrap();
+            asked.push(layer.digest);
+            asked.len() == 1
+        };
         let (bytes, end) = match self.ending {
             Ending::Short if !first => (&blob[..blob.len() - 1], Ok(())),
             Ending::Broken if !first => (&blob[..1], Err(BlobError::Source("it broke off".into()))),
@@ -83,7 +97,7 @@ impl BlobProvider for Blobs {
 
 /// Keeps events, and wants the run to end once it has seen so many of them.
 pub(super) struct Watcher {
-    pub(super) seen: std::sync::Mutex<Vec<Event>>,
+    pub(super) seen: Mutex<Vec<Event>>,
     patience: AtomicUsize,
 }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Sink};
+use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Sink};
 use crate::blob::Digest;
-use crate::image::{Image, Layer};
+use crate::image::Image;
 
 /// Writes the archive to a stream. What went out cannot be taken back, but it is no whole archive before the end.
 pub struct StreamSink<W> {
@@ -33,8 +33,8 @@ impl<W: Write> Sink for StreamSink<W> {
         Ok(BTreeSet::new())
     }
 
-    fn put(&mut self, layer: &Layer, bytes: LayerBytes<'_>) -> Result<(), DeliveryError> {
-        self.archive.put(&mut self.out, layer, bytes, describe)
+    fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
+        missing.in_order(|layer, bytes| self.archive.put(&mut self.out, layer, bytes, describe))
     }
 
     fn finish(&mut self, image: &Image) -> Result<Finish, DeliveryError> {

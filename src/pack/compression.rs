@@ -1,11 +1,8 @@
 //! How a layer's tar is compressed, and what OCI calls the result.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::str::FromStr;
-
-use flate2::GzBuilder;
-use flate2::write::GzEncoder;
 
 /// A codec with its level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -25,16 +22,25 @@ impl Compression {
     /// zstd's own default level.
     pub const ZSTD_LEVEL: i32 = 3;
 
-    /// An encoder that writes to `out`.
-    pub(super) fn encoder<W: Write>(self, out: W) -> io::Result<Encoder<W>> {
-        Ok(match self {
-            Self::None => Encoder::None(out),
-            // No name and no time in the header; the operating system byte says "unknown", as it is no input.
-            Self::Gzip(level) => Encoder::Gzip(
-                GzBuilder::new().mtime(0).operating_system(255).write(out, flate2::Compression::new(level)),
-            ),
-            Self::Zstd(level) => Encoder::Zstd(zstd::stream::write::Encoder::new(out, level)?),
-        })
+    /// The length in bytes of the pieces into which a tar is cut. Compressed pieces are whole by themselves (members of
+    /// gzip, frames of zstd) and are made on all cores; where they are cut depends on nothing but the codec.
+    pub(super) fn piece(self) -> usize {
+        match self {
+            // Long enough for reading and hashing, short enough for a core's cache.
+            Self::None => 256 * 1024,
+            Self::Gzip(_) => 1 << 20,
+            Self::Zstd(_) => 4 << 20,
+        }
+    }
+
+    /// What a layer's key says of the codec. The number changes whenever the bytes do, through another version of a
+    /// codec's library for example: golden digests tell.
+    pub(super) fn key_field(self) -> String {
+        match self {
+            Self::None => "none".to_owned(),
+            Self::Gzip(level) => format!("gzip:{level}, format 2"),
+            Self::Zstd(level) => format!("zstd:{level}, format 2"),
+        }
     }
 }
 
@@ -75,38 +81,37 @@ impl FromStr for Compression {
     }
 }
 
-/// One of the codecs, writing.
-pub(super) enum Encoder<W: Write> {
-    None(W),
-    Gzip(GzEncoder<W>),
-    Zstd(zstd::stream::write::Encoder<'static, W>),
+/// Compresses pieces, one after the other.
+pub(super) enum Codec {
+    Gzip(libdeflater::Compressor),
+    Zstd(zstd::bulk::Compressor<'static>),
 }
 
-impl<W: Write> Encoder<W> {
-    /// Ends the stream and gives the writer back.
-    pub(super) fn finish(self) -> io::Result<W> {
-        match self {
-            Self::None(out) => Ok(out),
-            Self::Gzip(encoder) => encoder.finish(),
-            Self::Zstd(encoder) => encoder.finish(),
-        }
-    }
-}
-
-impl<W: Write> Write for Encoder<W> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::None(out) => out.write(buf),
-            Self::Gzip(encoder) => encoder.write(buf),
-            Self::Zstd(encoder) => encoder.write(buf),
-        }
+impl Codec {
+    /// `None` where nothing is compressed.
+    pub(super) fn new(compression: Compression) -> io::Result<Option<Self>> {
+        Ok(match compression {
+            Compression::None => None,
+            Compression::Gzip(level) => {
+                // Its levels 1 to 9 are meant like zlib's.
+                let level = i32::try_from(level).ok().and_then(|level| libdeflater::CompressionLvl::new(level).ok());
+                let level = level.ok_or_else(|| io::Error::other("gzip has no such level"))?;
+                Some(Self::Gzip(libdeflater::Compressor::new(level)))
+            }
+            Compression::Zstd(level) => Some(Self::Zstd(zstd::bulk::Compressor::new(level)?)),
+        })
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    /// The piece as one gzip member (RFC 1952; no name, no time) or one zstd frame (RFC 8878; no checksum).
+    pub(super) fn compress(&mut self, piece: &[u8]) -> io::Result<Vec<u8>> {
         match self {
-            Self::None(out) => out.flush(),
-            Self::Gzip(encoder) => encoder.flush(),
-            Self::Zstd(encoder) => encoder.flush(),
+            Self::Gzip(compressor) => {
+                let mut out = vec![0; compressor.gzip_compress_bound(piece.len())];
+                let length = compressor.gzip_compress(piece, &mut out).map_err(io::Error::other)?;
+                out.truncate(length);
+                Ok(out)
+            }
+            Self::Zstd(compressor) => compressor.compress(piece),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! One layer: its contents, its key, and its bytes.
 
-use std::io::{self, Write};
+use std::io;
 
 use super::Compression;
 use super::tar_writer::{Attributes, TarWriter};
-use crate::blob::{DiffId, Digest, DigestWriter, LayerKey, LayerKeyBuilder};
-use crate::event::{Cancelled, Event, Observer};
+use crate::blob::{DiffId, Digest, LayerKey, LayerKeyBuilder};
 use crate::nix::{Node, PathInfo, Source, StorePath, WalkError};
 use crate::rootfs::{RootFs, RootNodeKind};
 
@@ -77,7 +76,7 @@ impl LayerContents<'_> {
                 }
             }
         }
-        key.field(compression.to_string().as_bytes());
+        key.field(compression.key_field().as_bytes());
         key.finish()
     }
 
@@ -106,29 +105,8 @@ impl LayerContents<'_> {
         }
     }
 
-    /// Packs the layer into `out` in one pass.
-    pub fn pack(
-        &self,
-        source: &dyn Source,
-        compression: Compression,
-        out: &mut dyn Write,
-        observer: &dyn Observer,
-    ) -> Result<Packed, PackError> {
-        let out = DigestWriter::new(out);
-        if compression == Compression::None {
-            // The blob is the tar: one digest serves for both.
-            let (_, digest, size) = self.write_tar(source, Watched { out, observer })?.out.finish();
-            return Ok(Packed { digest, diff_id: DiffId(digest), size, tar_size: size });
-        }
-        let encoder = compression.encoder(out).map_err(PackError::Write)?;
-        let tar = self.write_tar(source, Watched { out: DigestWriter::new(encoder), observer })?;
-        let (encoder, diff_id, tar_size) = tar.out.finish();
-        let (_, digest, size) = encoder.finish().map_err(PackError::Write)?.finish();
-        Ok(Packed { digest, diff_id: DiffId(diff_id), size, tar_size })
-    }
-
-    fn write_tar<W: Write>(&self, source: &dyn Source, out: W) -> Result<W, PackError> {
-        let mut tar = TarWriter::new(out);
+    /// Writes the layer's tar.
+    pub(super) fn write_tar(&self, source: &dyn Source, mut tar: TarWriter<'_>) -> Result<(), PackError> {
         match self {
             Self::StorePaths(paths) => {
                 // Every layer brings its parent directories, so that none depends on another's being there.
@@ -157,7 +135,7 @@ impl LayerContents<'_> {
     }
 }
 
-fn write_store_path<W: Write>(tar: &mut TarWriter<W>, source: &dyn Source, path: &StorePath) -> Result<(), PackError> {
+fn write_store_path(tar: &mut TarWriter<'_>, source: &dyn Source, path: &StorePath) -> Result<(), PackError> {
     let mut full = format!("nix/store/{}", path.base_name()).into_bytes();
     let root = full.len();
     source
@@ -188,23 +166,4 @@ fn in_layer_order<'a>(paths: &[&'a PathInfo]) -> Vec<&'a PathInfo> {
     let mut paths = paths.to_vec();
     paths.sort_by(|a, b| a.path.cmp(&b.path));
     paths
-}
-
-/// Reports what passes through, and stops when the user wants to.
-struct Watched<'a, W> {
-    out: W,
-    observer: &'a dyn Observer,
-}
-
-impl<W: Write> Write for Watched<'_, W> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        Cancelled::check(self.observer)?;
-        let written = self.out.write(buf)?;
-        self.observer.event(Event::Advanced { bytes: written as u64 });
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
 }

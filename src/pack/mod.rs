@@ -4,8 +4,11 @@
 //! This module does not know where the bytes go.
 
 mod compression;
+mod crew;
 mod layer;
+mod packer;
 mod tar_writer;
 
 pub use compression::{Compression, InvalidCompression};
 pub use layer::{LayerContents, PackError, Packed};
+pub use packer::Packer;

@@ -4,13 +4,11 @@
 //! goes before an entry only where ustar has no room: long names and link targets, files from 8 GiB. Docker, Podman,
 //! containerd and umoci read these alike.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
 const BLOCK: usize = 512;
-/// Large enough that reading, hashing and writing work on long runs; small enough for a core's cache.
-const BUFFER: usize = 256 * 1024;
 /// The first length in bytes that eleven octal digits cannot hold.
 const USTAR_SIZE_LIMIT: u64 = 1 << 33;
 /// Nix sets every file's time to one second after the epoch.
@@ -31,18 +29,25 @@ impl Attributes {
     }
 }
 
-/// Writes entries through one buffer: file contents are read straight into it, so that each byte is touched once.
-pub(super) struct TarWriter<W> {
-    out: W,
+/// Takes a tar, cut into pieces of one length; only the last may be shorter.
+pub(super) trait TakePiece {
+    /// Takes the first `filled` bytes of `buffer`, and gives a buffer of the same length for the next piece.
+    fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>>;
+}
+
+/// Writes entries through buffers that change hands: file contents are read straight into them, and nobody copies them.
+pub(super) struct TarWriter<'a> {
+    out: &'a mut dyn TakePiece,
     buffer: Box<[u8]>,
     filled: usize,
     /// The path of the present entry, kept for its allocation.
     path: Vec<u8>,
 }
 
-impl<W: Write> TarWriter<W> {
-    pub(super) fn new(out: W) -> Self {
-        Self { out, buffer: vec![0; BUFFER].into_boxed_slice(), filled: 0, path: Vec::with_capacity(256) }
+impl<'a> TarWriter<'a> {
+    /// Cuts the tar into pieces of `piece` bytes.
+    pub(super) fn new(out: &'a mut dyn TakePiece, piece: usize) -> Self {
+        Self { out, buffer: vec![0; piece].into_boxed_slice(), filled: 0, path: Vec::with_capacity(256) }
     }
 
     /// A directory. `path` has no trailing slash; the entry gets one.
@@ -67,7 +72,7 @@ impl<W: Write> TarWriter<W> {
         let mut left = size;
         while left > 0 {
             if self.filled == self.buffer.len() {
-                self.flush_buffer()?;
+                self.pass_on()?;
             }
             let room = &mut self.buffer[self.filled..];
             let wanted = room.len().min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -87,10 +92,9 @@ impl<W: Write> TarWriter<W> {
     }
 
     /// Two empty blocks end the archive.
-    pub(super) fn finish(mut self) -> io::Result<W> {
+    pub(super) fn finish(mut self) -> io::Result<()> {
         self.append(&[0; 2 * BLOCK])?;
-        self.flush_buffer()?;
-        Ok(self.out)
+        self.pass_on()
     }
 
     fn header(
@@ -173,7 +177,7 @@ impl<W: Write> TarWriter<W> {
     fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.filled == self.buffer.len() {
-                self.flush_buffer()?;
+                self.pass_on()?;
             }
             let taken = bytes.len().min(self.buffer.len() - self.filled);
             self.buffer[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
@@ -183,9 +187,9 @@ impl<W: Write> TarWriter<W> {
         Ok(())
     }
 
-    fn flush_buffer(&mut self) -> io::Result<()> {
-        self.out.write_all(&self.buffer[..self.filled])?;
-        self.filled = 0;
+    fn pass_on(&mut self) -> io::Result<()> {
+        let filled = std::mem::take(&mut self.filled);
+        self.buffer = self.out.take(std::mem::take(&mut self.buffer), filled)?;
         Ok(())
     }
 }
@@ -222,10 +226,22 @@ fn pax_record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
 mod tests {
     use super::*;
 
-    fn archive(write: impl FnOnce(&mut TarWriter<Vec<u8>>) -> io::Result<()>) -> Vec<u8> {
-        let mut writer = TarWriter::new(Vec::new());
+    const PIECE: usize = 1024;
+
+    impl TakePiece for Vec<u8> {
+        fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
+            assert!(self.len().is_multiple_of(PIECE), "a piece that is not full is the last");
+            self.extend_from_slice(&buffer[..filled]);
+            Ok(buffer)
+        }
+    }
+
+    fn archive(write: impl FnOnce(&mut TarWriter<'_>) -> io::Result<()>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut writer = TarWriter::new(&mut bytes, PIECE);
         write(&mut writer).unwrap();
-        writer.finish().unwrap()
+        writer.finish().unwrap();
+        bytes
     }
 
     fn only_entry(archive: &[u8]) -> (Vec<u8>, Option<Vec<u8>>, u64) {
@@ -272,22 +288,21 @@ mod tests {
     #[test]
     fn a_file_of_eight_gib_gets_a_pax_size() {
         struct Counting(u64, Vec<u8>);
-        impl Write for Counting {
-            fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        impl TakePiece for Counting {
+            fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
                 if self.1.len() < 4096 {
-                    self.1.extend_from_slice(buf);
+                    self.1.extend_from_slice(&buffer[..filled.min(4096)]);
                 }
-                self.0 += buf.len() as u64;
-                Ok(buf.len())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
+                self.0 += filled as u64;
+                Ok(buffer)
             }
         }
         for (size, pax) in [(USTAR_SIZE_LIMIT - 1, false), (USTAR_SIZE_LIMIT, true)] {
-            let mut tar = TarWriter::new(Counting(0, Vec::new()));
+            let mut counting = Counting(0, Vec::new());
+            let mut tar = TarWriter::new(&mut counting, 1 << 20);
             tar.file(b"huge", size, &mut io::repeat(0), Attributes::root(0o444)).unwrap();
-            let Counting(written, start) = tar.finish().unwrap();
+            tar.finish().unwrap();
+            let Counting(written, start) = counting;
             assert_eq!(only_entry(&start), (b"huge".to_vec(), None, size));
             assert_eq!(written, size.next_multiple_of(512) + 512 * if pax { 5 } else { 3 });
         }
@@ -295,7 +310,8 @@ mod tests {
 
     #[test]
     fn contents_that_end_early_are_an_error() {
-        let mut tar = TarWriter::new(Vec::new());
+        let mut bytes = Vec::new();
+        let mut tar = TarWriter::new(&mut bytes, PIECE);
         let error = tar.file(b"short", 10, &mut &b"123"[..], Attributes::root(0o444)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 /// The modules, from the vocabulary to the edge. Each uses only those before it.
 const ORDER: &[&str] = &[
+    "sha256",
     "blob",
     "crash",
     "event",
+    "parallel",
     "rootfs",
     "nix",
     "environment",

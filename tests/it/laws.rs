@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use layerhold::blob::LayerKey;
 use layerhold::event::Silent;
 use layerhold::nix::{Closure, Hashing, LocalStore, NoMemo, PathInfo, StorePath};
-use layerhold::pack::{Compression, LayerContents, Packed};
+use layerhold::pack::{Compression, LayerContents, Packed, Packer};
 use proptest::prelude::*;
 
 /// A node of a random tree.
@@ -120,7 +120,7 @@ fn with_store<T>(trees: &[Node], work: impl FnOnce(&LocalStore<'_>, &Closure) ->
 fn pack(store: &LocalStore<'_>, paths: Vec<&PathInfo>, codec: Compression) -> (LayerKey, Packed, Vec<u8>) {
     let contents = LayerContents::StorePaths(paths);
     let mut bytes = Vec::new();
-    let packed = contents.pack(store, codec, &mut bytes, &Silent).unwrap();
+    let packed = Packer::new(store, codec, &Silent).pack(&contents, &mut bytes).unwrap();
     (contents.key(codec), packed, bytes)
 }
 

@@ -1,0 +1,148 @@
+//! Reading ahead: several threads make layers' bytes, and hand them out in order.
+
+use std::io::{self, Write};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use super::{BlobError, BlobProvider, DeliveryError};
+use crate::image::Layer;
+
+/// How many bytes of a layer are made before anybody takes them. As much waits on each thread at most.
+const AHEAD: usize = 4 << 20;
+/// The length of the pieces in which bytes go from thread to thread.
+const PIECE: usize = 256 * 1024;
+
+/// Calls `take` for each layer in order, while threads of the provider's number make its bytes and those of the layers
+/// behind it.
+pub(super) fn read(
+    layers: &[&Layer],
+    provider: &dyn BlobProvider,
+    mut take: impl FnMut(&Layer, Ahead<'_>) -> Result<(), DeliveryError>,
+) -> Result<(), DeliveryError> {
+    let (senders, receivers): (Vec<_>, Vec<_>) = layers.iter().map(|_| sync_channel(AHEAD / PIECE)).unzip();
+    let senders: Vec<_> = senders.into_iter().map(|sender| Mutex::new(Some(sender))).collect();
+    let (next, spare) = (AtomicUsize::new(0), Spare::default());
+    let make = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(sender) = senders.get(at) else { return };
+            let Some(sender) = sender.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+            let mut pieces = Pieces { sender, piece: spare.take(), spare: &spare };
+            let made =
+                provider.copy_to(layers[at], &mut pieces).and_then(|()| pieces.flush().map_err(BlobError::Write));
+            // Whoever should take it may have given up: then the other layers are not wanted either.
+            if pieces.sender.send(Piece::End(made)).is_err() {
+                next.store(layers.len(), Ordering::Relaxed);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..provider.threads().min(layers.len()) {
+            scope.spawn(make);
+        }
+        // Consumed here, so that after a failure those who send learn that nobody listens.
+        let mut in_order = layers.iter().zip(receivers);
+        in_order.try_for_each(|(layer, pieces)| take(layer, Ahead { pieces, spare: &spare }))
+    })
+}
+
+/// What goes from thread to thread.
+enum Piece {
+    Bytes(Vec<u8>),
+    End(Result<(), BlobError>),
+}
+
+/// Buffers that were taken, to be filled again.
+#[derive(Default)]
+struct Spare(Mutex<Vec<Vec<u8>>>);
+
+impl Spare {
+    fn take(&self) -> Vec<u8> {
+        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(PIECE))
+    }
+
+    fn put(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+}
+
+/// Collects what a provider writes, and sends it on.
+struct Pieces<'a> {
+    sender: SyncSender<Piece>,
+    piece: Vec<u8>,
+    spare: &'a Spare,
+}
+
+impl Write for Pieces<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let taken = buf.len().min(PIECE - self.piece.len());
+        self.piece.extend_from_slice(&buf[..taken]);
+        if self.piece.len() == PIECE {
+            self.flush()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let piece = std::mem::replace(&mut self.piece, self.spare.take());
+        self.sender.send(Piece::Bytes(piece)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// The bytes of one layer, as far as they are made.
+pub(super) struct Ahead<'a> {
+    pieces: Receiver<Piece>,
+    spare: &'a Spare,
+}
+
+impl Ahead<'_> {
+    /// Copies all of them to `out`.
+    pub(super) fn copy_to(self, out: &mut dyn Write) -> Result<(), BlobError> {
+        loop {
+            match self.pieces.recv() {
+                Ok(Piece::Bytes(piece)) => {
+                    out.write_all(&piece).map_err(BlobError::Write)?;
+                    self.spare.put(piece);
+                }
+                Ok(Piece::End(made)) => return made,
+                Err(_) => return Err(BlobError::Source("the thread that made the layer came to an end".into())),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{Ending, image};
+    use super::super::{StreamSink, deliver};
+    use super::*;
+    use crate::event::Silent;
+
+    #[test]
+    fn the_archive_is_the_same_for_any_number_of_threads() {
+        let texts: Vec<String> = (0..30usize).map(|n| n.to_string().repeat(n * n * 1000 + 1)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let archive = |threads: usize| {
+            let (image, blobs) = image("v1", &texts);
+            let mut out = Vec::new();
+            deliver(&image, &blobs.on_threads(threads), &mut StreamSink::new(&mut out), &Silent).unwrap();
+            out
+        };
+        let one = archive(1);
+        assert!(archive(2) == one && archive(8) == one);
+    }
+
+    #[test]
+    fn a_failure_ends_every_thread() {
+        let texts: Vec<String> = (0..30).map(|n| n.to_string().repeat(10_000_000)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let (image, blobs) = image("v1", &texts);
+        let blobs = blobs.ending(Ending::Broken).on_threads(4);
+        let error = deliver(&image, &blobs, &mut StreamSink::new(io::sink()), &Silent).unwrap_err();
+        assert!(matches!(error, DeliveryError::Layer { .. }), "{error}");
+    }
+}

@@ -1,0 +1,144 @@
+//! The layers that a target lacks: their bytes in order, or at once.
+
+use std::io::{self, Write};
+
+use super::ahead::{self, Ahead};
+use super::{BlobError, BlobProvider, DeliveryError};
+use crate::event::{Event, Observer};
+use crate::image::Layer;
+use crate::parallel;
+
+/// The layers that a sink is given, the lowest first, and where their bytes come from.
+pub struct Missing<'a> {
+    layers: Vec<&'a Layer>,
+    provider: &'a dyn BlobProvider,
+    observer: &'a dyn Observer,
+}
+
+impl<'a> Missing<'a> {
+    pub(super) fn new(layers: Vec<&'a Layer>, provider: &'a dyn BlobProvider, observer: &'a dyn Observer) -> Self {
+        Self { layers, provider, observer }
+    }
+
+    /// The layers, each once.
+    pub fn layers(&self) -> &[&'a Layer] {
+        &self.layers
+    }
+
+    /// Calls `put` for each layer in order. The bytes of those to come are made ahead.
+    pub fn in_order(
+        &self,
+        mut put: impl FnMut(&Layer, LayerBytes<'_>) -> Result<(), DeliveryError>,
+    ) -> Result<(), DeliveryError> {
+        if self.provider.threads() > 1 {
+            return ahead::read(&self.layers, self.provider, |layer, ahead| {
+                self.keep_going()?;
+                put(layer, LayerBytes { layer, bytes: Bytes::Ahead(ahead), observer: self.observer })
+            });
+        }
+        self.layers.iter().try_for_each(|layer| {
+            self.keep_going()?;
+            put(layer, self.bytes(layer))
+        })
+    }
+
+    /// Calls `put` for each layer, from several threads, in any order.
+    pub fn at_once(
+        &self,
+        put: impl Fn(&Layer, LayerBytes<'_>) -> Result<(), DeliveryError> + Sync,
+    ) -> Result<(), DeliveryError> {
+        let (threads, mut layers) = (self.provider.threads(), self.layers.clone());
+        if threads > 1 {
+            // Each thread takes the largest that is left, so that all of them end at about the same time.
+            layers.sort_by_key(|layer| std::cmp::Reverse(layer.size));
+        }
+        parallel::for_each(threads, &layers, |layer| {
+            self.keep_going()?;
+            put(layer, self.bytes(layer))
+        })
+    }
+
+    fn bytes<'b>(&'b self, layer: &'b Layer) -> LayerBytes<'b> {
+        LayerBytes { layer, bytes: Bytes::Provider(self.provider), observer: self.observer }
+    }
+
+    fn keep_going(&self) -> Result<(), DeliveryError> {
+        if self.observer.cancelled() { Err(DeliveryError::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// One layer's bytes, to be copied once: counted, stopped when the user wants it, and of the promised length.
+pub struct LayerBytes<'a> {
+    layer: &'a Layer,
+    bytes: Bytes<'a>,
+    observer: &'a dyn Observer,
+}
+
+enum Bytes<'a> {
+    Provider(&'a dyn BlobProvider),
+    Ahead(Ahead<'a>),
+}
+
+impl LayerBytes<'_> {
+    /// Copies the bytes to `out`; `describe` says what a failure of `out` means.
+    pub fn copy_to(
+        self,
+        out: &mut dyn Write,
+        describe: impl FnOnce(io::Error) -> DeliveryError,
+    ) -> Result<(), DeliveryError> {
+        let mut metered = Metered { out, observer: self.observer, bytes: 0, failure: None };
+        let copied = match self.bytes {
+            Bytes::Provider(provider) => provider.copy_to(self.layer, &mut metered),
+            Bytes::Ahead(ahead) => ahead.copy_to(&mut metered),
+        };
+        let Metered { bytes, failure, .. } = metered;
+        // Who failed is known here, however the provider wraps it: `out`, the user, or the provider itself.
+        match failure {
+            Some(_) if self.observer.cancelled() => return Err(DeliveryError::Interrupted),
+            Some(error) => return Err(describe(error)),
+            None => {}
+        }
+        match copied {
+            Err(BlobError::Write(error)) => Err(describe(error)),
+            Err(BlobError::Source(_)) if self.observer.cancelled() => Err(DeliveryError::Interrupted),
+            Err(BlobError::Source(source)) => Err(DeliveryError::Layer { digest: self.layer.digest, source }),
+            Ok(()) if bytes != self.layer.size => {
+                Err(DeliveryError::LayerSize { digest: self.layer.digest, expected: self.layer.size, found: bytes })
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// Tells the observer of every buffer, and remembers why its writer failed.
+struct Metered<'a> {
+    out: &'a mut dyn Write,
+    observer: &'a dyn Observer,
+    bytes: u64,
+    failure: Option<io::Error>,
+}
+
+impl Write for Metered<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written =
+            if self.observer.cancelled() { Err(io::Error::other("interrupted")) } else { self.out.write(buf) };
+        match written {
+            Ok(written) => {
+                self.bytes += written as u64;
+                self.observer.event(Event::Advanced { bytes: written as u64 });
+                Ok(written)
+            }
+            // Not a failure: whoever writes tries again.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
+            Err(error) => {
+                let copy = io::Error::new(error.kind(), error.to_string());
+                self.failure = Some(error);
+                Err(copy)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

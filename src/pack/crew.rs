@@ -1,0 +1,175 @@
+//! The crew: pieces of all layers are compressed on all cores, and each layer gets its own back in order.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Compression;
+use super::compression::Codec;
+
+/// Compresses on rayon's threads. Its memory is bounded by the number of pieces that are in its hands at once.
+pub(super) struct Crew {
+    compression: Compression,
+    places: Arc<Places>,
+}
+
+impl Crew {
+    /// A crew of `cores` threads: each has a piece in work and one waiting.
+    pub(super) fn new(compression: Compression, cores: usize) -> Self {
+        Self { compression, places: Arc::new(Places { free: Mutex::new(2 * cores), freed: Condvar::new() }) }
+    }
+
+    /// A line for one layer's pieces; what they compress to goes to `out`.
+    pub(super) fn line<W: Write>(&self, out: W) -> Line<'_, W> {
+        Line { crew: self, out, waiting: VecDeque::new(), spare: Vec::new() }
+    }
+
+    fn compress(&self, buffer: Box<[u8]>, filled: usize, place: Place) -> Receiver<io::Result<Done>> {
+        let (send, receive) = sync_channel(1);
+        let compression = self.compression;
+        rayon::spawn_fifo(move || {
+            let compressed = with_codec(compression, |codec| codec.compress(&buffer[..filled]));
+            // Nobody receives it where the layer was given up.
+            let _ = send.send(compressed.map(|compressed| Done { compressed, buffer, _place: place }));
+        });
+        receive
+    }
+}
+
+/// Calls `work` with this thread's codec, which keeps its tables from piece to piece.
+fn with_codec<T>(compression: Compression, work: impl FnOnce(&mut Codec) -> io::Result<T>) -> io::Result<T> {
+    thread_local! {
+        static CODEC: RefCell<Option<(Compression, Codec)>> = const { RefCell::new(None) };
+    }
+    CODEC.with_borrow_mut(|kept| {
+        let (_, codec) = match kept {
+            Some(kept) if kept.0 == compression => kept,
+            other => {
+                let codec = Codec::new(compression)?.ok_or_else(|| io::Error::other("there is nothing to compress"))?;
+                other.insert((compression, codec))
+            }
+        };
+        work(codec)
+    })
+}
+
+/// A compressed piece.
+struct Done {
+    compressed: Vec<u8>,
+    buffer: Box<[u8]>,
+    /// Free again when the piece is written.
+    _place: Place,
+}
+
+/// One layer's pieces on their way through the crew.
+pub(super) struct Line<'c, W> {
+    crew: &'c Crew,
+    out: W,
+    waiting: VecDeque<Receiver<io::Result<Done>>>,
+    spare: Vec<Box<[u8]>>,
+}
+
+impl<W: Write> Line<'_, W> {
+    /// Gives the crew a piece, and gets a buffer of the same length for the next one. Waits while the crew is busy.
+    pub(super) fn put(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
+        let length = buffer.len();
+        while let Some(done) = self.waiting.front().map(Receiver::try_recv) {
+            match done {
+                Ok(done) => {
+                    self.waiting.pop_front();
+                    self.write(done?)?;
+                }
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return Err(lost()),
+            }
+        }
+        let place = loop {
+            if let Some(place) = Place::try_take(&self.crew.places) {
+                break place;
+            }
+            // What this layer has in the crew's hands frees a place; if it has nothing there, others do.
+            match self.waiting.pop_front() {
+                Some(oldest) => self.write(wait(&oldest)?)?,
+                None => Places::wait(&self.crew.places),
+            }
+        };
+        self.waiting.push_back(self.crew.compress(buffer, filled, place));
+        Ok(self.spare.pop().unwrap_or_else(|| vec![0; length].into_boxed_slice()))
+    }
+
+    /// Waits for the last piece and gives the writer back.
+    pub(super) fn finish(mut self) -> io::Result<W> {
+        while let Some(oldest) = self.waiting.pop_front() {
+            self.write(wait(&oldest)?)?;
+        }
+        Ok(self.out)
+    }
+
+    fn write(&mut self, done: Done) -> io::Result<()> {
+        self.out.write_all(&done.compressed)?;
+        self.spare.push(done.buffer);
+        Ok(())
+    }
+}
+
+/// Waits for a piece. On a thread of the crew itself, it works meanwhile: it may be the only one.
+fn wait(piece: &Receiver<io::Result<Done>>) -> io::Result<Done> {
+    loop {
+        match rayon::yield_now() {
+            None => return piece.recv().map_err(|_| lost())?,
+            Some(rayon::Yield::Executed) => {}
+            Some(rayon::Yield::Idle) => std::thread::sleep(Duration::from_micros(100)),
+        }
+        match piece.recv_timeout(Duration::ZERO) {
+            Ok(done) => return done,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(lost()),
+        }
+    }
+}
+
+fn lost() -> io::Error {
+    io::Error::other("a thread that compresses ended before its work")
+}
+
+/// How many more pieces the crew may hold.
+struct Places {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+impl Places {
+    fn wait(self: &Arc<Self>) {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        if *free > 0 {
+            return;
+        }
+        if rayon::current_thread_index().is_some() {
+            drop(free);
+            rayon::yield_now();
+        } else {
+            drop(self.freed.wait(free));
+        }
+    }
+}
+
+/// The right to have a piece in the crew's hands.
+struct Place(Arc<Places>);
+
+impl Place {
+    fn try_take(places: &Arc<Places>) -> Option<Self> {
+        let mut free = places.free.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = free.checked_sub(1)?;
+        Some(Self(Arc::clone(places)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.freed.notify_one();
+    }
+}
