@@ -35,8 +35,10 @@ pub(super) struct Inventory {
     pub(super) images: Vec<StoredImage>,
     pub(super) leased: BTreeSet<LayerKey>,
     pub(super) orphans: Vec<Orphan>,
-    /// Bytes of what is neither layer nor image nor orphan: the index.
-    pub(super) overhead: u64,
+    /// Bytes of the index, which is made again at once if it goes.
+    pub(super) index: u64,
+    /// Bytes of the memory of hashed files.
+    pub(super) memory: u64,
     /// Bytes free on the file system.
     pub(super) free: u64,
 }
@@ -118,6 +120,8 @@ pub struct GcPlan {
     pub layers: Vec<DoomedLayer>,
     /// Left-overs of killed processes.
     pub orphans: Vec<Orphan>,
+    /// Bytes of the memory of hashed files, where it goes; 0 where it stays.
+    pub memory: u64,
     /// Bytes that the store takes before.
     pub bytes_before: u64,
     /// Bytes that it takes after.
@@ -192,6 +196,9 @@ pub(super) fn plan(inventory: &Inventory, policy: &GcPolicy) -> GcPlan {
     }
 
     let cap = policy.max_size.unwrap_or(u64::MAX).min(cap_of_free.unwrap_or(u64::MAX));
+    // Small and dear to learn again, so it goes last.
+    let memory = if state.bytes > cap { inventory.memory } else { 0 };
+    let bytes_after = state.bytes - memory;
     let images = doomed
         .into_iter()
         .map(|(n, reason)| {
@@ -201,7 +208,7 @@ pub(super) fn plan(inventory: &Inventory, policy: &GcPolicy) -> GcPlan {
         .collect();
     let mut layers = state.doomed_layers;
     layers.sort_by_key(|layer| (layer.digest, layer.key));
-    GcPlan { images, layers, orphans, bytes_before, bytes_after: state.bytes, over: state.bytes.saturating_sub(cap) }
+    GcPlan { images, layers, orphans, memory, bytes_before, bytes_after, over: bytes_after.saturating_sub(cap) }
 }
 
 /// Images that the keep rules speak for.
@@ -242,7 +249,7 @@ impl<'a> State<'a> {
             *holders.entry(*key).or_default() += 1;
         }
         let mut blob_holders: BTreeMap<Digest, usize> = BTreeMap::new();
-        let mut bytes = inventory.overhead;
+        let mut bytes = inventory.index + inventory.memory;
         for layer in inventory.layers.values() {
             bytes += layer.record_bytes;
             if layer.blob_bytes > 0 {

@@ -52,7 +52,7 @@ impl LayerStore {
             crash::point("gc.image-gone");
         }
         let going: BTreeSet<_> = plan.layers.iter().map(|layer| layer.key).collect();
-        let bytes = plan.bytes_after - inventory.overhead;
+        let bytes = plan.bytes_after - inventory.index - (inventory.memory - plan.memory);
         let index_is_right = index.is_some_and(|index| set_right(index, &going, &drift, bytes).is_ok());
         crash::point("gc.unindexed");
         for layer in &plan.layers {
@@ -66,6 +66,9 @@ impl LayerStore {
         for orphan in &plan.orphans {
             remove(&orphan.path)?;
             crash::point("gc.file-gone");
+        }
+        if plan.memory > 0 {
+            remove(&self.root.join(memory::NAME))?;
         }
         Ok((plan, index_is_right))
     }
