@@ -78,7 +78,7 @@ pub(super) fn collect_if_over(store: &LayerStore, bytes: u64, max_size: u64, jus
 fn warn_if_over(plan: &GcPlan, progress: &Progress) {
     if plan.over > 0 {
         let message = format!(
-            "the layer cache stays {} above its cap: what is left is pinned, in use, or was just made",
+            "the layer cache stays {} above its cap: what is left is pinned, in use, was just made, or is the index",
             size::human(plan.over)
         );
         progress.event(Event::Warning { message });
@@ -117,6 +117,9 @@ fn gc(store: &LayerStore, args: &GcArgs, progress: &Progress) -> Result<(), Fail
     }
     for orphan in &plan.orphans {
         table.row(["file", &size::human(orphan.bytes), "left over", &below(store.root(), &orphan.path)]);
+    }
+    if plan.index > 0 {
+        table.row(["index", &size::human(plan.index), "outgrown", "made anew when it is wanted"]);
     }
     if plan.memory > 0 {
         table.row(["memory", &size::human(plan.memory), "over the cap", "hashes of files"]);
@@ -158,6 +161,7 @@ fn plan_json(plan: &GcPlan, dry_run: bool) -> serde_json::Value {
         "images": images,
         "layers": layers,
         "orphans": orphans,
+        "index_bytes": plan.index,
         "memory_bytes": plan.memory,
         "bytes_before": plan.bytes_before,
         "bytes_after": plan.bytes_after,

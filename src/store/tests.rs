@@ -414,3 +414,26 @@ fn what_is_no_images_name_leaves_no_pin() {
     assert!(store.pin("first").unwrap());
     assert_eq!(store.pins().unwrap(), BTreeSet::from(["first".to_owned()]));
 }
+
+#[test]
+fn an_index_that_has_outgrown_its_layers_goes_and_a_new_one_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let records: Vec<_> = (0..3000).map(|n| record(&format!("{n}-{}", "x".repeat(200)), None)).collect();
+    record_layers(&store, &records);
+    store.record_image(&image("all", 1, &records.iter().collect::<Vec<_>>())).unwrap();
+    let index = directory.path().join("index");
+    assert_eq!(store.plan_gc(&GcPolicy::default()).unwrap().index, 0, "grown by one batch");
+    std::fs::remove_dir_all(&index).unwrap();
+    assert_eq!(store.plan_gc(&GcPolicy::default()).unwrap().index, 0, "new");
+
+    let all = GcPolicy { max_size: Some(0), ..GcPolicy::default() };
+    let planned = store.plan_gc(&all).unwrap();
+    assert!(planned.index > 1 << 20);
+    assert_eq!(store.gc(&all).unwrap(), planned);
+    assert!(!index.exists());
+    assert!(planned.over == 0 && planned.bytes_after == 0);
+    assert_eq!(store.plan_gc(&all).unwrap().freed(), 0, "what is made anew is small");
+    record_layers(&store, &records[..1]);
+    assert_eq!(store.lookup(&[records[0].key]).unwrap(), [Some(records[0].clone())]);
+}
