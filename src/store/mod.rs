@@ -67,8 +67,8 @@ pub struct LayerStore {
     patience: Duration,
 }
 
-/// How long to wait for another process that holds the index: a collection of a hundred thousand layers takes some
-/// 15 seconds, everything else milliseconds.
+/// How long to wait for another process that holds the index. Only what looks at tens of thousands of layers takes
+/// seconds; a collection that takes a hundred thousand takes longer than this, and a build then goes on without.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a store consists of, beside what its processes make when they need it.
