@@ -1,4 +1,4 @@
-//! The memory of files that were hashed, kept in the layer store's index.
+//! The memory of files that were hashed, kept in the layer store.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -7,7 +7,7 @@ use crate::event::{Event, Observer};
 use crate::nix::{FileMemo, FileStamp, RememberedFile};
 use crate::store::LayerStore;
 
-/// Reads the index once, at the first question, and writes it once, at the end: the index is never held meanwhile.
+/// Reads it once, at the first question, and writes it once, at the end: the database is never held meanwhile.
 /// Without a layer store, or with one that fails, nothing is remembered and files are hashed again.
 pub struct Memo<'a> {
     store: Option<&'a LayerStore>,

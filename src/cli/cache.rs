@@ -68,14 +68,17 @@ pub(super) fn collect_if_over(store: &LayerStore, bytes: u64, max_size: u64, jus
             warn_if_over(&plan, progress);
         }
         // The image is made and delivered; a store that cannot be tidied now is tidied another time.
-        Err(error) => progress.event(Event::Warning { message: format!("the layer cache was not tidied: {error}") }),
+        Err(error) => {
+            let message = format!("the layer cache was not tidied: {}", Failure::from(error).as_warning());
+            progress.event(Event::Warning { message });
+        }
     }
 }
 
 fn warn_if_over(plan: &GcPlan, progress: &Progress) {
     if plan.over > 0 {
         let message = format!(
-            "the layer cache stays {} above its cap: what is left is pinned, in use, or was just made",
+            "the layer cache stays {} above its cap: what is left is pinned, in use, was just made, or is the index",
             size::human(plan.over)
         );
         progress.event(Event::Warning { message });
@@ -115,6 +118,12 @@ fn gc(store: &LayerStore, args: &GcArgs, progress: &Progress) -> Result<(), Fail
     for orphan in &plan.orphans {
         table.row(["file", &size::human(orphan.bytes), "left over", &below(store.root(), &orphan.path)]);
     }
+    if plan.index > 0 {
+        table.row(["index", &size::human(plan.index), "outgrown", "made anew when it is wanted"]);
+    }
+    if plan.memory > 0 {
+        table.row(["memory", &size::human(plan.memory), "over the cap", "hashes of files"]);
+    }
     table.print()?;
     warn_if_over(&plan, progress);
     let verb = if args.dry_run { "would be freed" } else { "freed" };
@@ -152,6 +161,8 @@ fn plan_json(plan: &GcPlan, dry_run: bool) -> serde_json::Value {
         "images": images,
         "layers": layers,
         "orphans": orphans,
+        "index_bytes": plan.index,
+        "memory_bytes": plan.memory,
         "bytes_before": plan.bytes_before,
         "bytes_after": plan.bytes_after,
         "bytes_freed": plan.freed(),
@@ -272,7 +283,7 @@ fn verify(store: &LayerStore, repair: bool, json: bool, progress: &Progress) -> 
             Damage::Blob { digest, reason } => ("blob", digest.to_string(), reason.clone()),
             Damage::MissingBlob { digest } => ("blob", digest.to_string(), "is missing".to_owned()),
             Damage::Record { path } => {
-                ("record", below(store.root(), path), "is torn or of another version".to_owned())
+                ("record", below(store.root(), path), "is torn, cannot be read, or is of another version".to_owned())
             }
             Damage::Index { key } => ("index", key.hex(), "differs from the record".to_owned()),
         })
@@ -310,7 +321,6 @@ fn pin(store: &LayerStore, name: &str, progress: &Progress) -> Result<(), Failur
         progress.result(&format!("'{name}' is pinned"));
         return Ok(());
     }
-    store.unpin(name)?;
     Err(Failure::new(
         format!("no image in the layer cache is called '{name}'"),
         Some("see what there is: layerhold cache ls".to_owned()),

@@ -42,6 +42,13 @@ impl Failure {
         Self::new(error, None)
     }
 
+    /// The error with what is behind it, and the hint below, for a warning about work that goes on.
+    pub(super) fn as_warning(&self) -> String {
+        let cause = self.error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        let hint = self.hint.as_ref().map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
+        format!("{}{cause}{hint}", self.error)
+    }
+
     /// Whether somebody stopped reading: that ends a run like any other end.
     fn is_closed_pipe(&self) -> bool {
         let mut next: Option<&(dyn Error + 'static)> = Some(&*self.error);

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::failure::Failure;
 use super::size;
 use crate::event::{Event, Observer};
-use crate::store::{LayerStore, StoreError};
+use crate::store::LayerStore;
 
 /// Most bytes that the layer store takes unless somebody says otherwise.
 const DEFAULT_CACHE_SIZE: u64 = 20 << 30;
@@ -45,21 +45,16 @@ pub(super) fn no_cache_directory() -> Failure {
 
 /// Opens the layer store for a build, which can do without: that is said.
 pub(super) fn open_cache_if_possible(observer: &dyn Observer) -> Option<LayerStore> {
-    let without = |why: String| {
-        observer.event(Event::Warning { message: format!("going on without the layer cache: {why}") });
-        None
+    let opened = match cache_directory() {
+        Some(directory) => LayerStore::open_to_write(&directory).map_err(Failure::from),
+        None => Err(no_cache_directory()),
     };
-    let Some(directory) = cache_directory() else {
-        return without("neither LAYERHOLD_CACHE, XDG_CACHE_HOME nor HOME is set".to_owned());
-    };
-    match LayerStore::open_to_write(&directory) {
-        Ok(store) => Some(store),
-        Err(error @ StoreError::Format { .. }) => without(error.to_string()),
-        Err(error) => {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            without(format!("{error}{cause}"))
-        }
-    }
+    opened
+        .map_err(|failure| {
+            let message = format!("going on without the layer cache: {}", failure.as_warning());
+            observer.event(Event::Warning { message });
+        })
+        .ok()
 }
 
 /// `config.toml` in the configuration directory.
@@ -79,11 +74,15 @@ struct CacheConfig {
 /// else 20 GiB or a tenth of the disk, whichever is less.
 pub(super) fn cache_max_size(cache: &Path) -> Result<u64, Failure> {
     if let Some(value) = variable("LAYERHOLD_CACHE_MAX_SIZE") {
+        let hint = "name a size: LAYERHOLD_CACHE_MAX_SIZE=50GiB layerhold ...".to_owned();
         return size::parse(&value.to_string_lossy())
-            .map_err(|error| Failure::usage(format!("LAYERHOLD_CACHE_MAX_SIZE: {error}"), None));
+            .map_err(|error| Failure::usage(format!("LAYERHOLD_CACHE_MAX_SIZE: {error}"), Some(hint)));
     }
     if let Some((file, text)) = read_config()? {
-        let fail = |why: String| Failure::new(format!("{}: {why}", file.display()), None);
+        let fail = |why: String| {
+            let hint = "what it may hold: [cache], and below that max-size = \"50GiB\"".to_owned();
+            Failure::new(format!("{}: {why}", file.display()), Some(hint))
+        };
         let config: Config = toml::from_str(&text).map_err(|error| fail(error.to_string().trim_end().to_owned()))?;
         if let Some(value) = config.cache.max_size {
             return size::parse(&value).map_err(|error| fail(format!("cache.max-size: {error}")));

@@ -35,8 +35,10 @@ pub(super) struct Inventory {
     pub(super) images: Vec<StoredImage>,
     pub(super) leased: BTreeSet<LayerKey>,
     pub(super) orphans: Vec<Orphan>,
-    /// Bytes of what is neither layer nor image nor orphan: the index.
-    pub(super) overhead: u64,
+    /// Bytes of the index.
+    pub(super) index: u64,
+    /// Bytes of the memory of hashed files.
+    pub(super) memory: u64,
     /// Bytes free on the file system.
     pub(super) free: u64,
 }
@@ -118,6 +120,10 @@ pub struct GcPlan {
     pub layers: Vec<DoomedLayer>,
     /// Left-overs of killed processes.
     pub orphans: Vec<Orphan>,
+    /// Bytes of the index, where it goes: it has outgrown the layers that are left; 0 where it stays.
+    pub index: u64,
+    /// Bytes of the memory of hashed files, where it goes; 0 where it stays.
+    pub memory: u64,
     /// Bytes that the store takes before.
     pub bytes_before: u64,
     /// Bytes that it takes after.
@@ -153,6 +159,8 @@ pub(super) fn plan(inventory: &Inventory, policy: &GcPolicy) -> GcPlan {
     for key in unused {
         state.drop_layer(key);
     }
+
+    let index_was = state.drop_outgrown_index();
 
     let mut by_use: Vec<_> = (0..inventory.images.len()).collect();
     by_use.sort_by_key(|&n| (inventory.images[n].record.used_at, &inventory.images[n].path));
@@ -192,6 +200,10 @@ pub(super) fn plan(inventory: &Inventory, policy: &GcPolicy) -> GcPlan {
     }
 
     let cap = policy.max_size.unwrap_or(u64::MAX).min(cap_of_free.unwrap_or(u64::MAX));
+    let index = index_was + state.drop_outgrown_index();
+    // Small and dear to learn again, so it goes last.
+    let memory = if state.bytes > cap { inventory.memory } else { 0 };
+    let bytes_after = state.bytes - memory;
     let images = doomed
         .into_iter()
         .map(|(n, reason)| {
@@ -201,7 +213,7 @@ pub(super) fn plan(inventory: &Inventory, policy: &GcPolicy) -> GcPlan {
         .collect();
     let mut layers = state.doomed_layers;
     layers.sort_by_key(|layer| (layer.digest, layer.key));
-    GcPlan { images, layers, orphans, bytes_before, bytes_after: state.bytes, over: state.bytes.saturating_sub(cap) }
+    GcPlan { images, layers, orphans, index, memory, bytes_before, bytes_after, over: bytes_after.saturating_sub(cap) }
 }
 
 /// Images that the keep rules speak for.
@@ -219,6 +231,11 @@ fn spared_by_rules(inventory: &Inventory, policy: &GcPolicy, by_use: &[usize]) -
     spared
 }
 
+/// More bytes than a new index of no layers takes.
+const NEW_INDEX: u64 = 1 << 20;
+/// More times its records' bytes than a new index takes.
+const INDEX_FACTOR: u64 = 8;
+
 /// What is left while images are struck off.
 struct State<'a> {
     inventory: &'a Inventory,
@@ -228,6 +245,10 @@ struct State<'a> {
     blob_holders: BTreeMap<Digest, usize>,
     gone: BTreeSet<usize>,
     doomed_layers: Vec<DoomedLayer>,
+    /// Bytes of the records of layers that are left.
+    record_bytes: u64,
+    /// Bytes of the index, as long as it stays.
+    index: u64,
     bytes: u64,
 }
 
@@ -242,9 +263,11 @@ impl<'a> State<'a> {
             *holders.entry(*key).or_default() += 1;
         }
         let mut blob_holders: BTreeMap<Digest, usize> = BTreeMap::new();
-        let mut bytes = inventory.overhead;
+        let mut bytes = inventory.index + inventory.memory;
+        let mut record_bytes = 0;
         for layer in inventory.layers.values() {
             bytes += layer.record_bytes;
+            record_bytes += layer.record_bytes;
             if layer.blob_bytes > 0 {
                 let holders = blob_holders.entry(layer.digest).or_default();
                 if *holders == 0 {
@@ -255,7 +278,26 @@ impl<'a> State<'a> {
         }
         bytes += inventory.images.iter().map(|image| image.bytes).sum::<u64>();
         bytes += inventory.orphans.iter().map(|orphan| orphan.bytes).sum::<u64>();
-        Self { inventory, holders, blob_holders, gone: BTreeSet::new(), doomed_layers: Vec::new(), bytes }
+        Self {
+            inventory,
+            holders,
+            blob_holders,
+            gone: BTreeSet::new(),
+            doomed_layers: Vec::new(),
+            record_bytes,
+            index: inventory.index,
+            bytes,
+        }
+    }
+
+    /// sled's files never shrink: an index much larger than a new one would be goes, and is made again from the records
+    /// at the next opening. Says how many bytes that frees.
+    fn drop_outgrown_index(&mut self) -> u64 {
+        if self.index <= NEW_INDEX + INDEX_FACTOR * self.record_bytes {
+            return 0;
+        }
+        self.bytes -= self.index;
+        std::mem::take(&mut self.index)
     }
 
     fn drop_image(&mut self, n: usize) {
@@ -286,6 +328,7 @@ impl<'a> State<'a> {
             bytes += layer.blob_bytes;
         }
         self.bytes -= bytes;
+        self.record_bytes -= layer.record_bytes;
         let (digest, contents) = (layer.digest, layer.contents.clone());
         self.doomed_layers.push(DoomedLayer { key, digest, bytes, contents, blob_goes });
     }

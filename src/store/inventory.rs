@@ -55,7 +55,8 @@ impl LayerStore {
         inventory.layers.retain(|key, _| recorded.contains(key));
         inventory.images = self.images()?;
         inventory.orphans = self.orphans(&inventory, &leases, torn)?;
-        inventory.overhead = self.database_bytes()?;
+        inventory.index = tree_bytes(&self.root.join(super::index::NAME))?;
+        inventory.memory = tree_bytes(&self.root.join(super::memory::NAME))?;
         inventory.free = free_bytes(&self.root)?;
         Ok((inventory, drift))
     }

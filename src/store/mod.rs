@@ -67,9 +67,12 @@ pub struct LayerStore {
     patience: Duration,
 }
 
-/// How long to wait for another process that holds the index: a collection of a hundred thousand layers takes some
-/// 15 seconds, everything else milliseconds.
+/// How long to wait for another process that holds the index. Only what looks at tens of thousands of layers takes
+/// seconds; a collection that takes a hundred thousand takes longer than this, and a build then goes on without.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a store consists of, beside what its processes make when they need it.
+const DIRECTORIES: &[&str] = &["blobs/sha256", "records", "images", "leases", "claims", "tmp"];
 
 /// What may lie in a store's directory before its format does: a process was killed while it made the store.
 const BEGINNINGS: &[&str] = &["blobs", "records", "images", "leases", "claims", "tmp", "index.lock"];
@@ -134,6 +137,9 @@ impl StoreError {
             Self::Busy { path, .. } => {
                 Some(format!("see who it is, and end it or wait for it: fuser -v '{}'", path.display()))
             }
+            Self::Index { path, .. } => {
+                Some(format!("remove it, the next run makes it from the records: rm -r '{}'", path.display()))
+            }
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 Some("make room: layerhold cache gc --max-size SIZE".to_owned())
             }
@@ -170,7 +176,10 @@ impl LayerStore {
         let store = Self { root: root.to_owned(), patience: PATIENCE };
         let format = store.root.join("layerhold-store");
         match std::fs::read_to_string(&format) {
-            Ok(found) if found == FORMAT => return Ok(store),
+            Ok(found) if found == FORMAT => {
+                store.make_directories()?;
+                return Ok(store);
+            }
             Ok(found) => return Err(StoreError::Format { root: store.root, found: found.trim_end().to_owned() }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).context("read", &format),
@@ -185,17 +194,25 @@ impl LayerStore {
         }
         // Of processes that find no store one makes it; nobody collects what it is writing.
         let _held = store.hold()?;
-        for directory in ["blobs/sha256", "records", "images", "leases", "claims", "tmp"] {
-            let path = store.root.join(directory);
-            std::fs::create_dir_all(&path).context("make the directory", &path)?;
-            crash::point("store.directory-made");
-        }
+        store.make_directories()?;
         // Last, so that a store with this file is whole.
         files::write_atomically(&store.tmp(), &format, FORMAT.as_bytes())?;
         // A record that is torn by a power failure is made again; a store without a format would be lost.
         files::sync(&format)?;
         files::sync(root)?;
         Ok(store)
+    }
+
+    /// Makes those directories that are missing: somebody may have tidied one away.
+    fn make_directories(&self) -> Result<(), StoreError> {
+        for directory in DIRECTORIES {
+            let path = self.root.join(directory);
+            if !path.is_dir() {
+                std::fs::create_dir_all(&path).context("make the directory", &path)?;
+                crash::point("store.directory-made");
+            }
+        }
+        Ok(())
     }
 
     /// The store with another limit to the time that it waits for other processes.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::database::Held;
 use super::files::{self, IoContext};
 use super::gc::means;
 use super::{LayerStore, StoreError};
@@ -17,24 +18,28 @@ impl LayerStore {
         }
     }
 
-    /// Pins `name`; says whether an image has that name now.
+    /// Pins `name` if an image has that name now; says whether one has.
     pub fn pin(&self, name: &str) -> Result<bool, StoreError> {
-        self.change_pins(|pins| {
-            pins.insert(name.to_owned());
-        })?;
-        Ok(self.images()?.iter().any(|image| means(name, &image.record)))
+        // A collection must not run between the look and the pin.
+        let held = self.hold()?;
+        let is_there = self.images()?.iter().any(|image| means(name, &image.record));
+        if is_there {
+            self.change_pins(&held, |pins| {
+                pins.insert(name.to_owned());
+            })?;
+        }
+        Ok(is_there)
     }
 
     /// Takes a pin back; says whether there was one.
     pub fn unpin(&self, name: &str) -> Result<bool, StoreError> {
         let mut was_there = false;
-        self.change_pins(|pins| was_there = pins.remove(name))?;
+        self.change_pins(&self.hold()?, |pins| was_there = pins.remove(name))?;
         Ok(was_there)
     }
 
-    fn change_pins(&self, change: impl FnOnce(&mut BTreeSet<String>)) -> Result<(), StoreError> {
-        // Two changes at once must not lose one; a collection must not run between a look and a pin.
-        let _held = self.hold()?;
+    /// Only under the index's lock: two changes at once must not lose one.
+    fn change_pins(&self, _held: &Held, change: impl FnOnce(&mut BTreeSet<String>)) -> Result<(), StoreError> {
         let mut pins = self.pins()?;
         change(&mut pins);
         let text: String = pins.iter().map(|pin| format!("{pin}\n")).collect();

@@ -133,6 +133,8 @@ fn read_with_length<T: DeserializeOwned>(path: &Path) -> Result<Option<(T, u64)>
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         // Something else has a record's name: it is found to be damaged, and goes.
         Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => Ok(None),
+        // What the disk does not give back is lost like a torn record.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => Ok(None),
         Err(error) => Err(error).context("read the record", path),
     }
 }

@@ -31,18 +31,19 @@ impl LayerStore {
     /// collection takes them.
     pub fn gc(&self, policy: &GcPolicy) -> Result<GcPlan, StoreError> {
         let held = self.hold()?;
-        let (plan, index_is_right) = match index::with(&self.root, &held, |index| self.collect(Some(index), policy)) {
+        let (plan, index_stays) = match index::with(&self.root, &held, |index| self.collect(Some(index), policy)) {
             // A full disk has no room for sled's log.
             Err(error) if error.is_surroundings() => self.collect(None, policy).map_err(WorkError::without_database)?,
             collected => collected?,
         };
-        if !index_is_right {
+        if !index_stays {
             remove(&self.root.join(index::NAME))?;
         }
         Ok(plan)
     }
 
-    /// Says what was done, and whether the index knows of it. One that does not is made anew at the next opening.
+    /// Says what was done, and whether the index stays: one that does not know of it, or has outgrown what is left, is
+    /// made anew at the next opening.
     fn collect(&self, index: Option<&Index>, policy: &GcPolicy) -> Result<(GcPlan, bool), WorkError> {
         let (inventory, drift) = self.inventory(index)?;
         let plan = gc::plan(&inventory, policy);
@@ -52,7 +53,7 @@ impl LayerStore {
             crash::point("gc.image-gone");
         }
         let going: BTreeSet<_> = plan.layers.iter().map(|layer| layer.key).collect();
-        let bytes = plan.bytes_after - inventory.overhead;
+        let bytes = plan.bytes_after - (inventory.index - plan.index) - (inventory.memory - plan.memory);
         let index_is_right = index.is_some_and(|index| set_right(index, &going, &drift, bytes).is_ok());
         crash::point("gc.unindexed");
         for layer in &plan.layers {
@@ -67,7 +68,11 @@ impl LayerStore {
             remove(&orphan.path)?;
             crash::point("gc.file-gone");
         }
-        Ok((plan, index_is_right))
+        if plan.memory > 0 {
+            remove(&self.root.join(memory::NAME))?;
+        }
+        let index_stays = index_is_right && plan.index == 0;
+        Ok((plan, index_stays))
     }
 
     /// Bytes that the store takes on the disk, without looking at each layer and image.

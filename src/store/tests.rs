@@ -376,3 +376,64 @@ fn why_shows_the_shortest_way_through_references() {
         ["first:latest", "second:latest", "third:latest"]
     );
 }
+
+#[test]
+fn a_directory_that_somebody_removed_is_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(filled_store(directory.path()));
+    for name in DIRECTORIES {
+        std::fs::remove_dir_all(directory.path().join(name)).unwrap();
+        let store = LayerStore::open_to_write(directory.path()).unwrap();
+        record_layers(&store, &[record(name, None)]);
+        store.gc(&GcPolicy::default()).unwrap();
+    }
+}
+
+#[test]
+fn a_record_that_the_disk_does_not_give_back_is_as_good_as_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    let path = store.record(&records[0].key);
+    std::fs::remove_file(&path).unwrap();
+    // The memory of a process begins at no address that can be read: EIO.
+    std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap_err().raw_os_error(), Some(5));
+    assert_eq!(store.lookup(&[records[0].key]).unwrap(), [None]);
+    let damage = store.verify(&crate::event::Silent).unwrap().damage;
+    assert!(damage.contains(&Damage::Record { path }), "{damage:?}");
+    store.repair(&damage).unwrap();
+    assert_eq!(store.verify(&crate::event::Silent).unwrap().damage, []);
+}
+
+#[test]
+fn what_is_no_images_name_leaves_no_pin() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = filled_store(directory.path());
+    assert!(!store.pin("first\nsecond").unwrap());
+    assert!(store.pins().unwrap().is_empty());
+    assert!(store.pin("first").unwrap());
+    assert_eq!(store.pins().unwrap(), BTreeSet::from(["first".to_owned()]));
+}
+
+#[test]
+fn an_index_that_has_outgrown_its_layers_goes_and_a_new_one_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let records: Vec<_> = (0..3000).map(|n| record(&format!("{n}-{}", "x".repeat(200)), None)).collect();
+    record_layers(&store, &records);
+    store.record_image(&image("all", 1, &records.iter().collect::<Vec<_>>())).unwrap();
+    let index = directory.path().join("index");
+    assert_eq!(store.plan_gc(&GcPolicy::default()).unwrap().index, 0, "grown by one batch");
+    std::fs::remove_dir_all(&index).unwrap();
+    assert_eq!(store.plan_gc(&GcPolicy::default()).unwrap().index, 0, "new");
+
+    let all = GcPolicy { max_size: Some(0), ..GcPolicy::default() };
+    let planned = store.plan_gc(&all).unwrap();
+    assert!(planned.index > 1 << 20);
+    assert_eq!(store.gc(&all).unwrap(), planned);
+    assert!(!index.exists());
+    assert!(planned.over == 0 && planned.bytes_after == 0);
+    assert_eq!(store.plan_gc(&all).unwrap().freed(), 0, "what is made anew is small");
+    record_layers(&store, &records[..1]);
+    assert_eq!(store.lookup(&[records[0].key]).unwrap(), [Some(records[0].clone())]);
+}

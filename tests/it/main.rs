@@ -10,6 +10,7 @@ mod sandbox;
 mod terminal;
 
 mod activation;
+mod cache;
 mod chroot;
 mod containerize;
 mod crash;
@@ -18,6 +19,8 @@ mod damage;
 mod delivery;
 mod failures;
 mod golden;
+mod hostile;
 mod house;
 mod laws;
 mod runtimes;
+mod surroundings;

@@ -34,6 +34,11 @@ pub(crate) fn skip(peer: &str, place: &str) {
 /// Nix, with the store that it has built for the tests.
 pub(crate) use crate::nix_fixture::nix;
 
+/// Root's right to mount file systems.
+pub(crate) fn root() -> Option<()> {
+    rustix::process::geteuid().is_root().then_some(())
+}
+
 /// Where a program is on this process's `PATH`.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

@@ -174,3 +174,13 @@ proptest! {
         prop_assert_eq!((again.freed(), again.bytes_before), (0, plan.bytes_after));
     }
 }
+
+#[test]
+fn the_memory_of_files_goes_last_and_only_for_a_cap() {
+    let inventory = Inventory { memory: 500, ..inventory(1, &[&[0]]) };
+    let at_most = |cap| plan(&inventory, &GcPolicy { max_size: Some(cap), ..GcPolicy::default() });
+    let [roomy, tight, none] = [1511, 500, 499].map(at_most);
+    assert_eq!((names(&roomy), roomy.memory, roomy.over), (vec![], 0, 0));
+    assert_eq!((names(&tight), tight.memory, tight.bytes_after), (vec!["image0"], 0, 500));
+    assert_eq!((names(&none), none.memory, none.bytes_after), (vec!["image0"], 500, 0));
+}
