@@ -1,20 +1,21 @@
 //! Obtains the planned layers, from the layer store or by packing them, and streams their bytes wherever they go.
 
+mod workshop;
+
+pub use workshop::{Trouble, Workshop};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
 use crate::blob::{Digest, DigestMismatch, LayerKey};
-use crate::crash;
 use crate::delivery::{BlobError, BlobProvider};
-use crate::event::{Cancelled, Event, Observer, Stage};
+use crate::event::{Cancelled, Event};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
-use crate::pack::{Compression, LayerContents, PackError, Packed, Packer};
-use crate::parallel;
-use crate::store::{Claim, Content, ImageRecord, LayerRecord, LayerStore, Lease, StoreError};
+use crate::pack::{Compression, LayerContents, PackError};
+use crate::store::{BlobStamp, ImageRecord, LayerRecord, Lease};
 
 /// A layer could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -47,24 +48,6 @@ pub fn media_type(compression: Compression) -> LayerMediaType {
     }
 }
 
-/// Where layers come from and how they are made: what every step needs.
-#[derive(Clone, Copy)]
-pub struct Workshop<'a> {
-    /// Makes layers.
-    pub packer: &'a Packer<'a>,
-    /// Where layers are kept. Without a store every layer is packed, and packed again on its way out.
-    pub store: Option<&'a LayerStore>,
-    /// Who watches.
-    pub observer: &'a dyn Observer,
-    /// Whether the store has failed in this run.
-    pub trouble: &'a Trouble,
-}
-
-/// Set once the layer store has failed: nothing more is asked of it in this run, so that what is wrong is said once and
-/// its cost is paid once.
-#[derive(Debug, Default)]
-pub struct Trouble(AtomicBool);
-
 /// The layers of an image: all is known of them, and their bytes can be had.
 pub struct Layers<'a> {
     workshop: Workshop<'a>,
@@ -73,6 +56,8 @@ pub struct Layers<'a> {
     records: Vec<LayerRecord>,
     reused: Vec<bool>,
     by_digest: BTreeMap<Digest, usize>,
+    /// Kept blobs whose bytes are known to be right: made, or read and checked, in this run.
+    known_blobs: Mutex<BTreeMap<Digest, BlobStamp>>,
     /// Kept blobs that turned out to be damaged: their layers are made again.
     damaged: Mutex<BTreeSet<Digest>>,
     /// Keeps the layers from garbage collection until they are delivered.
@@ -87,10 +72,14 @@ impl<'a> Layers<'a> {
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
         let known = found.unwrap_or_else(|| vec![None; keys.len()]);
 
-        let (records, reused) = pack_missing(workshop, &contents, &keys, known)?.into_iter().unzip();
-        let records: Vec<LayerRecord> = records;
+        let obtained = workshop::pack_missing(workshop, &contents, &keys, known)?;
+        let known_blobs =
+            obtained.iter().filter_map(|layer| Some((layer.record.digest, layer.made.clone()?))).collect();
+        let (records, reused): (Vec<_>, Vec<_>) =
+            obtained.into_iter().map(|layer| (layer.record, layer.reused)).unzip();
         let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
-        Ok(Self { workshop, contents, keys, records, reused, by_digest, damaged: Mutex::default(), _lease: lease })
+        let (known_blobs, damaged) = (Mutex::new(known_blobs), Mutex::default());
+        Ok(Self { workshop, contents, keys, records, reused, by_digest, known_blobs, damaged, _lease: lease })
     }
 
     /// The layers as the image has them, the bottom one first.
@@ -117,6 +106,10 @@ impl<'a> Layers<'a> {
         self.workshop.with_store("remember the image", |store| store.record_image(image))
     }
 
+    fn known_blobs(&self) -> MutexGuard<'_, BTreeMap<Digest, BlobStamp>> {
+        self.known_blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The layers' keys, the bottom one first.
     pub fn keys(&self) -> &[LayerKey] {
         &self.keys
@@ -128,22 +121,26 @@ impl BlobProvider for Layers<'_> {
         self.workshop.packer.threads()
     }
 
-    /// Reads the kept blobs, on all threads. One that is damaged or cannot be read is thrown away, and its layer is
-    /// packed again while it streams.
+    /// Reads the kept blobs that were not made in this run, on all threads. One that is damaged or cannot be read is
+    /// thrown away, and its layer is packed again while it streams.
     fn prepare(&self, layers: &[&Layer]) {
         let Some(store) = self.workshop.store else { return };
         let kept: Vec<_> = layers
             .iter()
             .filter_map(|layer| Some(&self.records[*self.by_digest.get(&layer.digest)?]))
-            .filter(|record| record.has_blob)
+            .filter(|record| record.has_blob && !self.known_blobs().contains_key(&record.digest))
             .collect();
-        let bad: BTreeMap<Digest, io::Error> = kept
-            .par_iter()
-            .filter_map(|record| {
-                let error = store.verify_blob(&record.digest, record.size, self.workshop.observer).err()?;
-                (!Cancelled::caused(&error)).then_some((record.digest, error))
-            })
-            .collect();
+        let verify = |record: &&LayerRecord| {
+            (record.digest, store.verify_blob(&record.digest, record.size, self.workshop.observer))
+        };
+        let mut bad = BTreeMap::new();
+        for (digest, verified) in kept.par_iter().map(verify).collect::<Vec<_>>() {
+            match verified {
+                Ok(stamp) => drop(self.known_blobs().insert(digest, stamp)),
+                Err(error) if Cancelled::caused(&error) => {}
+                Err(error) => drop(bad.insert(digest, error)),
+            }
+        }
         for (digest, error) in &bad {
             let message = format!("the layer cache holds {digest} damaged ({error}): it is made again");
             self.workshop.observer.event(Event::Warning { message });
@@ -153,7 +150,7 @@ impl BlobProvider for Layers<'_> {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner).extend(bad);
     }
 
-    /// Kept bytes are read and checked; bytes that are not kept are made again and checked against the record.
+    /// Kept bytes are read; bytes that are not kept are made again and checked against the record.
     fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError> {
         let Some(&at) = self.by_digest.get(&layer.digest) else {
             return Err(BlobError::Source(format!("{} is no layer of this image", layer.digest).into()));
@@ -162,7 +159,8 @@ impl BlobProvider for Layers<'_> {
         let is_damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&record.digest);
         if let (true, false, Some(store)) = (record.has_blob, is_damaged, self.workshop.store) {
             // Gone since it was checked, for somebody cleared the cache: it is made again.
-            if let Ok(mut blob) = store.read_blob(&record.digest, record.size) {
+            let known = self.known_blobs().get(&record.digest).cloned();
+            if let Ok(mut blob) = store.read_blob(&record.digest, record.size, known.as_ref()) {
                 return copy(&mut blob, out);
             }
         }
@@ -194,148 +192,6 @@ fn copy(blob: &mut dyn io::Read, out: &mut dyn Write) -> Result<(), BlobError> {
             Ok(read) => out.write_all(&buffer[..read]).map_err(BlobError::Write)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(BlobError::Source(error.into())),
-        }
-    }
-}
-
-/// Fills the places of `known` that are empty, on the packer's threads. Says of each layer whether it
-/// was reused: known, or made by another process meanwhile.
-fn pack_missing(
-    workshop: Workshop<'_>,
-    contents: &[LayerContents<'_>],
-    keys: &[LayerKey],
-    known: Vec<Option<LayerRecord>>,
-) -> Result<Vec<(LayerRecord, bool)>, LayersError> {
-    let known: Vec<_> = known.into_iter().map(|record| Some((record?, true))).collect();
-    let mut missing: Vec<_> = (0..contents.len()).filter(|&at| known[at].is_none()).collect();
-    if missing.is_empty() {
-        return Ok(known.into_iter().flatten().collect());
-    }
-    let total_bytes = missing.iter().map(|&at| contents[at].estimated_size()).sum();
-    workshop.observer.event(Event::Started { stage: Stage::Packing, total_bytes });
-    // Each thread takes the largest layer that is left, so that all of them end at about the same time.
-    missing.sort_by_key(|&at| std::cmp::Reverse(contents[at].estimated_size()));
-
-    let records = Mutex::new(known);
-    let keep = |at: usize, record| records.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(record);
-    // Layers that another process is making right now: its work is waited for, but only when there is no other.
-    let elsewhere = Mutex::new(Vec::new());
-    let threads = workshop.packer.threads();
-    let outcome: Result<(), LayersError> = parallel::for_each(threads, &missing, |&at| {
-        match workshop.try_claim(&keys[at]) {
-            Ok(claim) => keep(at, workshop.pack(&contents[at], keys[at], claim)?),
-            Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
-        }
-        Ok(())
-    })
-    .and_then(|()| {
-        let elsewhere = elsewhere.into_inner().unwrap_or_else(PoisonError::into_inner);
-        parallel::for_each(threads, &elsewhere, |&at| {
-            let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
-            keep(at, workshop.pack(&contents[at], keys[at], claim)?);
-            Ok(())
-        })
-    });
-    let records = records.into_inner().unwrap_or_else(PoisonError::into_inner);
-    // Also after a failure: what was packed before it is kept, and the next run need not do it again.
-    let packed: Vec<_> = missing.iter().filter_map(|&at| Some(records[at].as_ref()?.0.clone())).collect();
-    crash::point("layers.packed");
-    workshop.with_store("index layers", |store| store.index_layers(&packed));
-    workshop.observer.event(Event::Finished { stage: Stage::Packing });
-    outcome?;
-    Ok(records.into_iter().flatten().collect())
-}
-
-/// Another process is making the layer.
-struct BeingMade;
-
-impl Workshop<'_> {
-    /// Does something with the store, if there is one. A store that fails costs time, never the image: that is said
-    /// and the work goes on.
-    fn with_store<T>(&self, what: &str, work: impl FnOnce(&LayerStore) -> Result<T, StoreError>) -> Option<T> {
-        if self.trouble.0.load(Ordering::Relaxed) {
-            return None;
-        }
-        match work(self.store?) {
-            Ok(done) => Some(done),
-            Err(error) => {
-                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-                self.give_up_the_store(what, &format!("{error}{cause}"), error.hint());
-                None
-            }
-        }
-    }
-
-    fn give_up_the_store(&self, what: &str, why: &str, hint: Option<String>) {
-        if self.trouble.0.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let hint = hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
-        let message = format!("the layer cache could not {what} ({why}); going on without{hint}");
-        self.observer.event(Event::Warning { message });
-    }
-
-    fn try_claim(&self, key: &LayerKey) -> Result<Option<Claim>, BeingMade> {
-        match self.with_store("claim a layer", |store| store.try_claim(key)) {
-            Some(None) => Err(BeingMade),
-            Some(claim) => Ok(claim),
-            None => Ok(None),
-        }
-    }
-
-    /// Packs one layer and records it, unless another process has done so by now: says whether one has.
-    fn pack(
-        &self,
-        contents: &LayerContents<'_>,
-        key: LayerKey,
-        claim: Option<Claim>,
-    ) -> Result<(LayerRecord, bool), LayersError> {
-        if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(&key)) {
-            return Ok((record, true));
-        }
-        let (packed, has_blob) = self.pack_blob(contents)?;
-        let record = LayerRecord {
-            key,
-            digest: packed.digest,
-            diff_id: packed.diff_id,
-            size: packed.size,
-            tar_size: packed.tar_size,
-            media_type: media_type(self.packer.compression()).to_string(),
-            has_blob,
-            contents: contents
-                .sizes()
-                .map(|(path, size)| Content { name: path.base_name().to_owned(), size })
-                .collect(),
-        };
-        self.with_store("record a layer", |store| store.record_layer(&record));
-        drop(claim);
-        Ok((record, false))
-    }
-
-    /// Packs one layer, and keeps its bytes where they cost more to make than to read: an uncompressed layer's are made
-    /// again from the store paths when they are wanted. Says whether they were kept.
-    fn pack_blob(&self, contents: &LayerContents<'_>) -> Result<(Packed, bool), LayersError> {
-        let to_nowhere = || self.packer.pack(contents, &mut io::sink());
-        if self.packer.compression() == Compression::None {
-            return Ok((to_nowhere()?, false));
-        }
-        let Some(mut blob) = self.with_store("keep a layer", LayerStore::blob_writer) else {
-            return Ok((to_nowhere()?, false));
-        };
-        match self.packer.pack(contents, &mut blob) {
-            Ok(packed) => {
-                let kept = self.with_store("keep a layer", |_| blob.commit(&packed.digest)).is_some();
-                Ok((packed, kept))
-            }
-            // The cache's disk is full, say: the image does not depend on it.
-            Err(PackError::Write(error)) if !Cancelled::caused(&error) => {
-                drop(blob);
-                let hint = (error.kind() == io::ErrorKind::StorageFull)
-                    .then(|| "make room: layerhold cache gc --max-size SIZE".to_owned());
-                self.give_up_the_store("keep a layer", &error.to_string(), hint);
-                Ok((to_nowhere()?, false))
-            }
-            Err(error) => Err(error.into()),
         }
     }
 }

@@ -1,8 +1,7 @@
 //! Vocabulary: the items of a list on several threads.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Does `work` for each item, on so many threads, in the order of the list. After a failure no thread takes a further
 /// item; the failure of the earliest item is returned.

@@ -1,7 +1,9 @@
 //! `layerhold containerize`: from arguments to a request, from a report to words.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::time::{Instant, SystemTime};
 
 use serde_json::json;
@@ -70,7 +72,8 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         now: SystemTime::now(),
     };
 
-    let report = match containerize(request, &mut io::stdout(), progress) {
+    let mut stdout = unbuffered_stdout().map_err(Failure::output)?;
+    let report = match containerize(request, &mut stdout, progress) {
         Ok(report) => report,
         // Whoever reads has what they wanted.
         Err(Error::Delivery(DeliveryError::ClosedPipe)) => return Ok(()),
@@ -89,6 +92,11 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         print_json(&report)?;
     }
     Ok(())
+}
+
+/// Standard output as a file: the library's own looks for line ends in all that is written to it.
+fn unbuffered_stdout() -> io::Result<File> {
+    Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
 }
 
 fn selection(args: &args::EnvironmentArgs) -> Selection {

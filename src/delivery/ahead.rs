@@ -1,15 +1,14 @@
 //! Reading ahead: several threads make layers' bytes, and hand them out in order.
 
 use std::io::{self, Write};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::{BlobError, BlobProvider, DeliveryError};
 use crate::image::Layer;
 
-/// How many bytes of a layer are made before anybody takes them. As much waits on each thread at most.
+/// How many bytes of a layer are made before anybody takes them. As much waits for each thread at most.
 const AHEAD: usize = 4 << 20;
 /// The length of the pieces in which bytes go from thread to thread.
 const PIECE: usize = 256 * 1024;
@@ -24,10 +23,12 @@ pub(super) fn read(
     let (senders, receivers): (Vec<_>, Vec<_>) = layers.iter().map(|_| sync_channel(AHEAD / PIECE)).unzip();
     let senders: Vec<_> = senders.into_iter().map(|sender| Mutex::new(Some(sender))).collect();
     let (next, spare) = (AtomicUsize::new(0), Spare::default());
+    let window = Window { length: provider.threads(), taken: Mutex::default(), moved: Condvar::new() };
     let make = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(sender) = senders.get(at) else { return };
+            window.wait_for(at);
             let Some(sender) = sender.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
             let mut pieces = Pieces { sender, piece: spare.take(), spare: &spare };
             let made =
@@ -42,10 +43,46 @@ pub(super) fn read(
         for _ in 0..provider.threads().min(layers.len()) {
             scope.spawn(make);
         }
-        // Consumed here, so that after a failure those who send learn that nobody listens.
+        // Whatever happens, those who wait go on; and as the receivers end here, those who send learn that nobody listens.
+        let _open = OpenAtEnd(&window);
         let mut in_order = layers.iter().zip(receivers);
-        in_order.try_for_each(|(layer, pieces)| take(layer, Ahead { pieces, spare: &spare }))
+        in_order.try_for_each(|(layer, pieces)| {
+            take(layer, Ahead { pieces, spare: &spare })?;
+            window.move_on(1);
+            Ok(())
+        })
     })
+}
+
+/// Holds threads back that are too far ahead: whole small layers would pile up behind a large one.
+struct Window {
+    /// How many layers may be in work or wait.
+    length: usize,
+    taken: Mutex<usize>,
+    moved: Condvar,
+}
+
+impl Window {
+    fn wait_for(&self, at: usize) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        while at >= taken.saturating_add(self.length) {
+            taken = self.moved.wait(taken).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn move_on(&self, layers: usize) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        *taken = taken.saturating_add(layers);
+        self.moved.notify_all();
+    }
+}
+
+struct OpenAtEnd<'a>(&'a Window);
+
+impl Drop for OpenAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.move_on(usize::MAX);
+    }
 }
 
 /// What goes from thread to thread.

@@ -1,13 +1,15 @@
 //! Blobs on disk: nothing is visible before it is whole and durable.
 
-use std::io::{self, Write};
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 use super::StoreError;
 use super::files::{self, IoContext};
-use crate::blob::Digest;
+use crate::blob::{Digest, VerifyingReader};
 use crate::crash;
 
 /// A blob that is being written. Dropped without [`BlobWriter::commit`] it leaves nothing behind.
@@ -24,7 +26,7 @@ impl BlobWriter {
     }
 
     /// Makes the blob visible under its digest, once it is on the disk.
-    pub fn commit(self, digest: &Digest) -> Result<(), StoreError> {
+    pub fn commit(self, digest: &Digest) -> Result<BlobStamp, StoreError> {
         let path = self.directory.join(digest.hex());
         crash::point("blob.written");
         self.file.as_file().sync_all().context("write the blob", &path)?;
@@ -37,11 +39,11 @@ impl BlobWriter {
             }
             _ => Err(error.error),
         });
-        persisted.context("write the blob", &path)?;
+        let file = persisted.context("write the blob", &path)?;
         crash::point("blob.in-place");
         files::sync(&self.directory)?;
         crash::point("blob.committed");
-        Ok(())
+        file.metadata().map(|metadata| BlobStamp::of(&metadata)).context("look at the blob", &path)
     }
 }
 
@@ -52,6 +54,45 @@ impl Write for BlobWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+/// A kept blob's file in the state in which its bytes were known to be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobStamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl BlobStamp {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// A kept blob, open for reading.
+pub enum KeptBlob {
+    /// Known to be right, in this run, and not changed since.
+    Known(File),
+    /// To be checked on the way: fails at the end of bytes that are not the blob's.
+    Checked(VerifyingReader<File>),
+}
+
+impl Read for KeptBlob {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Known(file) => file.read(buf),
+            Self::Checked(reader) => reader.read(buf),
+        }
     }
 }
 

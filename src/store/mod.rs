@@ -40,7 +40,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use blobs::BlobWriter;
+pub use blobs::{BlobStamp, BlobWriter, KeptBlob};
 pub use claim::Claim;
 pub use gc::{DoomedImage, DoomedLayer, GcPlan, GcPolicy, Orphan, Reason};
 pub use lease::Lease;
@@ -246,11 +246,16 @@ impl LayerStore {
         BlobWriter::new(&self.tmp(), &self.root.join("blobs/sha256"))
     }
 
-    /// Opens a kept blob; the reader fails at the end of bytes that are not the blob's.
-    pub fn read_blob(&self, digest: &Digest, size: u64) -> Result<VerifyingReader<std::fs::File>, StoreError> {
+    /// Opens a kept blob. One whose file is as it was when its bytes were known to be right is not checked again.
+    pub fn read_blob(&self, digest: &Digest, size: u64, known: Option<&BlobStamp>) -> Result<KeptBlob, StoreError> {
         let path = self.blob(digest);
         let file = std::fs::File::open(&path).context("open the blob", &path)?;
-        Ok(VerifyingReader::new(file, *digest, size))
+        let stamp = file.metadata().map(|metadata| BlobStamp::of(&metadata)).context("look at the blob", &path)?;
+        Ok(if known == Some(&stamp) {
+            KeptBlob::Known(file)
+        } else {
+            KeptBlob::Checked(VerifyingReader::new(file, *digest, size))
+        })
     }
 
     /// Protects layers from garbage collection until the lease is dropped, by whatever end of the process.

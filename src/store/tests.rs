@@ -3,6 +3,7 @@ use std::path::Path;
 
 use super::*;
 use crate::blob::{DiffId, LayerKeyBuilder};
+use crate::event::Silent;
 
 fn key(name: &str) -> LayerKey {
     LayerKeyBuilder::new("layerhold store tests").field(name.as_bytes()).finish()
@@ -55,7 +56,7 @@ fn what_was_recorded_is_found_by_another_opening() {
     let found = store.lookup(&[key("made"), key("unknown"), key("kept")]).unwrap();
     assert_eq!(found, [Some(made), None, Some(kept.clone())]);
     let mut bytes = Vec::new();
-    store.read_blob(&kept.digest, kept.size).unwrap().read_to_end(&mut bytes).unwrap();
+    store.read_blob(&kept.digest, kept.size, None).unwrap().read_to_end(&mut bytes).unwrap();
     assert_eq!(bytes, b"bytes");
 }
 
@@ -106,9 +107,14 @@ fn a_flipped_bit_is_not_read_as_the_blob() {
     let store = LayerStore::open(directory.path()).unwrap();
     keep(&store, b"bytes");
     let digest = Digest::of(b"bytes");
+    let known = store.verify_blob(&digest, 5, &Silent).unwrap();
+    let read = |known: Option<&BlobStamp>| store.read_blob(&digest, 5, known).unwrap();
+    assert!(matches!(read(Some(&known)), KeptBlob::Known(_)));
     std::fs::write(store.blob(&digest), b"bytez").unwrap();
-    let error = store.read_blob(&digest, 5).unwrap().read_to_end(&mut Vec::new()).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    for known in [None, Some(&known)] {
+        let error = read(known).read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    }
 }
 
 #[test]

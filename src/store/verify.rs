@@ -10,7 +10,7 @@ use super::files::IoContext;
 use super::inventory::list;
 use super::record::{ImageRecord, LayerRecord};
 use super::sweep::remove;
-use super::{LayerStore, StoreError};
+use super::{BlobStamp, LayerStore, StoreError};
 use crate::blob::{Digest, LayerKey, VerifyingReader};
 use crate::crash;
 use crate::event::{Cancelled, Event, Observer, Stage};
@@ -115,9 +115,13 @@ impl LayerStore {
         Ok(())
     }
 
-    /// Reads a kept blob to its end: an error says that it cannot be read, or is not what its digest promises.
-    pub fn verify_blob(&self, digest: &Digest, size: u64, observer: &dyn Observer) -> std::io::Result<()> {
-        read_through(&self.blob(digest), digest, size, observer)
+    /// Reads a kept blob to its end: an error says that it cannot be read, or is not what its digest promises. Says how
+    /// its file looked before it was read.
+    pub fn verify_blob(&self, digest: &Digest, size: u64, observer: &dyn Observer) -> std::io::Result<BlobStamp> {
+        let path = self.blob(digest);
+        let stamp = BlobStamp::of(&std::fs::metadata(&path)?);
+        read_through(&path, digest, size, observer)?;
+        Ok(stamp)
     }
 
     /// Forgets these blobs and every layer that has one of them.

@@ -1,0 +1,186 @@
+//! Where layers are made: looked for in the layer store, claimed, packed and recorded.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::{LayersError, media_type};
+use crate::blob::LayerKey;
+use crate::crash;
+use crate::event::{Cancelled, Event, Observer, Stage};
+use crate::pack::{Compression, LayerContents, PackError, Packed, Packer};
+use crate::parallel;
+use crate::store::{BlobStamp, Claim, Content, LayerRecord, LayerStore, StoreError};
+
+/// Where layers come from and how they are made: what every step needs.
+#[derive(Clone, Copy)]
+pub struct Workshop<'a> {
+    /// Makes layers.
+    pub packer: &'a Packer<'a>,
+    /// Where layers are kept. Without a store every layer is packed, and packed again on its way out.
+    pub store: Option<&'a LayerStore>,
+    /// Who watches.
+    pub observer: &'a dyn Observer,
+    /// Whether the store has failed in this run.
+    pub trouble: &'a Trouble,
+}
+
+/// Set once the layer store has failed: nothing more is asked of it in this run, so that what is wrong is said once and
+/// its cost is paid once.
+#[derive(Debug, Default)]
+pub struct Trouble(AtomicBool);
+
+/// A layer of which all is known now.
+pub(super) struct Obtained {
+    pub(super) record: LayerRecord,
+    /// Whether it was known, or made by another process meanwhile.
+    pub(super) reused: bool,
+    /// The state of the blob that was made for it, where its bytes are kept.
+    pub(super) made: Option<BlobStamp>,
+}
+
+impl Obtained {
+    fn reused(record: LayerRecord) -> Self {
+        Self { record, reused: true, made: None }
+    }
+}
+
+/// Fills the places of `known` that are empty, on the packer's threads.
+pub(super) fn pack_missing(
+    workshop: Workshop<'_>,
+    contents: &[LayerContents<'_>],
+    keys: &[LayerKey],
+    known: Vec<Option<LayerRecord>>,
+) -> Result<Vec<Obtained>, LayersError> {
+    let known: Vec<_> = known.into_iter().map(|record| record.map(Obtained::reused)).collect();
+    let mut missing: Vec<_> = (0..contents.len()).filter(|&at| known[at].is_none()).collect();
+    if missing.is_empty() {
+        return Ok(known.into_iter().flatten().collect());
+    }
+    let total_bytes = missing.iter().map(|&at| contents[at].estimated_size()).sum();
+    workshop.observer.event(Event::Started { stage: Stage::Packing, total_bytes });
+    // Each thread takes the largest layer that is left, so that all of them end at about the same time.
+    missing.sort_by_key(|&at| std::cmp::Reverse(contents[at].estimated_size()));
+
+    let layers = Mutex::new(known);
+    let keep = |at: usize, layer| layers.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(layer);
+    // Layers that another process is making right now: its work is waited for, but only when there is no other.
+    let elsewhere = Mutex::new(Vec::new());
+    let threads = workshop.packer.threads();
+    let outcome: Result<(), LayersError> = parallel::for_each(threads, &missing, |&at| {
+        match workshop.try_claim(&keys[at]) {
+            Ok(claim) => keep(at, workshop.pack(&contents[at], keys[at], claim)?),
+            Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
+        }
+        Ok(())
+    })
+    .and_then(|()| {
+        let elsewhere = elsewhere.into_inner().unwrap_or_else(PoisonError::into_inner);
+        parallel::for_each(threads, &elsewhere, |&at| {
+            let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
+            keep(at, workshop.pack(&contents[at], keys[at], claim)?);
+            Ok(())
+        })
+    });
+    let layers = layers.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // Also after a failure: what was packed before it is kept, and the next run need not do it again.
+    let packed: Vec<_> = missing.iter().filter_map(|&at| Some(layers[at].as_ref()?.record.clone())).collect();
+    crash::point("layers.packed");
+    workshop.with_store("index layers", |store| store.index_layers(&packed));
+    workshop.observer.event(Event::Finished { stage: Stage::Packing });
+    outcome?;
+    Ok(layers.into_iter().flatten().collect())
+}
+
+/// Another process is making the layer.
+struct BeingMade;
+
+impl Workshop<'_> {
+    /// Does something with the store, if there is one. A store that fails costs time, never the image: that is said
+    /// and the work goes on.
+    pub(super) fn with_store<T>(
+        &self,
+        what: &str,
+        work: impl FnOnce(&LayerStore) -> Result<T, StoreError>,
+    ) -> Option<T> {
+        if self.trouble.0.load(Ordering::Relaxed) {
+            return None;
+        }
+        match work(self.store?) {
+            Ok(done) => Some(done),
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                self.give_up_the_store(what, &format!("{error}{cause}"), error.hint());
+                None
+            }
+        }
+    }
+
+    fn give_up_the_store(&self, what: &str, why: &str, hint: Option<String>) {
+        if self.trouble.0.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let hint = hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
+        let message = format!("the layer cache could not {what} ({why}); going on without{hint}");
+        self.observer.event(Event::Warning { message });
+    }
+
+    fn try_claim(&self, key: &LayerKey) -> Result<Option<Claim>, BeingMade> {
+        match self.with_store("claim a layer", |store| store.try_claim(key)) {
+            Some(None) => Err(BeingMade),
+            Some(claim) => Ok(claim),
+            None => Ok(None),
+        }
+    }
+
+    /// Packs one layer and records it, unless another process has done so by now.
+    fn pack(&self, contents: &LayerContents<'_>, key: LayerKey, claim: Option<Claim>) -> Result<Obtained, LayersError> {
+        if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(&key)) {
+            return Ok(Obtained::reused(record));
+        }
+        let (packed, made) = self.pack_blob(contents)?;
+        let record = LayerRecord {
+            key,
+            digest: packed.digest,
+            diff_id: packed.diff_id,
+            size: packed.size,
+            tar_size: packed.tar_size,
+            media_type: media_type(self.packer.compression()).to_string(),
+            has_blob: made.is_some(),
+            contents: contents
+                .sizes()
+                .map(|(path, size)| Content { name: path.base_name().to_owned(), size })
+                .collect(),
+        };
+        self.with_store("record a layer", |store| store.record_layer(&record));
+        drop(claim);
+        Ok(Obtained { record, reused: false, made })
+    }
+
+    /// Packs one layer, and keeps its bytes where they cost more to make than to read: an uncompressed layer's are made
+    /// again from the store paths when they are wanted. Gives the state of the blob that was kept.
+    fn pack_blob(&self, contents: &LayerContents<'_>) -> Result<(Packed, Option<BlobStamp>), LayersError> {
+        let to_nowhere = || self.packer.pack(contents, &mut io::sink());
+        if self.packer.compression() == Compression::None {
+            return Ok((to_nowhere()?, None));
+        }
+        let Some(mut blob) = self.with_store("keep a layer", LayerStore::blob_writer) else {
+            return Ok((to_nowhere()?, None));
+        };
+        match self.packer.pack(contents, &mut blob) {
+            Ok(packed) => {
+                let kept = self.with_store("keep a layer", |_| blob.commit(&packed.digest));
+                Ok((packed, kept))
+            }
+            // The cache's disk is full, say: the image does not depend on it.
+            Err(PackError::Write(error)) if !Cancelled::caused(&error) => {
+                drop(blob);
+                let hint = (error.kind() == io::ErrorKind::StorageFull)
+                    .then(|| "make room: layerhold cache gc --max-size SIZE".to_owned());
+                self.give_up_the_store("keep a layer", &error.to_string(), hint);
+                Ok((to_nowhere()?, None))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
