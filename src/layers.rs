@@ -6,12 +6,13 @@ pub use workshop::{Trouble, Workshop};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
 use crate::blob::{Digest, DigestMismatch, LayerKey};
-use crate::delivery::{BlobError, BlobProvider};
+use crate::delivery::{BlobError, BlobProvider, Past};
 use crate::event::{Cancelled, Event};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
 use crate::pack::{Compression, LayerContents, PackError};
@@ -116,7 +117,21 @@ impl<'a> Layers<'a> {
     }
 }
 
+impl Past for Layers<'_> {
+    fn knows_output(&self, file: &Path, token: &[u8; 32]) -> bool {
+        self.workshop.store.is_some_and(|store| store.knows_output(file, token))
+    }
+
+    fn remember_output(&self, file: &Path, token: &[u8; 32]) {
+        self.workshop.with_store("remember the file", |store| store.remember_output(file, token));
+    }
+}
+
 impl BlobProvider for Layers<'_> {
+    fn past(&self) -> &dyn Past {
+        self
+    }
+
     fn threads(&self) -> usize {
         self.workshop.packer.threads()
     }

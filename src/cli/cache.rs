@@ -122,7 +122,7 @@ fn gc(store: &LayerStore, args: &GcArgs, progress: &Progress) -> Result<(), Fail
         table.row(["index", &size::human(plan.index), "outgrown", "made anew when it is wanted"]);
     }
     if plan.memory > 0 {
-        table.row(["memory", &size::human(plan.memory), "over the cap", "hashes of files"]);
+        table.row(["memory", &size::human(plan.memory), "over the cap", "of files hashed or written"]);
     }
     table.print()?;
     warn_if_over(&plan, progress);

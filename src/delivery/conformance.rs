@@ -9,7 +9,7 @@ use std::rc::Rc;
 use rstest::rstest;
 
 use super::samples::{Blobs, Ending, Watcher, fake, image};
-use super::{DeliveryError, FileSink, LayoutSink, Runtime, Sink, StreamSink, deliver};
+use super::{DeliveryError, FileSink, LayoutSink, NoPast, Runtime, Sink, StreamSink, deliver};
 use crate::event::{Event, Observer, Silent, Stage};
 use crate::image::Image;
 
@@ -187,7 +187,7 @@ fn a_second_delivery_sends_nothing(#[values("layout", "docker", "podman")] kind:
     assert!(bench.keeps());
     let (image, blobs) = sample();
     deliver(&image, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
-    let held = bench.sink(&Silent).has(&image).unwrap();
+    let held = bench.sink(&Silent).has(&image, &NoPast).unwrap();
     assert_eq!(held, image.layers.iter().map(|layer| layer.digest).collect());
     let (before, asked) = (bench.visible(), blobs.asked.lock().unwrap().len());
     let again = deliver(&image, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();

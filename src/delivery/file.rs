@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::archive::{self, Place};
 use super::partial::PartialFile;
-use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Sink};
+use super::written::{mark, token};
+use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Past, Sink};
 use crate::blob::Digest;
 use crate::crash;
 use crate::image::Image;
@@ -26,6 +27,8 @@ pub struct FileSink {
     path: PathBuf,
     output: Option<Output>,
     archive: Archive,
+    /// Whether the file holds the image already.
+    is_there: bool,
 }
 
 enum Output {
@@ -47,7 +50,7 @@ impl Output {
 impl FileSink {
     /// A sink on the file at `path`. Nothing is touched yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), output: None, archive: Archive::new() }
+        Self { path: path.into(), output: None, archive: Archive::new(), is_there: false }
     }
 
     fn failed(&self) -> impl Fn(io::Error) -> DeliveryError + use<> {
@@ -115,14 +118,27 @@ fn end_of_links(path: &Path) -> io::Result<PathBuf> {
 }
 
 impl Sink for FileSink {
-    /// Nothing: whether a file's bytes are still what they were is known only to who reads them all.
-    fn has(&mut self, _: &Image) -> Result<BTreeSet<Digest>, DeliveryError> {
+    /// All, where the file was given this very image when it was written last and has not been touched since; else
+    /// nothing.
+    fn has(&mut self, image: &Image, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
         // Here, so that a file that cannot be written is known before a byte is read.
-        self.output = Some(self.open()?);
+        let output = self.open()?;
+        if let Output::Beside { target, .. } = &output
+            && let Ok(target) = target.canonicalize()
+            && let Some(token) = token(&target, image)
+            && past.knows_output(&target, &token)
+        {
+            self.is_there = true;
+            return Ok(image.layers.iter().map(|layer| layer.digest).collect());
+        }
+        self.output = Some(output);
         Ok(BTreeSet::new())
     }
 
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
+        if self.is_there {
+            return Ok(());
+        }
         let failed = self.failed();
         let mut output = match self.output.take() {
             Some(output) => output,
@@ -138,7 +154,10 @@ impl Sink for FileSink {
         Ok(())
     }
 
-    fn finish(&mut self, image: &Image) -> Result<Finish, DeliveryError> {
+    fn finish(&mut self, image: &Image, past: &dyn Past) -> Result<Finish, DeliveryError> {
+        if self.is_there {
+            return Ok(Finish::Committed);
+        }
         let failed = self.failed();
         let mut output = match self.output.take() {
             Some(output) => output,
@@ -146,7 +165,14 @@ impl Sink for FileSink {
         };
         std::mem::take(&mut self.archive).finish(output.file(), image, &ArchiveNames::portable(image), &failed)?;
         if let Output::Beside { temporary, target } = output {
+            let marked = mark(temporary.as_file());
             temporary.persist(&target).map_err(&failed)?;
+            // A kill before this leaves the memory of what the file was before: that fits no longer.
+            if let (true, Ok(target)) = (marked, target.canonicalize())
+                && let Some(token) = token(&target, image)
+            {
+                past.remember_output(&target, &token);
+            }
         }
         Ok(Finish::Committed)
     }
@@ -227,7 +253,9 @@ mod tests {
     use super::super::{Delivered, deliver};
     use super::*;
     use crate::event::Silent;
+    use std::collections::BTreeMap;
     use std::os::unix::fs::symlink;
+    use std::sync::Mutex;
 
     fn write(path: &Path) -> Result<Delivered, DeliveryError> {
         let (image, blobs) = image("v1", &["base", "top"]);
@@ -236,6 +264,53 @@ mod tests {
 
     fn is_image(path: &Path) -> bool {
         whole_archive(&fs::read(path).unwrap()).is_some()
+    }
+
+    /// Remembers files in memory.
+    #[derive(Default)]
+    struct Remembering(Mutex<BTreeMap<PathBuf, [u8; 32]>>);
+
+    impl Past for Remembering {
+        fn knows_output(&self, file: &Path, token: &[u8; 32]) -> bool {
+            self.0.lock().unwrap().get(file) == Some(token)
+        }
+
+        fn remember_output(&self, file: &Path, token: &[u8; 32]) {
+            self.0.lock().unwrap().insert(file.to_owned(), *token);
+        }
+    }
+
+    #[test]
+    fn a_file_that_holds_the_image_is_not_written_again_unless_it_was_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.tar");
+        let past = Remembering::default();
+        let deliver = |tag: &str, layers: &[&str]| {
+            let (image, blobs) = image(tag, layers);
+            super::super::deliver(&image, &blobs.with_past(&past), &mut FileSink::new(&path), &Silent).unwrap()
+        };
+        let sent = |delivered: Delivered| delivered.layers_sent;
+        assert_eq!(sent(deliver("v1", &["base", "top"])), 2);
+        let inode = fs::metadata(&path).unwrap().ino();
+        assert_eq!(sent(deliver("v1", &["base", "top"])), 0);
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+        assert_eq!(sent(deliver("v2", &["base", "top"])), 2, "the name is in the archive");
+        assert_eq!(sent(deliver("v2", &["base", "other"])), 2);
+
+        let whole = fs::read(&path).unwrap();
+        let touches: [&dyn Fn(); 4] = [
+            // Within the tick of the last write, as a rule.
+            &|| OpenOptions::new().write(true).open(&path).unwrap().write_all_at(b"x", 600).unwrap(),
+            &|| OpenOptions::new().append(true).open(&path).unwrap().write_all(b"x").unwrap(),
+            &|| fs::write(&path, &whole).unwrap(),
+            &|| fs::remove_file(&path).unwrap(),
+        ];
+        for touch in touches {
+            touch();
+            assert_eq!(sent(deliver("v2", &["base", "other"])), 2);
+            assert_eq!(fs::read(&path).unwrap(), whole);
+            assert_eq!(sent(deliver("v2", &["base", "other"])), 0);
+        }
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::io::Write;
 
 use super::child::Child;
 use super::runtime::parse_id;
-use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Runtime, RuntimeClient, Sink, docker, podman};
+use super::{
+    Archive, ArchiveNames, DeliveryError, Finish, Missing, Past, Runtime, RuntimeClient, Sink, docker, podman,
+};
 use crate::blob::Digest;
 use crate::event::Observer;
 use crate::image::Image;
@@ -133,7 +135,7 @@ impl<'a> RuntimeSink<'a> {
 }
 
 impl Sink for RuntimeSink<'_> {
-    fn has(&mut self, image: &Image) -> Result<BTreeSet<Digest>, DeliveryError> {
+    fn has(&mut self, image: &Image, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
         let images = self.client.images(self.observer)?;
         let mut same = images.iter().filter(|listed| is_image(image, &listed.id));
         self.there =
@@ -167,7 +169,7 @@ impl Sink for RuntimeSink<'_> {
         Ok(())
     }
 
-    fn finish(&mut self, image: &Image) -> Result<Finish, DeliveryError> {
+    fn finish(&mut self, image: &Image, _: &dyn Past) -> Result<Finish, DeliveryError> {
         match std::mem::replace(&mut self.there, There::Absent) {
             There::Named => return Ok(Finish::Committed),
             There::Unnamed(id) => {

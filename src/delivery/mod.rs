@@ -17,6 +17,7 @@ mod podman;
 mod runtime;
 mod stream;
 mod target;
+mod written;
 
 #[cfg(test)]
 mod conformance;
@@ -35,6 +36,7 @@ pub use target::{Target, TargetError, TargetRequest};
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::path::Path;
 
 use crate::blob::Digest;
 use crate::event::{Event, Observer, Stage};
@@ -45,6 +47,11 @@ pub trait BlobProvider: Sync {
     /// On how many threads layers' bytes are best made at once.
     fn threads(&self) -> usize {
         1
+    }
+
+    /// What earlier runs delivered.
+    fn past(&self) -> &dyn Past {
+        &NoPast
     }
 
     /// Is told which layers will be asked for, before the first one is: the time to find out which bytes are still good,
@@ -59,6 +66,26 @@ pub trait BlobProvider: Sync {
     /// at the end. So whoever gets them commits nothing before this has returned `Ok`.
     fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError>;
 }
+
+/// What earlier runs delivered, as far as it is remembered.
+pub trait Past: Sync {
+    /// Whether the file was given this, and left like that, when it was written last.
+    fn knows_output(&self, file: &Path, token: &[u8; 32]) -> bool {
+        let _ = (file, token);
+        false
+    }
+
+    /// Remembers what a file was given and how it was left.
+    fn remember_output(&self, file: &Path, token: &[u8; 32]) {
+        let _ = (file, token);
+    }
+}
+
+/// Nothing is remembered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPast;
+
+impl Past for NoPast {}
 
 /// A layer's bytes did not come.
 #[derive(Debug, thiserror::Error)]
@@ -87,13 +114,13 @@ pub enum Finish {
 /// The calls come in this order: `has`, `put` with the layers that it does not have, `finish`. All take the same image.
 pub trait Sink {
     /// The layers, by digest, that the target has already and that need not be put.
-    fn has(&mut self, image: &Image) -> Result<BTreeSet<Digest>, DeliveryError>;
+    fn has(&mut self, image: &Image, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError>;
 
     /// Takes the layers that the target lacks, none where it has all. Where this fails the sink is used no more.
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError>;
 
     /// Makes the image visible at the target, in one step.
-    fn finish(&mut self, image: &Image) -> Result<Finish, DeliveryError>;
+    fn finish(&mut self, image: &Image, past: &dyn Past) -> Result<Finish, DeliveryError>;
 }
 
 /// What a delivery did.
@@ -116,15 +143,16 @@ pub fn deliver(
     sink: &mut dyn Sink,
     observer: &dyn Observer,
 ) -> Result<Delivered, DeliveryError> {
-    let held = sink.has(image)?;
+    let past = provider.past();
+    let held = sink.has(image, past)?;
     let delivered = send(image, &held, provider, sink, observer)?;
-    if sink.finish(image)? == Finish::Committed {
+    if sink.finish(image, past)? == Finish::Committed {
         observer.event(Event::Finished { stage: Stage::Delivering });
         return Ok(delivered);
     }
     observer.event(Event::Detail { message: "the target lost layers that it had; sending the whole image".to_owned() });
     let delivered = send(image, &BTreeSet::new(), provider, sink, observer)?;
-    match sink.finish(image)? {
+    match sink.finish(image, past)? {
         Finish::Committed => {
             observer.event(Event::Finished { stage: Stage::Delivering });
             Ok(delivered)

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{BlobError, BlobProvider, Runtime, RuntimeClient};
+use super::{BlobError, BlobProvider, Past, Runtime, RuntimeClient};
 use crate::blob::{DiffId, Digest};
 use crate::event::{Event, Observer};
 use crate::image::{Image, ImageName, ImageSpec, Layer, LayerMediaType};
@@ -62,6 +62,11 @@ impl Blobs {
         self
     }
 
+    /// The same blobs, with a memory of what was delivered.
+    pub(super) fn with_past(self, past: &dyn Past) -> impl BlobProvider {
+        WithPast { blobs: self, past }
+    }
+
     /// The same blobs, to be made on so many threads.
     pub(super) fn on_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -92,6 +97,21 @@ impl BlobProvider for Blobs {
             out.write_all(piece).map_err(BlobError::Write)?;
         }
         end
+    }
+}
+
+struct WithPast<'a> {
+    blobs: Blobs,
+    past: &'a dyn Past,
+}
+
+impl BlobProvider for WithPast<'_> {
+    fn past(&self) -> &dyn Past {
+        self.past
+    }
+
+    fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError> {
+        self.blobs.copy_to(layer, out)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Sink};
+use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Past, Sink};
 use crate::blob::Digest;
 use crate::image::Image;
 
@@ -29,7 +29,7 @@ fn describe(error: io::Error) -> DeliveryError {
 }
 
 impl<W: Write> Sink for StreamSink<W> {
-    fn has(&mut self, _: &Image) -> Result<BTreeSet<Digest>, DeliveryError> {
+    fn has(&mut self, _: &Image, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
         Ok(BTreeSet::new())
     }
 
@@ -37,7 +37,7 @@ impl<W: Write> Sink for StreamSink<W> {
         missing.in_order(|layer, bytes| self.archive.put(&mut self.out, layer, bytes, describe))
     }
 
-    fn finish(&mut self, image: &Image) -> Result<Finish, DeliveryError> {
+    fn finish(&mut self, image: &Image, _: &dyn Past) -> Result<Finish, DeliveryError> {
         std::mem::take(&mut self.archive).finish(&mut self.out, image, &ArchiveNames::portable(image), describe)?;
         Ok(Finish::Committed)
     }

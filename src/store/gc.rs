@@ -37,7 +37,7 @@ pub(super) struct Inventory {
     pub(super) orphans: Vec<Orphan>,
     /// Bytes of the index.
     pub(super) index: u64,
-    /// Bytes of the memory of hashed files.
+    /// Bytes of the memory of files that were hashed or written.
     pub(super) memory: u64,
     /// Bytes free on the file system.
     pub(super) free: u64,
@@ -122,7 +122,7 @@ pub struct GcPlan {
     pub orphans: Vec<Orphan>,
     /// Bytes of the index, where it goes: it has outgrown the layers that are left; 0 where it stays.
     pub index: u64,
-    /// Bytes of the memory of hashed files, where it goes; 0 where it stays.
+    /// Bytes of the memory of files that were hashed or written, where it goes; 0 where it stays.
     pub memory: u64,
     /// Bytes that the store takes before.
     pub bytes_before: u64,

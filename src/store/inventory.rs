@@ -56,7 +56,8 @@ impl LayerStore {
         inventory.images = self.images()?;
         inventory.orphans = self.orphans(&inventory, &leases, torn)?;
         inventory.index = tree_bytes(&self.root.join(super::index::NAME))?;
-        inventory.memory = tree_bytes(&self.root.join(super::memory::NAME))?;
+        inventory.memory =
+            tree_bytes(&self.root.join(super::memory::NAME))? + tree_bytes(&self.root.join(super::outputs::NAME))?;
         inventory.free = free_bytes(&self.root)?;
         Ok((inventory, drift))
     }

@@ -11,6 +11,7 @@
 //! claims/<key>             locked by the process that is making the layer
 //! index/                   a sled database of all layers, made from the records; may be thrown away at any time
 //! memory/                  a sled database of what was learned of store paths' files; may be thrown away at any time
+//! outputs/<hash>           what a file that was written was given; may be thrown away at any time
 //! index.lock               held by the one process that has a database open, or collects garbage
 //! tmp/                     files that are being written
 //! ```
@@ -30,6 +31,7 @@ mod index;
 mod inventory;
 mod lease;
 mod memory;
+mod outputs;
 mod pins;
 mod record;
 mod report;
@@ -44,6 +46,7 @@ pub use blobs::{BlobStamp, BlobWriter, KeptBlob};
 pub use claim::Claim;
 pub use gc::{DoomedImage, DoomedLayer, GcPlan, GcPolicy, Orphan, Reason};
 pub use lease::Lease;
+pub use outputs::OutputToken;
 pub use record::{Content, GraphNode, ImageRecord, LayerRecord};
 pub use report::{ImageRow, LayerRow, PathRow, Wanted, WhyRow};
 pub use verify::{Damage, Verified};
@@ -72,10 +75,10 @@ pub struct LayerStore {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a store consists of, beside what its processes make when they need it.
-const DIRECTORIES: &[&str] = &["blobs/sha256", "records", "images", "leases", "claims", "tmp"];
+const DIRECTORIES: &[&str] = &["blobs/sha256", "records", "images", "leases", "claims", outputs::NAME, "tmp"];
 
 /// What may lie in a store's directory before its format does: a process was killed while it made the store.
-const BEGINNINGS: &[&str] = &["blobs", "records", "images", "leases", "claims", "tmp", "index.lock"];
+const BEGINNINGS: &[&str] = &["blobs", "records", "images", "leases", "claims", outputs::NAME, "tmp", "index.lock"];
 
 /// Something went wrong in the store's directory.
 #[derive(Debug, thiserror::Error)]
@@ -350,9 +353,9 @@ impl LayerStore {
         }
     }
 
-    /// Bytes of the databases' files.
+    /// Bytes of the databases' files, and of what is remembered beside them.
     fn database_bytes(&self) -> Result<u64, StoreError> {
-        [index::NAME, memory::NAME].iter().map(|name| inventory::tree_bytes(&self.root.join(name))).sum()
+        [index::NAME, memory::NAME, outputs::NAME].iter().map(|name| inventory::tree_bytes(&self.root.join(name))).sum()
     }
 
     /// Looks after builds that died: layers that they recorded may be missing from the index.

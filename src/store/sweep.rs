@@ -8,7 +8,7 @@ use super::files::IoContext;
 use super::gc::{self, GcPlan, GcPolicy};
 use super::index::{self, Index};
 use super::inventory::{Drift, list, tree_bytes};
-use super::{LayerStore, StoreError, memory};
+use super::{LayerStore, StoreError, memory, outputs};
 use crate::blob::LayerKey;
 use crate::crash;
 
@@ -69,7 +69,7 @@ impl LayerStore {
             crash::point("gc.file-gone");
         }
         if plan.memory > 0 {
-            remove(&self.root.join(memory::NAME))?;
+            self.forget()?;
         }
         let index_stays = index_is_right && plan.index == 0;
         Ok((plan, index_stays))
@@ -87,7 +87,7 @@ impl LayerStore {
         crash::point("clear.begun");
         // Before the records, so that the index never knows of a layer that has none.
         remove(&self.root.join(index::NAME))?;
-        remove(&self.root.join(memory::NAME))?;
+        self.forget()?;
         for directory in ["images", "records", "blobs/sha256", "claims", "tmp"] {
             // What is in it and not itself: a store that lacks a directory is none.
             for path in list(&self.root.join(directory))? {
@@ -96,6 +96,12 @@ impl LayerStore {
             }
         }
         Ok(bytes.saturating_sub(tree_bytes(&self.root)?))
+    }
+
+    /// Forgets what can be learned again of files that were read or written.
+    fn forget(&self) -> Result<(), StoreError> {
+        remove(&self.root.join(memory::NAME))?;
+        list(&self.root.join(outputs::NAME))?.iter().try_for_each(|output| remove(output))
     }
 
     /// Removes the index; the next opening makes it from the records.
