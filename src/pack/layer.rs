@@ -105,8 +105,13 @@ impl LayerContents<'_> {
         }
     }
 
-    /// Writes the layer's tar.
-    pub(super) fn write_tar(&self, source: &dyn Source, mut tar: TarWriter<'_>) -> Result<(), PackError> {
+    /// The length in bytes of the layer's tar. Reads names and lengths, no contents.
+    pub(super) fn tar_size(&self, source: &dyn Source) -> Result<u64, PackError> {
+        self.write_tar(source, TarWriter::measuring())
+    }
+
+    /// Writes the layer's tar and gives its length in bytes.
+    pub(super) fn write_tar(&self, source: &dyn Source, mut tar: TarWriter<'_>) -> Result<u64, PackError> {
         match self {
             Self::StorePaths(paths) => {
                 // Every layer brings its parent directories, so that none depends on another's being there.

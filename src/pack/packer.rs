@@ -80,7 +80,12 @@ impl<'a> Packer<'a> {
         Ok(Packed { digest, diff_id: DiffId(diff_id), size, tar_size })
     }
 
-    fn write_tar(&self, contents: &LayerContents<'_>, out: &mut dyn TakePiece) -> Result<(), PackError> {
+    /// The length in bytes of a layer's tar.
+    pub fn tar_size(&self, contents: &LayerContents<'_>) -> Result<u64, PackError> {
+        contents.tar_size(self.source)
+    }
+
+    fn write_tar(&self, contents: &LayerContents<'_>, out: &mut dyn TakePiece) -> Result<u64, PackError> {
         contents.write_tar(self.source, TarWriter::new(out, self.compression.piece()))
     }
 }

@@ -37,9 +37,12 @@ pub(super) trait TakePiece {
 
 /// Writes entries through buffers that change hands: file contents are read straight into them, and nobody copies them.
 pub(super) struct TarWriter<'a> {
-    out: &'a mut dyn TakePiece,
+    /// Nobody takes a tar that is only measured.
+    out: Option<&'a mut dyn TakePiece>,
     buffer: Box<[u8]>,
     filled: usize,
+    /// What was passed on, and what was only measured.
+    passed: u64,
     /// The path of the present entry, kept for its allocation.
     path: Vec<u8>,
 }
@@ -47,7 +50,14 @@ pub(super) struct TarWriter<'a> {
 impl<'a> TarWriter<'a> {
     /// Cuts the tar into pieces of `piece` bytes.
     pub(super) fn new(out: &'a mut dyn TakePiece, piece: usize) -> Self {
-        Self { out, buffer: vec![0; piece].into_boxed_slice(), filled: 0, path: Vec::with_capacity(256) }
+        let buffer = vec![0; piece].into_boxed_slice();
+        Self { out: Some(out), buffer, filled: 0, passed: 0, path: Vec::with_capacity(256) }
+    }
+
+    /// Only finds out how long the tar is; no file is read.
+    pub(super) fn measuring() -> Self {
+        let buffer = vec![0; 64 * BLOCK].into_boxed_slice();
+        Self { out: None, buffer, filled: 0, passed: 0, path: Vec::with_capacity(256) }
     }
 
     /// A directory. `path` has no trailing slash; the entry gets one.
@@ -69,6 +79,10 @@ impl<'a> TarWriter<'a> {
         attributes: Attributes,
     ) -> io::Result<()> {
         self.header(path, EntryType::Regular, attributes, size, b"")?;
+        if self.out.is_none() {
+            self.passed += size.next_multiple_of(BLOCK as u64);
+            return Ok(());
+        }
         let mut left = size;
         while left > 0 {
             if self.filled == self.buffer.len() {
@@ -91,10 +105,11 @@ impl<'a> TarWriter<'a> {
         self.append(&[0; BLOCK][..padding as usize])
     }
 
-    /// Two empty blocks end the archive.
-    pub(super) fn finish(mut self) -> io::Result<()> {
+    /// Two empty blocks end the archive. Its length in bytes.
+    pub(super) fn finish(mut self) -> io::Result<u64> {
         self.append(&[0; 2 * BLOCK])?;
-        self.pass_on()
+        self.pass_on()?;
+        Ok(self.passed)
     }
 
     fn header(
@@ -189,7 +204,10 @@ impl<'a> TarWriter<'a> {
 
     fn pass_on(&mut self) -> io::Result<()> {
         let filled = std::mem::take(&mut self.filled);
-        self.buffer = self.out.take(std::mem::take(&mut self.buffer), filled)?;
+        self.passed += filled as u64;
+        if let Some(out) = &mut self.out {
+            self.buffer = out.take(std::mem::take(&mut self.buffer), filled)?;
+        }
         Ok(())
     }
 }
@@ -306,6 +324,22 @@ mod tests {
             assert_eq!(only_entry(&start), (b"huge".to_vec(), None, size));
             assert_eq!(written, size.next_multiple_of(512) + 512 * if pax { 5 } else { 3 });
         }
+    }
+
+    #[test]
+    fn a_tar_is_as_long_as_it_was_measured() {
+        let write = |tar: &mut TarWriter<'_>| {
+            tar.directory(b"nix/store", Attributes::root(0o555))?;
+            for size in [0, 1, 511, 512, 513, 3000] {
+                let name = vec![b'n'; size + 1];
+                tar.file(&name, size as u64, &mut io::repeat(1), Attributes::root(0o444))?;
+                tar.symlink(b"link", &name, Attributes::root(0o777))?;
+            }
+            Ok(())
+        };
+        let mut measuring = TarWriter::measuring();
+        write(&mut measuring).unwrap();
+        assert_eq!(measuring.finish().unwrap(), archive(write).len() as u64);
     }
 
     #[test]
