@@ -67,6 +67,32 @@ pub struct Workshop<'a> {
 #[derive(Debug, Default)]
 pub struct Trouble(AtomicBool);
 
+/// The layers of an image, looked up in the store.
+pub struct Sought<'a> {
+    workshop: Workshop<'a>,
+    contents: Vec<LayerContents<'a>>,
+    keys: Vec<LayerKey>,
+    known: Vec<Option<LayerRecord>>,
+    lease: Option<Lease>,
+}
+
+impl<'a> Sought<'a> {
+    /// Whether the store knows every layer.
+    pub fn is_complete(&self) -> bool {
+        self.known.iter().all(Option::is_some)
+    }
+
+    /// Packs, in parallel, the layers that the store does not know.
+    pub fn pack_missing(self) -> Result<Layers<'a>, LayersError> {
+        let Self { workshop, contents, keys, known, lease } = self;
+        let (records, reused) = pack_missing(workshop, &contents, &keys, known)?.into_iter().unzip();
+        let records: Vec<LayerRecord> = records;
+        let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
+        let damaged = Mutex::default();
+        Ok(Layers { workshop, contents, keys, records, reused, by_digest, damaged, _lease: lease })
+    }
+}
+
 /// The layers of an image: all is known of them, and their bytes can be had.
 pub struct Layers<'a> {
     workshop: Workshop<'a>,
@@ -82,17 +108,13 @@ pub struct Layers<'a> {
 }
 
 impl<'a> Layers<'a> {
-    /// Looks every layer up in the store and packs, in parallel, those that it does not know.
-    pub fn obtain(workshop: Workshop<'a>, contents: Vec<LayerContents<'a>>) -> Result<Self, LayersError> {
+    /// Looks every layer up in the store, and packs nothing yet.
+    pub fn look_up(workshop: Workshop<'a>, contents: Vec<LayerContents<'a>>) -> Sought<'a> {
         let keys: Vec<_> = contents.iter().map(|contents| contents.key(workshop.compression)).collect();
         let lease = workshop.with_store("protect layers in use", |store| store.lease(&keys));
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
         let known = found.unwrap_or_else(|| vec![None; keys.len()]);
-
-        let (records, reused) = pack_missing(workshop, &contents, &keys, known)?.into_iter().unzip();
-        let records: Vec<LayerRecord> = records;
-        let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
-        Ok(Self { workshop, contents, keys, records, reused, by_digest, damaged: Mutex::default(), _lease: lease })
+        Sought { workshop, contents, keys, known, lease }
     }
 
     /// The layers as the image has them, the bottom one first.
@@ -176,6 +198,11 @@ impl BlobProvider for Layers<'_> {
             return Err(BlobError::Source(DigestMismatch { expected, expected_size, found, found_size }.into()));
         }
         Ok(())
+    }
+
+    fn blobs_of(&self, manifest: &Digest) -> BTreeSet<Digest> {
+        let blobs = self.workshop.with_store("look up an image", |store| store.blobs_of_image(manifest));
+        blobs.unwrap_or_default()
     }
 }
 

@@ -187,7 +187,7 @@ fn a_second_delivery_sends_nothing(#[values("layout", "docker", "podman")] kind:
     assert!(bench.keeps());
     let (image, blobs) = sample();
     deliver(&image, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
-    let held = bench.sink(&Silent).has(&image).unwrap();
+    let held = bench.sink(&Silent).has(&image, &blobs).unwrap();
     assert_eq!(held, image.layers.iter().map(|layer| layer.digest).collect());
     let (before, asked) = (bench.visible(), blobs.asked.borrow().len());
     let again = deliver(&image, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::partial::PartialFile;
-use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Sink};
+use super::{Archive, ArchiveNames, BlobProvider, DeliveryError, Finish, LayerBytes, Sink};
 use crate::blob::Digest;
 use crate::crash;
 use crate::image::{Image, Layer};
@@ -114,7 +114,7 @@ fn end_of_links(path: &Path) -> io::Result<PathBuf> {
 
 impl Sink for FileSink {
     /// Nothing: whether a file's bytes are still what they were is known only to who reads them all.
-    fn has(&mut self, _: &Image) -> Result<BTreeSet<Digest>, DeliveryError> {
+    fn has(&mut self, _: &Image, _: &dyn BlobProvider) -> Result<BTreeSet<Digest>, DeliveryError> {
         // Here, so that a file that cannot be written is known before a byte is read.
         self.output = Some(self.open()?);
         Ok(BTreeSet::new())

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::archive::{ANNOTATION_IMAGE_NAME, OCI_LAYOUT, blob_path};
 use super::file::sync_parent;
 use super::partial::{self, PartialFile};
-use super::{DeliveryError, Finish, LayerBytes, Sink};
+use super::{BlobProvider, DeliveryError, Finish, LayerBytes, Sink};
 use crate::blob::{Digest, canonical_json};
 use crate::event::Observer;
 use crate::image::{Image, ImageError, Layer};
@@ -179,7 +179,7 @@ fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DeliveryEr
 }
 
 impl Sink for LayoutSink<'_> {
-    fn has(&mut self, image: &Image) -> Result<BTreeSet<Digest>, DeliveryError> {
+    fn has(&mut self, image: &Image, _: &dyn BlobProvider) -> Result<BTreeSet<Digest>, DeliveryError> {
         self.prepare()?;
         let mut held = BTreeSet::new();
         for layer in &image.layers {

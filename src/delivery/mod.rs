@@ -10,6 +10,7 @@ mod error;
 mod file;
 mod layout;
 mod load;
+mod opening;
 mod partial;
 mod podman;
 mod runtime;
@@ -26,6 +27,7 @@ pub use error::DeliveryError;
 pub use file::FileSink;
 pub use layout::LayoutSink;
 pub use load::RuntimeSink;
+pub use opening::Opening;
 pub use runtime::{InvalidRuntime, Runtime, RuntimeClient};
 pub use stream::StreamSink;
 pub use target::{Target, TargetError, TargetRequest};
@@ -50,6 +52,13 @@ pub trait BlobProvider {
     /// The bytes are checked against the layer's digest as they pass; where they are not what was promised, this fails
     /// at the end. So whoever gets them commits nothing before this has returned `Ok`.
     fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError>;
+
+    /// The layers' blobs of an image that was delivered before, by the digest of its manifest; none where that is not
+    /// known.
+    fn blobs_of(&self, manifest: &Digest) -> BTreeSet<Digest> {
+        let _ = manifest;
+        BTreeSet::new()
+    }
 }
 
 /// A layer's bytes did not come.
@@ -79,8 +88,9 @@ pub enum Finish {
 /// The calls come in this order: `has`, `put` for each layer that it does not have (the lowest first, each once),
 /// `finish`. All take the same image.
 pub trait Sink {
-    /// The layers, by digest, that the target has already and that need not be put.
-    fn has(&mut self, image: &Image) -> Result<BTreeSet<Digest>, DeliveryError>;
+    /// The layers, by digest, that the target has already and that need not be put. `provider` may know which blobs
+    /// other images have.
+    fn has(&mut self, image: &Image, provider: &dyn BlobProvider) -> Result<BTreeSet<Digest>, DeliveryError>;
 
     /// Takes one layer. Where this fails the sink is used no more.
     fn put(&mut self, layer: &Layer, bytes: LayerBytes<'_>) -> Result<(), DeliveryError>;
@@ -176,7 +186,7 @@ pub fn deliver(
     sink: &mut dyn Sink,
     observer: &dyn Observer,
 ) -> Result<Delivered, DeliveryError> {
-    let held = sink.has(image)?;
+    let held = sink.has(image, provider)?;
     let delivered = send(image, &held, provider, sink, observer)?;
     if sink.finish(image)? == Finish::Committed {
         observer.event(Event::Finished { stage: Stage::Delivering });

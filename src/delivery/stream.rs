@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Sink};
+use super::{Archive, ArchiveNames, BlobProvider, DeliveryError, Finish, LayerBytes, Sink};
 use crate::blob::Digest;
 use crate::image::{Image, Layer};
 
@@ -29,7 +29,7 @@ fn describe(error: io::Error) -> DeliveryError {
 }
 
 impl<W: Write> Sink for StreamSink<W> {
-    fn has(&mut self, _: &Image) -> Result<BTreeSet<Digest>, DeliveryError> {
+    fn has(&mut self, _: &Image, _: &dyn BlobProvider) -> Result<BTreeSet<Digest>, DeliveryError> {
         Ok(BTreeSet::new())
     }
 
