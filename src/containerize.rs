@@ -78,11 +78,11 @@ pub fn containerize(
     stdout: &mut (dyn Write + Send),
     observer: &dyn Observer,
 ) -> Result<Report, Error> {
-    // What can be refused is refused before any work is done.
+    // What can be refused is refused before any layer is packed; a runtime is asked while the image is planned.
     let environment = environment::find(&request.environment, &request.surroundings)?;
     let name = ImageName::new(&environment.name, &request.tag)?;
     let target = Target::choose(request.target.clone(), request.path.as_deref(), &environment.name)?;
-    target.accepts(layers::media_type(request.compression), observer)?;
+    let mut opening = target.ask(&name, layers::media_type(request.compression))?;
 
     let memo = Memo::new(request.cache, observer);
     let nix = LocalStore::open(&request.store, Hashing { memo: &memo, observer, now: request.now })?;
@@ -96,12 +96,16 @@ pub fn containerize(
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);
     let workshop = Workshop { packer: &packer, store: request.cache, observer, trouble: &trouble };
-    let layers = Layers::obtain(workshop, contents_of(&plan, &closure, &realised))?;
+    let sought = Layers::look_up(workshop, contents_of(&plan, &closure, &realised));
+    if let (false, Some(opening)) = (sought.is_complete(), &mut opening) {
+        opening.accepts(observer)?;
+    }
+    let layers = sought.pack_missing()?;
     let spec = image_spec(&request, name, &environment.manifest.containerize, &realised);
     let image = Image::assemble(spec, layers.descriptors()?)?;
     let cache_bytes = layers.record_image(&image_record(&request, &image, &layers, &closure));
 
-    let delivered = delivery::deliver(&image, &layers, &mut *target.sink(stdout, observer), observer)?;
+    let delivered = delivery::deliver(&image, &layers, &mut *target.sink(opening, stdout, observer), observer)?;
     Ok(Report { image, target, delivered, cache_bytes })
 }
 

@@ -49,6 +49,35 @@ pub fn media_type(compression: Compression) -> LayerMediaType {
     }
 }
 
+/// The layers of an image, looked up in the store.
+pub struct Sought<'a> {
+    workshop: Workshop<'a>,
+    contents: Vec<LayerContents<'a>>,
+    keys: Vec<LayerKey>,
+    known: Vec<Option<LayerRecord>>,
+    lease: Option<Lease>,
+}
+
+impl<'a> Sought<'a> {
+    /// Whether the store knows every layer.
+    pub fn is_complete(&self) -> bool {
+        self.known.iter().all(Option::is_some)
+    }
+
+    /// Packs, in parallel, the layers that the store does not know.
+    pub fn pack_missing(self) -> Result<Layers<'a>, LayersError> {
+        let Self { workshop, contents, keys, known, lease } = self;
+        let obtained = workshop::pack_missing(workshop, &contents, &keys, known)?;
+        let known_blobs =
+            obtained.iter().filter_map(|layer| Some((layer.record.digest, layer.made.clone()?))).collect();
+        let (records, reused): (Vec<_>, Vec<_>) =
+            obtained.into_iter().map(|layer| (layer.record, layer.reused)).unzip();
+        let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
+        let (known_blobs, damaged) = (Mutex::new(known_blobs), Mutex::default());
+        Ok(Layers { workshop, contents, keys, records, reused, by_digest, known_blobs, damaged, _lease: lease })
+    }
+}
+
 /// The layers of an image: all is known of them, and their bytes can be had.
 pub struct Layers<'a> {
     workshop: Workshop<'a>,
@@ -66,21 +95,13 @@ pub struct Layers<'a> {
 }
 
 impl<'a> Layers<'a> {
-    /// Looks every layer up in the store and packs, in parallel, those that it does not know.
-    pub fn obtain(workshop: Workshop<'a>, contents: Vec<LayerContents<'a>>) -> Result<Self, LayersError> {
+    /// Looks every layer up in the store, and packs nothing yet.
+    pub fn look_up(workshop: Workshop<'a>, contents: Vec<LayerContents<'a>>) -> Sought<'a> {
         let keys: Vec<_> = contents.iter().map(|contents| contents.key(workshop.packer.compression())).collect();
         let lease = workshop.with_store("protect layers in use", |store| store.lease(&keys));
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
         let known = found.unwrap_or_else(|| vec![None; keys.len()]);
-
-        let obtained = workshop::pack_missing(workshop, &contents, &keys, known)?;
-        let known_blobs =
-            obtained.iter().filter_map(|layer| Some((layer.record.digest, layer.made.clone()?))).collect();
-        let (records, reused): (Vec<_>, Vec<_>) =
-            obtained.into_iter().map(|layer| (layer.record, layer.reused)).unzip();
-        let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
-        let (known_blobs, damaged) = (Mutex::new(known_blobs), Mutex::default());
-        Ok(Self { workshop, contents, keys, records, reused, by_digest, known_blobs, damaged, _lease: lease })
+        Sought { workshop, contents, keys, known, lease }
     }
 
     /// The layers as the image has them, the bottom one first.
@@ -118,6 +139,11 @@ impl<'a> Layers<'a> {
 }
 
 impl Past for Layers<'_> {
+    fn blobs_of(&self, manifest: &Digest) -> BTreeSet<Digest> {
+        let blobs = self.workshop.with_store("look up an image", |store| store.blobs_of_image(manifest));
+        blobs.unwrap_or_default()
+    }
+
     fn knows_output(&self, file: &Path, token: &[u8; 32]) -> bool {
         self.workshop.store.is_some_and(|store| store.knows_output(file, token))
     }

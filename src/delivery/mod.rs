@@ -12,6 +12,7 @@ mod file;
 mod layout;
 mod load;
 mod missing;
+mod opening;
 mod partial;
 mod podman;
 mod runtime;
@@ -30,6 +31,7 @@ pub use file::FileSink;
 pub use layout::LayoutSink;
 pub use load::RuntimeSink;
 pub use missing::{LayerBytes, Missing};
+pub use opening::Opening;
 pub use runtime::{InvalidRuntime, Runtime, RuntimeClient};
 pub use stream::StreamSink;
 pub use target::{Target, TargetError, TargetRequest};
@@ -69,6 +71,13 @@ pub trait BlobProvider: Sync {
 
 /// What earlier runs delivered, as far as it is remembered.
 pub trait Past: Sync {
+    /// The layers' blobs of an image that was delivered before, by the digest of its manifest; none where that is not
+    /// known.
+    fn blobs_of(&self, manifest: &Digest) -> BTreeSet<Digest> {
+        let _ = manifest;
+        BTreeSet::new()
+    }
+
     /// Whether the file was given this, and left like that, when it was written last.
     fn knows_output(&self, file: &Path, token: &[u8; 32]) -> bool {
         let _ = (file, token);

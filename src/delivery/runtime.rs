@@ -1,6 +1,5 @@
 //! Container runtimes: found on `PATH`, and asked what they are and hold.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
@@ -8,10 +7,10 @@ use std::process::Command;
 use std::str::FromStr;
 
 use super::child::{Child, Ended};
-use super::{DeliveryError, RuntimeSink, docker, podman};
-use crate::blob::{DiffId, Digest};
+use super::{DeliveryError, Opening, RuntimeSink};
+use crate::blob::Digest;
 use crate::event::Observer;
-use crate::image::LayerMediaType;
+use crate::image::{ImageName, LayerMediaType};
 
 /// A kind of container runtime. Displayed as a name for people: `Docker`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,11 +104,16 @@ impl RuntimeClient {
         self.runtime
     }
 
-    /// Whether the runtime answers, and reads layers of this media type: to be asked before any work is done.
-    pub fn accepts(&self, media_type: LayerMediaType, observer: &dyn Observer) -> Result<(), DeliveryError> {
+    /// Begins to ask what a delivery has to know first; the answers are waited for by [`Opening::accepts`].
+    pub fn ask(&self, name: &ImageName, media_type: LayerMediaType) -> Result<Opening, DeliveryError> {
+        Opening::ask(self, name, media_type)
+    }
+
+    /// What the runtime calls the image.
+    pub(super) fn name_of(&self, name: &ImageName) -> String {
         match self.runtime {
-            Runtime::Docker => docker::accepts(self, media_type, observer),
-            Runtime::Podman => podman::accepts(self, observer),
+            Runtime::Docker => name.to_string(),
+            Runtime::Podman => name.local_in_full(),
         }
     }
 
@@ -140,7 +144,7 @@ impl RuntimeClient {
     }
 
     /// The command as people write it, down to its first option.
-    fn shown(&self, arguments: &[&str]) -> String {
+    pub(super) fn shown(&self, arguments: &[&str]) -> String {
         let words = arguments.iter().take_while(|argument| !argument.starts_with('-'));
         words.fold(self.runtime.program().to_owned(), |shown, word| format!("{shown} {word}"))
     }
@@ -178,29 +182,6 @@ impl RuntimeClient {
         listed
             .collect::<Option<_>>()
             .ok_or_else(|| DeliveryError::Answer { command: self.shown(&arguments), answer: answer.clone() })
-    }
-
-    /// The diff IDs of each of these images; of none, where an image went away meanwhile.
-    pub(super) fn diff_ids(
-        &self,
-        images: &[Listed],
-        observer: &dyn Observer,
-    ) -> Result<Vec<Vec<DiffId>>, DeliveryError> {
-        let ids: BTreeSet<_> = images.iter().map(|image| image.id).collect();
-        let ids: Vec<_> = ids.iter().map(|id| self.id_argument(id)).collect();
-        let mut found = Vec::new();
-        // As many as fit a command line easily.
-        for ids in ids.chunks(256) {
-            let mut arguments = vec!["image", "inspect", "--format", "{{json .RootFS.Layers}}"];
-            arguments.extend(ids.iter().map(String::as_str));
-            match self.run(&arguments, observer) {
-                // A list that is not understood is of no use, but no harm either: everything is sent.
-                Ok(answer) => found.extend(answer.lines().filter_map(|line| serde_json::from_str(line).ok())),
-                Err(DeliveryError::Command { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(found)
     }
 
     /// An image ID as the runtime's command line takes it.

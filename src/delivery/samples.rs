@@ -1,6 +1,6 @@
 //! Images, providers and runtimes for tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +21,7 @@ pub(super) fn layer(bytes: &[u8]) -> Layer {
         size: bytes.len() as u64,
         media_type: LayerMediaType::Tar,
         store_paths: vec![],
-        reused: false,
+        reused: true,
     }
 }
 
@@ -30,7 +30,8 @@ pub(super) fn image(tag: &str, layers: &[&str]) -> (Image, Blobs) {
     let spec = ImageSpec::new(ImageName::new("hello", tag).unwrap(), "amd64");
     let image = Image::assemble(spec, layers.iter().map(|text| layer(text.as_bytes())).collect()).unwrap();
     let blobs = layers.iter().map(|text| (Digest::of(text.as_bytes()), text.as_bytes().to_vec())).collect();
-    (image, Blobs { blobs, ending: Ending::Whole, threads: 1, asked: Mutex::default() })
+    let delivered = BTreeMap::new();
+    (image, Blobs { blobs, ending: Ending::Whole, threads: 1, asked: Mutex::default(), delivered })
 }
 
 /// What a provider does at the end of each blob but the first.
@@ -53,6 +54,8 @@ pub(super) struct Blobs {
     threads: usize,
     /// The blobs that were asked for, in order.
     pub(super) asked: Mutex<Vec<Digest>>,
+    /// The blobs of images that were delivered before, by their manifests.
+    pub(super) delivered: BTreeMap<Digest, BTreeSet<Digest>>,
 }
 
 impl Blobs {
@@ -75,6 +78,10 @@ impl Blobs {
 }
 
 impl BlobProvider for Blobs {
+    fn past(&self) -> &dyn Past {
+        self
+    }
+
     fn threads(&self) -> usize {
         self.threads
     }
@@ -97,6 +104,12 @@ impl BlobProvider for Blobs {
             out.write_all(piece).map_err(BlobError::Write)?;
         }
         end
+    }
+}
+
+impl Past for Blobs {
+    fn blobs_of(&self, manifest: &Digest) -> BTreeSet<Digest> {
+        self.delivered.get(manifest).cloned().unwrap_or_default()
     }
 }
 
@@ -155,9 +168,15 @@ image)
         shift 4
         for image; do
             id=$(grep -e " $image\$" -e "$image " images | head -n 1 | cut -d ' ' -f 1)
-            [ -n "$id" ] || { echo "no such image: $image" >&2; exit 1; }
-            case "$format" in *Layers*) cat "layers-$id" ;; *) echo "$id" ;; esac
-        done ;;
+            [ -n "$id" ] || { echo "no such image: $image" >&2; missing=1; continue; }
+            case "$format" in
+            *json*)
+                layers=$(cat "layers-$id" 2>/dev/null || echo null)
+                echo "{\"Id\":\"$id\",\"RootFS\":{\"Layers\":$layers},\"GraphDriver\":{\"Name\":\"$(cat driver)\"}}" ;;
+            *) echo "$id" ;;
+            esac
+        done
+        exit "${missing:-0}" ;;
     esac ;;
 load)
     rm -rf in
@@ -174,6 +193,7 @@ load)
     sed -i "s|^\([^ ]*\) $name\$|\1 <none>:<none>|" images
     echo "sha256:$config $name" >> images ;;
 tag)
+    grep -q "$2" images || { echo "no such image: $2" >&2; exit 1; }
     sed -i "s|^\([^ ]*\) $3\$|\1 <none>:<none>|" images
     echo "sha256:${2#sha256:} $3" >> images ;;
 info) echo '[["Backing Filesystem","extfs"]]' ;;
@@ -186,6 +206,7 @@ pub(super) fn fake(runtime: Runtime, dir: &Path) -> RuntimeClient {
     fs::create_dir_all(dir.join("blobs")).unwrap();
     fs::write(dir.join("images"), "").unwrap();
     fs::write(dir.join("calls"), "").unwrap();
+    fs::write(dir.join("driver"), "overlay2").unwrap();
     fs::write(dir.join("version"), "20.10.24+dfsg1\n").unwrap();
     let program = dir.join(runtime.program());
     // Written by another process: a descriptor that is open for writing in a forked child of another test's thread

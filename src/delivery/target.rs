@@ -5,9 +5,9 @@ use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::{DeliveryError, FileSink, LayoutSink, Runtime, RuntimeClient, Sink, StreamSink};
+use super::{DeliveryError, FileSink, LayoutSink, Opening, Runtime, RuntimeClient, Sink, StreamSink};
 use crate::event::Observer;
-use crate::image::LayerMediaType;
+use crate::image::{ImageName, LayerMediaType};
 
 /// Where an image goes. Displayed as the closing message has it: `written to <target>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,11 +90,12 @@ impl Target {
 }
 
 impl Target {
-    /// Whether the target takes layers of this media type: to be asked before any work is done. A runtime must answer.
-    pub fn accepts(&self, media_type: LayerMediaType, observer: &dyn Observer) -> Result<(), DeliveryError> {
+    /// Asks a runtime what has to be known before layers of this media type are made for it, and does not wait for the
+    /// answers. No other target is asked anything.
+    pub fn ask(&self, name: &ImageName, media_type: LayerMediaType) -> Result<Option<Opening>, DeliveryError> {
         match self {
-            Self::Runtime(client) => client.accepts(media_type, observer),
-            Self::File(_) | Self::Stdout | Self::Layout(_) => Ok(()),
+            Self::Runtime(client) => client.ask(name, media_type).map(Some),
+            Self::File(_) | Self::Stdout | Self::Layout(_) => Ok(None),
         }
     }
 
@@ -108,12 +109,20 @@ impl Target {
         }
     }
 
-    /// A sink on the target. `stdout` is standard output, without a line buffer; only [`Target::Stdout`] writes to it.
-    pub fn sink<'a>(&self, stdout: &'a mut dyn Write, observer: &'a dyn Observer) -> Box<dyn Sink + 'a> {
+    /// A sink on the target; `opening` is what [`Target::ask`] gave, if that was called. `stdout` is standard output, without a line buffer; only [`Target::Stdout`] writes to it.
+    pub fn sink<'a>(
+        &self,
+        opening: Option<Opening>,
+        stdout: &'a mut dyn Write,
+        observer: &'a dyn Observer,
+    ) -> Box<dyn Sink + 'a> {
         match self {
             Self::File(path) => Box::new(FileSink::new(path)),
             Self::Stdout => Box::new(StreamSink::new(stdout)),
-            Self::Runtime(client) => Box::new(client.sink(observer)),
+            Self::Runtime(client) => match opening {
+                Some(opening) => Box::new(client.sink(observer).opened(opening)),
+                None => Box::new(client.sink(observer)),
+            },
             Self::Layout(dir) => Box::new(LayoutSink::new(dir, observer)),
         }
     }
@@ -213,8 +222,8 @@ mod tests {
             Target::Runtime(client),
         ] {
             let mut stdout = Vec::new();
-            target.accepts(LayerMediaType::TarZstd, &Silent).unwrap();
-            deliver(&image, &blobs, &mut *target.sink(&mut stdout, &Silent), &Silent).unwrap();
+            let opening = target.ask(&image.name, LayerMediaType::TarZstd).unwrap();
+            deliver(&image, &blobs, &mut *target.sink(opening, &mut stdout, &Silent), &Silent).unwrap();
             assert_eq!(whole_archive(&stdout).is_some(), target == Target::Stdout);
         }
         assert!(whole_archive(&std::fs::read(dir.path().join("image.tar")).unwrap()).is_some());

@@ -319,6 +319,16 @@ impl LayerStore {
         })
     }
 
+    /// The layers' blobs of a recorded image, by the digest of its manifest; none where there is no such image.
+    pub fn blobs_of_image(&self, manifest: &Digest) -> Result<BTreeSet<Digest>, StoreError> {
+        let images = self.images()?;
+        let Some(image) = images.iter().find(|image| image.record.manifest_digest == *manifest) else {
+            return Ok(BTreeSet::new());
+        };
+        let blobs = image.record.layers.par_iter().map(|key| LayerRecord::read(&self.record(key)));
+        Ok(blobs.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().map(|record| record.digest).collect())
+    }
+
     /// All that was remembered, by key.
     pub fn recall(&self) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
         memory::recall(&self.root, &self.hold()?)

@@ -92,6 +92,10 @@ fn have(programs: &[&str]) -> bool {
     false
 }
 
+fn accepts(client: &RuntimeClient, media_type: LayerMediaType) -> Result<(), DeliveryError> {
+    client.ask(&ImageName::new("hello", "v1").unwrap(), media_type)?.accepts(&Silent)
+}
+
 fn ok(output: Output) -> String {
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     assert!(output.status.success(), "{}\n{text}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
@@ -252,8 +256,8 @@ fn docker_gets_what_it_lacks_and_nothing_else() {
     // What Docker 20.10 cannot read is known before anything is done.
     let version = ok(daemon.docker(&["version", "--format", "{{.Server.Version}}"]));
     let old = version.split('.').next().unwrap().parse::<u32>().unwrap() < 23;
-    client.accepts(LayerMediaType::TarGzip, &Silent).unwrap();
-    match client.accepts(LayerMediaType::TarZstd, &Silent) {
+    accepts(&client, LayerMediaType::TarGzip).unwrap();
+    match accepts(&client, LayerMediaType::TarZstd) {
         Err(error) => {
             assert!(old, "{error}");
             assert_eq!(error.to_string(), format!("Docker {version} cannot load layers compressed with zstd"));
@@ -317,7 +321,7 @@ fn an_absent_docker_daemon_is_named_with_a_hint() {
     let mut blobs = Blobs::default();
     let image = blobs.image("hello", "v1", LayerMediaType::Tar, "first");
     for error in [
-        client.accepts(LayerMediaType::Tar, &Silent).unwrap_err(),
+        accepts(&client, LayerMediaType::Tar).unwrap_err(),
         blobs.deliver(&image, &mut client.sink(&Silent)).unwrap_err(),
     ] {
         let text = error.to_string();
@@ -335,7 +339,7 @@ fn podman_gets_what_it_lacks_and_nothing_else() {
     let client = podman.client();
     let mut blobs = Blobs::default();
     let nothing = Blobs::default();
-    client.accepts(LayerMediaType::TarZstd, &Silent).unwrap();
+    accepts(&client, LayerMediaType::TarZstd).unwrap();
 
     for (media_type, tag) in
         [(LayerMediaType::Tar, "tar"), (LayerMediaType::TarGzip, "gzip"), (LayerMediaType::TarZstd, "zstd")]

@@ -60,17 +60,18 @@ fn delivers_to(runtime: Peer, called: &str) {
         let said = String::from_utf8(outcome.get_output().stderr.clone()).unwrap();
         assert!(said.contains(&format!("⚡︎ '{name}:v1' written to {called}")), "{said}");
         let described: Value = serde_json::from_slice(&outcome.get_output().stdout).unwrap();
-        described["image_id"].as_str().unwrap().to_owned()
+        // Docker with containerd's image store calls an image by its manifest.
+        ["image_id", "manifest_digest"].map(|id| described[id].as_str().unwrap().to_owned())
     };
     let first = deliver("hello");
-    assert_eq!(image.id(), first);
+    assert!(first.contains(&image.id()));
     assert_eq!(image.run(&[], &["hello"]), "Hello, world!\n");
     assert_eq!(deliver("hello"), first);
-    assert_eq!(image.id(), first);
+    assert!(first.contains(&image.id()));
     assert_eq!(image.run(&[], &["hello"]), "Hello, world!\n");
     let changed = deliver("hello-revised");
     assert_ne!(changed, first);
-    assert_eq!(image.id(), changed);
+    assert!(changed.contains(&image.id()));
     assert_eq!(image.run(&[], &["hello"]), "Hello, revised world!\n");
 }
 
