@@ -100,12 +100,17 @@ pub fn containerize(
     if let (false, Some(opening)) = (sought.is_complete(), &mut opening) {
         opening.accepts(observer)?;
     }
-    let layers = sought.pack_missing()?;
+    let mut sink = target.sink(opening, stdout, observer);
+    let spool = match sought.sizes()? {
+        Some(sizes) => sink.spool(&sizes)?,
+        None => None,
+    };
+    let layers = sought.pack_missing(spool)?;
     let spec = image_spec(&request, name, &environment.manifest.containerize, &realised);
     let image = Image::assemble(spec, layers.descriptors()?)?;
     let cache_bytes = layers.record_image(&image_record(&request, &image, &layers, &closure));
 
-    let delivered = delivery::deliver(&image, &layers, &mut *target.sink(opening, stdout, observer), observer)?;
+    let delivered = delivery::deliver(&image, &layers, &mut *sink, observer)?;
     Ok(Report { image, target, delivered, cache_bytes })
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 
 use crate::blob::{Digest, DigestMismatch, LayerKey};
-use crate::delivery::{BlobError, BlobProvider, Past};
+use crate::delivery::{BlobError, BlobProvider, Past, Spool};
 use crate::event::{Cancelled, Event};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
 use crate::pack::{Compression, LayerContents, PackError};
@@ -34,7 +34,9 @@ impl LayersError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Pack(PackError::Walk(error)) => error.hint(),
-            Self::Pack(PackError::Write(_)) => None,
+            Self::Pack(PackError::Write(error)) => {
+                (error.kind() == io::ErrorKind::StorageFull).then(|| "free some space where the image goes".to_owned())
+            }
             Self::MediaType(_) => Some("make the cache anew: layerhold cache clear".to_owned()),
         }
     }
@@ -64,10 +66,25 @@ impl<'a> Sought<'a> {
         self.known.iter().all(Option::is_some)
     }
 
-    /// Packs, in parallel, the layers that the store does not know.
-    pub fn pack_missing(self) -> Result<Layers<'a>, LayersError> {
+    /// The sizes of all layers' blobs in bytes, where some have still to be made and their sizes can be told before.
+    pub fn sizes(&self) -> Result<Option<Vec<u64>>, LayersError> {
+        let packer = self.workshop.packer;
+        if self.is_complete() || packer.compression() != Compression::None {
+            return Ok(None);
+        }
+        let layers = self.known.par_iter().zip(&self.contents);
+        let sizes = layers.map(|(known, contents)| match known {
+            Some(record) => Ok(record.size),
+            None => Ok(packer.tar_size(contents)?),
+        });
+        sizes.collect::<Result<_, LayersError>>().map(Some)
+    }
+
+    /// Packs, in parallel, the layers that the store does not know; where there is a spool with places of these sizes,
+    /// straight to their places.
+    pub fn pack_missing(self, spool: Option<&Spool>) -> Result<Layers<'a>, LayersError> {
         let Self { workshop, contents, keys, known, lease } = self;
-        let obtained = workshop::pack_missing(workshop, &contents, &keys, known)?;
+        let obtained = workshop::pack_missing(workshop, &contents, &keys, known, spool)?;
         let known_blobs =
             obtained.iter().filter_map(|layer| Some((layer.record.digest, layer.made.clone()?))).collect();
         let (records, reused): (Vec<_>, Vec<_>) =

@@ -1,18 +1,17 @@
 //! A file: the archive, written beside its target and renamed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::archive::{self, Place};
 use super::partial::PartialFile;
 use super::written::{mark, token};
-use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Past, Sink};
+use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Missing, Past, Sink, Spool};
 use crate::blob::Digest;
 use crate::crash;
-use crate::image::Image;
+use crate::image::{Image, Layer};
 
 /// Writes the archive to a file.
 ///
@@ -27,6 +26,8 @@ pub struct FileSink {
     path: PathBuf,
     output: Option<Output>,
     archive: Archive,
+    /// The places of the image's layers in the temporary file, where some were written while they were made.
+    spool: Option<Spool>,
     /// Whether the file holds the image already.
     is_there: bool,
 }
@@ -50,7 +51,7 @@ impl Output {
 impl FileSink {
     /// A sink on the file at `path`. Nothing is touched yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), output: None, archive: Archive::new(), is_there: false }
+        Self { path: path.into(), output: None, archive: Archive::new(), spool: None, is_there: false }
     }
 
     fn failed(&self) -> impl Fn(io::Error) -> DeliveryError + use<> {
@@ -118,9 +119,24 @@ fn end_of_links(path: &Path) -> io::Result<PathBuf> {
 }
 
 impl Sink for FileSink {
+    fn spool(&mut self, sizes: &[u64]) -> Result<Option<&Spool>, DeliveryError> {
+        let output = self.open()?;
+        if let Output::Beside { temporary, .. } = &output {
+            self.spool = Some(new_spool(temporary, sizes.iter().copied()).map_err(self.failed())?);
+        }
+        self.output = Some(output);
+        Ok(self.spool.as_ref())
+    }
+
     /// All, where the file was given this very image when it was written last and has not been touched since; else
     /// nothing.
     fn has(&mut self, image: &Image, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
+        if self.spool.as_ref().is_some_and(|spool| spool.fits(image.layers.iter().map(|layer| layer.size)))
+            && are_different(image)
+        {
+            return Ok(BTreeSet::new());
+        }
+        self.spool = None;
         // Here, so that a file that cannot be written is known before a byte is read.
         let output = self.open()?;
         if let Output::Beside { target, .. } = &output
@@ -145,7 +161,16 @@ impl Sink for FileSink {
             None => self.open()?,
         };
         match &mut output {
-            Output::Beside { temporary, .. } => put_at_once(temporary.as_file_mut(), missing, &failed)?,
+            Output::Beside { temporary, .. } => {
+                let layers = missing.layers();
+                let spool = match self.spool.take() {
+                    Some(spool) => spool,
+                    None => new_spool(temporary, layers.iter().map(|layer| layer.size)).map_err(&failed)?,
+                };
+                let places: BTreeMap<_, _> = layers.iter().enumerate().map(|(at, layer)| (layer.digest, at)).collect();
+                missing.at_once(|layer, bytes| put_in_place(&spool, places[&layer.digest], layer, bytes, &failed))?;
+                temporary.as_file_mut().seek(SeekFrom::Start(spool.end())).map_err(&failed)?;
+            }
             Output::Direct(file) => {
                 missing.in_order(|layer, bytes| self.archive.put(file, layer, bytes, &failed))?;
             }
@@ -178,59 +203,32 @@ impl Sink for FileSink {
     }
 }
 
-/// Writes every layer to its place in an empty file, several at once, and leaves the file's position behind them.
-fn put_at_once(
-    file: &mut File,
-    missing: &Missing<'_>,
+fn new_spool(temporary: &PartialFile, sizes: impl IntoIterator<Item = u64>) -> io::Result<Spool> {
+    Spool::new(temporary.as_file().try_clone()?, sizes)
+}
+
+/// Whether no two layers are one blob, which has one place in an archive.
+fn are_different(image: &Image) -> bool {
+    image.layers.iter().map(|layer| layer.digest).collect::<BTreeSet<_>>().len() == image.layers.len()
+}
+
+/// Writes a layer's header, and its bytes unless they are there.
+fn put_in_place(
+    spool: &Spool,
+    at: usize,
+    layer: &Layer,
+    bytes: LayerBytes<'_>,
     failed: &(impl Fn(io::Error) -> DeliveryError + Sync),
 ) -> Result<(), DeliveryError> {
-    let places = Place::of_all(missing.layers().iter().map(|layer| layer.size));
-    let end = places.last().map_or(0, |place| place.end);
-    reserve(file, end).map_err(failed)?;
-    let place_of = |digest: &Digest| {
-        let at = missing.layers().iter().position(|layer| layer.digest == *digest);
-        at.and_then(|at| places.get(at)).copied().ok_or_else(|| failed(io::Error::other("a layer without a place")))
-    };
-    let shared: &File = file;
-    missing.at_once(|layer, bytes| {
-        let place = place_of(&layer.digest)?;
-        let header = archive::header(layer).map_err(failed)?;
-        shared.write_all_at(&header, place.header).map_err(failed)?;
-        bytes.copy_to(&mut WriteAt { file: shared, at: place.bytes() }, failed)?;
-        crash::point("output.layer");
-        Ok(())
-    })?;
-    file.seek(SeekFrom::Start(end)).map_err(failed).map(drop)
-}
-
-/// Gives a file its length, all zeros, and its room on the disk where the file system can: a disk that is too small is
-/// known before any work, and one that is not takes the bytes faster.
-fn reserve(file: &File, length: u64) -> io::Result<()> {
-    if length == 0 {
-        return Ok(());
+    spool.write_header(at, layer).map_err(failed)?;
+    if spool.holds(at, layer) {
+        bytes.skip();
+    } else {
+        let mut out = spool.writer(at).ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+        bytes.copy_to(&mut out, failed)?;
     }
-    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, length) {
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => file.set_len(length),
-        other => Ok(other?),
-    }
-}
-
-/// Writes on from a place in a file that others write to elsewhere.
-struct WriteAt<'a> {
-    file: &'a File,
-    at: u64,
-}
-
-impl Write for WriteAt<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let written = self.file.write_at(buf, self.at)?;
-        self.at += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    crash::point("output.layer");
+    Ok(())
 }
 
 /// Makes a rename last (fsync(2): the directory's entry is its own).
@@ -253,8 +251,8 @@ mod tests {
     use super::super::{Delivered, deliver};
     use super::*;
     use crate::event::Silent;
-    use std::collections::BTreeMap;
-    use std::os::unix::fs::symlink;
+    use std::io::Write;
+    use std::os::unix::fs::{FileExt, symlink};
     use std::sync::Mutex;
 
     fn write(path: &Path) -> Result<Delivered, DeliveryError> {

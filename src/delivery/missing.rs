@@ -80,6 +80,11 @@ enum Bytes<'a> {
 }
 
 impl LayerBytes<'_> {
+    /// Does without the bytes, which are at the target already: only tells the observer of them.
+    pub fn skip(self) {
+        self.observer.event(Event::Advanced { bytes: self.layer.size });
+    }
+
     /// Copies the bytes to `out`; `describe` says what a failure of `out` means.
     pub fn copy_to(
         self,

@@ -16,6 +16,7 @@ mod opening;
 mod partial;
 mod podman;
 mod runtime;
+mod spool;
 mod stream;
 mod target;
 mod written;
@@ -33,6 +34,7 @@ pub use load::RuntimeSink;
 pub use missing::{LayerBytes, Missing};
 pub use opening::Opening;
 pub use runtime::{InvalidRuntime, Runtime, RuntimeClient};
+pub use spool::Spool;
 pub use stream::StreamSink;
 pub use target::{Target, TargetError, TargetRequest};
 
@@ -120,8 +122,15 @@ pub enum Finish {
 
 /// A target of delivery.
 ///
-/// The calls come in this order: `has`, `put` with the layers that it does not have, `finish`. All take the same image.
+/// The calls come in this order: `spool` where layers are still to be made, `has`, `put` with the layers that it does not have, `finish`. All take the same image.
 pub trait Sink {
+    /// Places in which layers of these sizes can be written while they are made, the lowest first; `None` where the
+    /// target takes layers only when all is known of them.
+    fn spool(&mut self, sizes: &[u64]) -> Result<Option<&Spool>, DeliveryError> {
+        let _ = sizes;
+        Ok(None)
+    }
+
     /// The layers, by digest, that the target has already and that need not be put.
     fn has(&mut self, image: &Image, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError>;
 

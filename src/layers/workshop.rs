@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{LayersError, media_type};
 use crate::blob::LayerKey;
 use crate::crash;
+use crate::delivery::Spool;
 use crate::event::{Cancelled, Event, Observer, Stage};
 use crate::pack::{Compression, LayerContents, PackError, Packed, Packer};
 use crate::parallel;
@@ -51,6 +52,7 @@ pub(super) fn pack_missing(
     contents: &[LayerContents<'_>],
     keys: &[LayerKey],
     known: Vec<Option<LayerRecord>>,
+    spool: Option<&Spool>,
 ) -> Result<Vec<Obtained>, LayersError> {
     let known: Vec<_> = known.into_iter().map(|record| record.map(Obtained::reused)).collect();
     let mut missing: Vec<_> = (0..contents.len()).filter(|&at| known[at].is_none()).collect();
@@ -67,9 +69,10 @@ pub(super) fn pack_missing(
     // Layers that another process is making right now: its work is waited for, but only when there is no other.
     let elsewhere = Mutex::new(Vec::new());
     let threads = workshop.packer.threads();
+    let pack = |at: usize, claim| workshop.pack(&contents[at], keys[at], claim, spool.map(|spool| (spool, at)));
     let outcome: Result<(), LayersError> = parallel::for_each(threads, &missing, |&at| {
         match workshop.try_claim(&keys[at]) {
-            Ok(claim) => keep(at, workshop.pack(&contents[at], keys[at], claim)?),
+            Ok(claim) => keep(at, pack(at, claim)?),
             Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
         }
         Ok(())
@@ -78,7 +81,7 @@ pub(super) fn pack_missing(
         let elsewhere = elsewhere.into_inner().unwrap_or_else(PoisonError::into_inner);
         parallel::for_each(threads, &elsewhere, |&at| {
             let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
-            keep(at, workshop.pack(&contents[at], keys[at], claim)?);
+            keep(at, pack(at, claim)?);
             Ok(())
         })
     });
@@ -134,11 +137,17 @@ impl Workshop<'_> {
     }
 
     /// Packs one layer and records it, unless another process has done so by now.
-    fn pack(&self, contents: &LayerContents<'_>, key: LayerKey, claim: Option<Claim>) -> Result<Obtained, LayersError> {
+    fn pack(
+        &self,
+        contents: &LayerContents<'_>,
+        key: LayerKey,
+        claim: Option<Claim>,
+        place: Option<(&Spool, usize)>,
+    ) -> Result<Obtained, LayersError> {
         if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(&key)) {
             return Ok(Obtained::reused(record));
         }
-        let (packed, made) = self.pack_blob(contents)?;
+        let (packed, made) = self.pack_blob(contents, place)?;
         let record = LayerRecord {
             key,
             digest: packed.digest,
@@ -157,12 +166,22 @@ impl Workshop<'_> {
         Ok(Obtained { record, reused: false, made })
     }
 
-    /// Packs one layer, and keeps its bytes where they cost more to make than to read: an uncompressed layer's are made
-    /// again from the store paths when they are wanted. Gives the state of the blob that was kept.
-    fn pack_blob(&self, contents: &LayerContents<'_>) -> Result<(Packed, Option<BlobStamp>), LayersError> {
+    /// Packs one layer, and keeps its bytes where they cost more to make than to read: an uncompressed layer's go to
+    /// their place at the target, if that has one, or are made again from the store paths when they are wanted. Gives the
+    /// state of the blob that was kept.
+    fn pack_blob(
+        &self,
+        contents: &LayerContents<'_>,
+        place: Option<(&Spool, usize)>,
+    ) -> Result<(Packed, Option<BlobStamp>), LayersError> {
         let to_nowhere = || self.packer.pack(contents, &mut io::sink());
         if self.packer.compression() == Compression::None {
-            return Ok((to_nowhere()?, None));
+            let Some((spool, at, mut out)) = place.and_then(|(spool, at)| Some((spool, at, spool.writer(at)?))) else {
+                return Ok((to_nowhere()?, None));
+            };
+            let packed = self.packer.pack(contents, &mut out)?;
+            spool.fill(at, packed.digest);
+            return Ok((packed, None));
         }
         let Some(mut blob) = self.with_store("keep a layer", LayerStore::blob_writer) else {
             return Ok((to_nowhere()?, None));
