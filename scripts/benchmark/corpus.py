@@ -52,11 +52,15 @@ class Store:
 
     def nix(self, *command, **options):
         """Runs a program of Nix's on this store; gives its standard output."""
-        config = self.root.parent / "nix-config"
-        environment = {**os.environ, "NIX_CONF_DIR": str(config), "HOME": str(config)}
         command = [command[0], "--store", str(self.root), *map(str, command[1:])]
-        done = subprocess.run(command, env=environment, check=True, text=True, stdout=subprocess.PIPE, **options)
+        done = subprocess.run(
+            command, env=self.nix_environment(), check=True, text=True, stdout=subprocess.PIPE, **options)
         return done.stdout
+
+    def nix_environment(self):
+        """The variables with which Nix's programs read this store's settings and no others."""
+        config = self.root.parent / "nix-config"
+        return {**os.environ, "NIX_CONF_DIR": str(config), "HOME": str(config)}
 
     def environment(self, name):
         """The directory with the environment's `.flox`."""

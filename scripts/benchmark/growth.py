@@ -7,6 +7,7 @@ import subprocess
 
 from corpus import PathInfo, Store
 from measure import OURS, Contender, Job
+from place import remove
 
 GIGABYTES = [1, 2, 4, 10]
 PATHS = [200, 1000, 5000]
@@ -46,7 +47,9 @@ class Copies:
         support = self.store.root / path[1:] / "nix-support"
         support.mkdir(parents=True)
         (support / "propagated").write_text("".join(f"{path}\n" for path in paths))
-        nar = subprocess.run(["nix-store", "--dump", support.parent], check=True, stdout=subprocess.PIPE).stdout
+        nar = subprocess.run(
+            ["nix-store", "--dump", support.parent], env=self.source.nix_environment(), check=True,
+            stdout=subprocess.PIPE).stdout
         self.infos.append(PathInfo(path, f"sha256:{hashlib.sha256(nar).hexdigest()}", len(nar), paths))
         return path
 
@@ -67,13 +70,14 @@ class Copies:
 
 def build(place):
     """Makes the store and an environment for each size; gives the store and the sizes of each environment."""
-    folder = place.work / "corpus/growth"
-    store = Store(folder / "root", folder / "environments")
-    stamp = folder / "points.json"
-    if not stamp.exists():
+    folder = place.work / "corpus"
+    store = Store(folder / "growth", folder / "growth-environments")
+    stamp = folder / "growth.json"
+    names = [*(f"bytes-{count}" for count in GIGABYTES), *(f"paths-{count}" for count in PATHS)]
+    if not stamp.exists() or list(json.loads(stamp.read_text())) != names:
         print("growth: copying the corpus", flush=True)
-        if folder.exists():
-            subprocess.run(["rm", "-rf", folder], check=True)
+        remove(store.root)
+        remove(store.environments)
         copies = Copies(place.store, store)
         bash = next(path for path in place.store.installs("base") if pathlib.Path(path).name[33:].startswith("bash-"))
         infos = place.store.infos()
@@ -103,7 +107,7 @@ def build(place):
             store.write_environment(f"paths-{count}", installs)
         copies.register()
         points = {}
-        for name in [*(f"bytes-{count}" for count in GIGABYTES), *(f"paths-{count}" for count in PATHS)]:
+        for name in names:
             closure = store.closure(name)
             points[name] = {"bytes": sum(info.nar_size for info in closure), "paths": len(closure)}
         stamp.write_text(json.dumps(points))

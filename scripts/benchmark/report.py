@@ -67,11 +67,11 @@ def introduction(place, results, about):
     )
     items = [
         f"**Program**: commit {about['commit']}, on {about['date']}.",
-        f"**Machine**: {about['machine']}. While a run was timed, other work took {statistics.median(others):.0%} of it "
-        f"in the median and {max(others):.0%} at most.",
-        f"**Corpus**: a Nix store built by Nix out of Debian packages: {len(base)} store paths, {size:.0f} MiB, of which "
-        f"{len(VARIANTS['base'][0])} are installed. In a *variant* packages are of another revision, and so all that "
-        "depends on them, or one is added or removed.",
+        f"**Machine**: {about['machine']}. While a run was timed, other work took {statistics.median(others):.0%} of "
+        f"it in the median and {max(others):.0%} at most.",
+        f"**Corpus**: a Nix store built by Nix out of Debian packages: {len(base)} store paths, {size:.0f} MiB, of "
+        f"which {len(VARIANTS['base'][0])} are installed. In a *variant* packages are of another revision, and so "
+        "all that depends on them, or one is added or removed.",
         f"**Peers**, as Debian ships them: {', '.join(about['peers'])}.",
         "**Method**: every way to do a job once, then every way again; what earlier runs wrote is on the disk before "
         "the next is timed; medians. CPU is user and system time, that of dockerd and containerd included. Memory is "
@@ -82,8 +82,8 @@ def introduction(place, results, about):
         "ready tar file, the codec on one thread, and both digests, in programs of their own. sha256 is OpenSSL's, one "
         "stream at a time: the interleaved rate, which the target on digests means, no program of Debian's has.",
         f"**Digests**: {digests}",
-        "**Files**: one that layerhold writes is synced to the disk before it gets its name; `tar`, `cp` and the others "
-        "leave that to the kernel unless the line says otherwise.",
+        "**Files**: one that layerhold writes is synced to the disk before it gets its name; `tar`, `cp` and the "
+        "others leave that to the kernel unless the line says otherwise.",
     ]
     return [
         "# Benchmarks",
@@ -160,8 +160,8 @@ def plan_table(results):
     return [
         "## Bytes after a change, MiB",
         "",
-        "*New*: in layers that the image before did not have. *Above*: from the lowest such layer upwards, which classic",
-        "Docker unpacks again. *Popularity*: new with nixpkgs' plan, its own top layer left out.",
+        *filled("*New*: in layers that the image before did not have. *Above*: from the lowest such layer upwards, "
+                "which classic Docker unpacks again. *Popularity*: new with nixpkgs' plan, without its top layer."),
         "",
         *(table(["variant", "changed store paths", "their bytes", "new", "above", "popularity", "layers"], rows)
           if rows else ["Not measured.", ""]),
@@ -184,8 +184,8 @@ def growth_table(results):
     return [
         "## Growth",
         "",
-        "Copies of the corpus under other names, into a pipe that is read at full speed: first from nothing, then with",
-        "nothing changed.",
+        *filled("Copies of the corpus under other names, into a pipe that is read at full speed: first from nothing, "
+                "then with nothing changed."),
         "",
         *(table(["MiB", "store paths", "cold, s", "CPU, s", "memory, MiB", "unchanged, s", "memory, MiB", "runs"], rows)
           if rows else ["Not measured.", ""]),

@@ -39,7 +39,9 @@ def at_least(job, what, value, limit, unit):
 
 def judged(value, unit, holds):
     """The figure in words, and whether it is good enough."""
-    return ("not measured", None) if value is None else (f"{value:.3g}{unit}", holds())
+    if value is None:
+        return "not measured", None
+    return f"{value:.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}", holds()
 
 
 def timed(results):
@@ -95,15 +97,12 @@ def memory(results):
 def grown(results):
     """Time for a byte and for a store path, at the most beside at the least."""
     points = {note["point"]: note for note in results.notes("growth")}
-    for unit, name, least, most in [("bytes", "a byte", *ends(GIGABYTES)), ("paths", "a store path", *ends(PATHS))]:
+    # Of few and small store paths the program's start takes most of the time.
+    sizes = [("bytes", "GB", GIGABYTES[0], GIGABYTES[-1]), ("paths", "store paths", PATHS[1], PATHS[-1])]
+    for unit, name, least, most in sizes:
         costs = []
         for count in [least, most]:
             figures = results.figures(f"growth-{unit}-{count}", OURS)
             costs.append(figures and figures.wall / points[f"{unit}-{count}"][unit])
         value = costs[1] / costs[0] if all(costs) else None
-        yield at_most(f"growth: {unit}", f"time for {name}, largest beside smallest", value, LINEAR, " times")
-
-
-def ends(counts):
-    """The first and the last."""
-    return counts[0], counts[-1]
+        yield at_most(f"growth: {unit}", f"time for one, of {most:,} {name} beside {least:,}", value, LINEAR, " times")
