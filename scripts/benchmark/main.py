@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 
 import corpus
@@ -54,4 +55,6 @@ def main(parts):
     place.cold()
 
 
+# Whoever ends us ends what we have started.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 main(sys.argv[1:])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import time
@@ -130,9 +131,14 @@ class Bench:
             meter = ["/usr/bin/time", "-q", "-f", "%M", "-o", memory]
             process = subprocess.Popen(
                 [*meter, "/bin/bash", "-euo", "pipefail", "-c", contender.command],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )
-            _, status, used = os.wait4(process.pid, 0)
+            try:
+                _, status, used = os.wait4(process.pid, 0)
+            except BaseException:
+                # What was started ends with us.
+                os.killpg(process.pid, signal.SIGTERM)
+                raise
             wall = time.perf_counter() - begun
             cpu = used.ru_utime + used.ru_stime + self.daemon_seconds() - daemons
             machine = busy_seconds() - machine

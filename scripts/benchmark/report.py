@@ -41,7 +41,7 @@ def write_report(place, results):
     """Writes both files."""
     docs = REPOSITORY / "docs"
     abouts = results.notes("about")
-    if not abouts:
+    if not abouts or not any("others" in line for line in results.lines):
         raise SystemExit("scripts/bench: this program has no figures: run scripts/bench without arguments")
     text = "\n".join([
         *introduction(place, results, abouts[0]),
