@@ -75,7 +75,8 @@ def plot_change(results, axes):
     axes.set_ylabel("MiB")
     axes.set_title("Bytes that are new after a change")
     if lines:
-        axes.legend()
+        axes.set_ylim(top=axes.get_ylim()[1] * 1.2)
+        axes.legend(loc="upper left", ncols=3)
 
 
 def plot_growth(results, axes):
