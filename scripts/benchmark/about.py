@@ -1,0 +1,52 @@
+"""What the figures belong to: the commit, the day, the machine in general words, the peers' versions."""
+
+import datetime
+import os
+import pathlib
+import platform
+import subprocess
+
+from place import REPOSITORY
+
+PEERS = """tar coreutils openssl zstd pigz libdeflate-tools python3 docker.io containerd podman skopeo umoci
+    nix-bin""".split()
+
+
+def about(place):
+    """A description, to be written down when the first figure is."""
+    return {
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(place),
+        "peers": [f"{name} {version(name)}" for name in PEERS],
+    }
+
+
+def commit():
+    """The commit that the program was built from, and whether its sources differ from that."""
+    git = lambda *words: subprocess.run(
+        ["git", "-C", REPOSITORY, *words], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    changed = git("status", "--porcelain", "--", "src", "Cargo.toml", "Cargo.lock")
+    return git("rev-parse", "--short=10", "HEAD") + (" with changes that are not committed" if changed else "")
+
+
+def machine(place):
+    """The machine in general words."""
+    flags = set(next(
+        (line for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Feat"))),
+        "",
+    ).split())
+    has = lambda name, *wanted: name if flags & set(wanted) else f"no {name}"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    file_system = subprocess.run(
+        ["findmnt", "-no", "FSTYPE", "-T", place.work], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}, {has('SHA instructions', 'sha_ni', 'sha2')}, "
+        f"{has('AVX-512', 'avx512f')}), {memory / 2**30:.0f} GiB of memory, {file_system}"
+    )
+
+
+def version(package):
+    """The version of a Debian package."""
+    done = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package], stdout=subprocess.PIPE, text=True)
+    return done.stdout if done.returncode == 0 else "(absent)"

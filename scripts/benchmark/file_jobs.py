@@ -1,0 +1,125 @@
+"""Jobs whose result is a file or a stream of bytes."""
+
+import os
+import re
+
+from measure import OURS, Contender, Job
+from place import quoted, run
+
+THREADS = os.cpu_count()
+DIGEST = "openssl dgst -sha256"
+STREAM = "streamLayeredImage (re-implemented)"
+
+
+def file_jobs(place):
+    """Uncompressed archives in files: unchanged, cold, with one leaf package changed."""
+    out, kept = place.out, place.work / "kept.tar"
+
+    def keep():
+        place.warm()
+        run(place.layerhold("base", "-f", kept))
+
+    copied = quoted(["cp", kept, out])
+    synced = f" && sync {quoted([out])}"
+
+    def whole(variant, name, prepare):
+        tar, nixpkgs = place.tar(variant, out), f"{place.stream_layered_image(variant)} > {quoted([out])}"
+        return Job(
+            name,
+            [
+                Contender(OURS, place.layerhold(variant, "-f", out), prepare, out),
+                Contender("tar", tar, place.remove_output, out),
+                Contender("tar, then sync of the file", tar + synced, place.remove_output, out),
+                Contender(STREAM, nixpkgs, place.remove_output, out),
+            ],
+        )
+
+    return [
+        Job("unchanged-same-file", [Contender(OURS, place.layerhold("base", "-f", kept), output=kept)], 11, keep),
+        Job(
+            "unchanged-other-file",
+            [
+                Contender(OURS, place.layerhold("base", "-f", out), place.remove_output, out),
+                Contender("cp", copied, place.remove_output, out),
+                Contender("cp, then sync of the file", copied + synced, place.remove_output, out),
+            ],
+            setup=keep,
+        ),
+        whole("base", "cold-file", place.cold),
+        whole("leaf", "leaf-file", place.warm),
+    ]
+
+
+def pipe_jobs(place):
+    """Uncompressed archives into a pipe that is read at full speed."""
+
+    def piped(command):
+        return f"{command} | cat >/dev/null"
+
+    ours = piped(place.layerhold("base", "-f", "-"))
+    tar, nixpkgs = piped(place.tar("base", "-")), piped(place.stream_layered_image("base"))
+    return [
+        Job("cold-pipe", [Contender(OURS, ours, place.cold), Contender("tar", tar), Contender(STREAM, nixpkgs)]),
+        Job("unchanged-pipe", [Contender(OURS, ours, place.warm), Contender("tar", tar)]),
+    ]
+
+
+def codec_jobs(place):
+    """Compressed archives, cold. "The parts": reading a ready tar file, the codec on one thread, both digests."""
+    out, part = quoted([place.out]), quoted([place.work / "part"])
+
+    def job(name, codec, pipeline, alone, others=()):
+        # The archive is made before anything is measured, by whoever comes first.
+        whole = quoted([place.archive("base")])
+        ours = place.layerhold("base", "--compression", codec, "-f", place.out)
+        parts = f"{alone} {whole} > {part} && {DIGEST} {whole} && {DIGEST} {part}"
+        return Job(
+            name,
+            [
+                Contender(OURS, ours, place.cold, place.out),
+                Contender(f"tar | {pipeline}", f"{place.tar('base', '-')} | {pipeline} > {out}",
+                          place.remove_output, place.out),
+                Contender("the parts, one after another", parts, output=place.work / "part"),
+                *others,
+            ],
+            rounds=3 if codec.startswith("gzip") else 5,
+        )
+
+    skopeo = quoted(["skopeo", "--insecure-policy", "copy", "-q", f"docker-archive:{place.archive('base')}",
+                     f"oci:{place.out}:base"])
+    umoci = " && ".join([
+        quoted(["umoci", "init", "--layout", place.out]),
+        quoted(["umoci", "new", "--image", f"{place.out}:base"]),
+        quoted(["umoci", "insert", "--image", f"{place.out}:base", place.context("base") / "nix", "/nix"]),
+    ])
+    return [
+        job("zstd-1", "zstd:1", f"zstd -q -1 -T{THREADS}", "zstd -q -1 -T1 -c"),
+        job("zstd-3", "zstd:3", f"zstd -q -3 -T{THREADS}", "zstd -q -3 -T1 -c"),
+        job("gzip-6", "gzip:6", f"pigz -6 -p{THREADS}", "libdeflate-gzip -6 -c", [
+            Contender("skopeo copy of a ready archive to a layout", skopeo, place.remove_output, place.out, rounds=2),
+            Contender("umoci insert into a layout", umoci, place.remove_output, place.out, rounds=2),
+        ]),
+    ]
+
+
+def digest_jobs(place):
+    """The digests of uncompressed layers, and nothing else where there is an option for that."""
+    ours = place.layerhold("base", *(["--dry-run"] if has_dry_run(place) else ["-f", "/dev/null"]))
+    tar = f"{place.tar('base', '-')} | {DIGEST}"
+    return [
+        Job(
+            "digests",
+            [
+                Contender(OURS, f"{ours} >/dev/null", place.cold),
+                Contender("tar | sha256 on one core", f"taskset -c 0 bash -euo pipefail -c {quoted([tar])}"),
+                Contender("tar | sha256 on two cores", tar),
+                Contender("sha256 of a ready tar file", f"{DIGEST} {quoted([place.archive('base')])}"),
+            ],
+        )
+    ]
+
+
+def has_dry_run(place):
+    """Whether the program can make digests without delivering anything."""
+    told = run(quoted([place.program, "containerize", "--help"]))
+    return re.search(r"^\s+--dry-run\b", told, re.MULTILINE) is not None

@@ -1,0 +1,209 @@
+"""Makes docs/benchmarks.md and docs/benchmarks.svg from the results."""
+
+import statistics
+import textwrap
+
+from corpus import VARIANTS
+from file_jobs import has_dry_run
+from growth import GIGABYTES, PATHS
+from measure import OURS
+from place import REPOSITORY
+from plot import plot
+from targets import MIB, verdicts
+
+SECTIONS = [
+    ("Nothing changed", [
+        ("unchanged-same-file", "`-f FILE`, which holds the image already"),
+        ("unchanged-other-file", "`-f FILE`, which is not there yet"),
+        ("unchanged-pipe", "`-f -` into a pipe; `tar` is of the same files"),
+        ("unchanged-docker", "into Docker, which has the image"),
+        ("unchanged-podman", "into Podman, which has the image"),
+    ]),
+    ("One package changed that nothing depends on", [
+        ("leaf-file", "`-f FILE`, layers of the rest known"),
+        ("leaf-docker", "into Docker, which has the image as it was before"),
+        ("leaf-podman", "into Podman, which has the image as it was before"),
+    ]),
+    ("Cold: no layer is known, files are in the page cache", [
+        ("cold-file", "`-f FILE`, uncompressed"),
+        ("cold-pipe", "`-f -` into a pipe that is read at full speed, uncompressed"),
+        ("zstd-1", "`--compression zstd:1 -f FILE`"),
+        ("zstd-3", "`--compression zstd:3 -f FILE`"),
+        ("gzip-6", "`--compression gzip:6 -f FILE`"),
+        ("digests", "the digests of uncompressed layers"),
+        ("cold-docker", "into Docker, which has nothing"),
+        ("cold-podman", "into Podman, which has nothing"),
+    ]),
+]
+
+
+def write_report(place, results):
+    """Writes both files."""
+    docs = REPOSITORY / "docs"
+    abouts = results.notes("about")
+    if not abouts or not any("others" in line for line in results.lines):
+        raise SystemExit("scripts/bench: this program has no figures: run scripts/bench without arguments")
+    text = "\n".join([
+        *introduction(place, results, abouts[0]),
+        *target_table(results),
+        *(line for title, jobs in SECTIONS for line in section(results, title, jobs)),
+        *plan_table(results),
+        *growth_table(results),
+    ])
+    (docs / "benchmarks.md").write_text(text + "\n")
+    plot(results, docs / "benchmarks.svg")
+    print(f"written: {docs / 'benchmarks.md'}, {docs / 'benchmarks.svg'}")
+
+
+def introduction(place, results, about):
+    """What was measured, where and how."""
+    base = place.store.closure("base")
+    size = sum(info.nar_size for info in base) / MIB
+    others = [run["others"] for run in results.lines if "others" in run]
+    digests = (
+        "`--dry-run` makes them and delivers nothing."
+        if has_dry_run(place)
+        else "no option makes them alone, so it is `-f /dev/null`, which reads everything once more to deliver it."
+    )
+    items = [
+        f"**Program**: commit {about['commit']}, on {about['date']}.",
+        f"**Machine**: {about['machine']}. While a run was timed, other work took {statistics.median(others):.0%} of "
+        f"it in the median and {max(others):.0%} at most.",
+        f"**Corpus**: a Nix store built by Nix out of Debian packages: {len(base)} store paths, {size:.0f} MiB, of "
+        f"which {len(VARIANTS['base'][0])} are installed. In a *variant* packages are of another revision, and so "
+        "all that depends on them, or one is added or removed.",
+        f"**Peers**, as Debian ships them: {', '.join(about['peers'])}.",
+        "**Method**: every way to do a job once, then every way again; what earlier runs wrote is on the disk before "
+        "the next is timed; medians. CPU is user and system time, that of dockerd and containerd included. Memory is "
+        "what the largest process took, the daemons left out. *Beside* is the median, over the pairs, of the time to "
+        "ours: above 1 is slower than layerhold.",
+        "**Stand-ins**: `streamLayeredImage` is a re-implementation of nixpkgs' algorithm, in Python as it is. "
+        "nix2container is stood in for by tar and sha256 on one core. *The parts* of a compressed image are reading a "
+        "ready tar file, the codec on one thread, and both digests, in programs of their own. sha256 is OpenSSL's, one "
+        "stream at a time: the interleaved rate, which the target on digests means, no program of Debian's has.",
+        f"**Digests**: {digests}",
+        "**Files**: one that layerhold writes is synced to the disk before it gets its name; `tar`, `cp` and the "
+        "others leave that to the kernel unless the line says otherwise.",
+    ]
+    return [
+        "# Benchmarks",
+        "",
+        *filled("Made by `scripts/bench`, which writes this file and its plot: nobody edits them. As root on Debian, "
+                "`scripts/bench` alone repeats everything, installs the peers and builds the corpus; "
+                "`scripts/bench PART...` does parts of it."),
+        "",
+        *(line for item in items for line in filled(item, "- ", "  ")),
+        "",
+        "![Time by job, bytes after a change, growth](benchmarks.svg)",
+        "",
+    ]
+
+
+def filled(text, first="", rest=""):
+    """A paragraph, in lines."""
+    return textwrap.wrap(text, 120, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False,
+                         break_long_words=False)
+
+
+def target_table(results):
+    """Each target with its figure; what misses first."""
+    found = list(verdicts(results))
+    missed = [verdict for verdict in found if verdict.reached is False]
+    unknown = [verdict for verdict in found if verdict.reached is None]
+    summary = f"{sum(1 for verdict in found if verdict.reached)} of {len(found)} are reached"
+    summary += f", {len(missed)} are missed" + (f", {len(unknown)} were not measured" if unknown else "")
+    word = {True: "reached", False: "**missed**", None: "not measured"}
+    ordered = sorted(found, key=lambda verdict: verdict.reached is not False)
+    return [
+        "## Targets",
+        "",
+        f"{summary}. Those on bytes are 1.05 times the changed store paths and 1 MB.",
+        "",
+        *table(
+            ["job", "target", "measured", ""],
+            [[verdict.job, verdict.what, verdict.figure, word[verdict.reached]] for verdict in ordered],
+        ),
+    ]
+
+
+def section(results, title, jobs):
+    """The tables of some jobs."""
+    lines = []
+    for job, meaning in jobs:
+        contenders = results.contenders(job)
+        if not contenders:
+            continue
+        rows = []
+        for contender in contenders:
+            figures = results.figures(job, contender)
+            beside = results.ratio(job, contender, OURS, "wall")
+            rows.append([
+                f"**{contender}**" if contender == OURS else contender,
+                seconds(figures.wall), seconds(figures.cpu), f"{figures.memory / MIB:.0f}",
+                "" if figures.output is None else f"{figures.output / MIB:.1f}",
+                "" if beside is None or contender == OURS else f"{beside:.2f}", figures.runs,
+            ])
+        head = [f"{job}: {meaning}", "time, s", "CPU, s", "memory, MiB", "output, MiB", "beside", "runs"]
+        lines += table(head, rows)
+    return [f"## {title}", "", *(lines or ["Not measured.", ""])]
+
+
+def plan_table(results):
+    """Bytes after each kind of change."""
+    rows = [
+        [
+            line["variant"], line["changed_paths"], *(f"{line[key] / MIB:.1f}" for key in
+            ["changed", "new", "above", "popularity_new"]), line["layers"],
+        ]
+        for line in results.notes("plan")
+    ]
+    return [
+        "## Bytes after a change, MiB",
+        "",
+        *filled("*New*: in layers that the image before did not have. *Above*: from the lowest such layer upwards, "
+                "which classic Docker unpacks again. *Popularity*: new with nixpkgs' plan, without its top layer."),
+        "",
+        *(table(["variant", "changed store paths", "their bytes", "new", "above", "popularity", "layers"], rows)
+          if rows else ["Not measured.", ""]),
+    ]
+
+
+def growth_table(results):
+    """Time and memory by size."""
+    points = {note["point"]: note for note in results.notes("growth")}
+    rows = []
+    for name in [*(f"bytes-{count}" for count in GIGABYTES), *(f"paths-{count}" for count in PATHS)]:
+        cold = results.figures(f"growth-{name}", OURS)
+        warm = results.figures(f"growth-{name}", f"{OURS}, nothing changed")
+        if cold and warm:
+            point = points[name]
+            rows.append([
+                f"{point['bytes'] / MIB:.0f}", point["paths"], seconds(cold.wall), seconds(cold.cpu),
+                f"{cold.memory / MIB:.0f}", seconds(warm.wall), f"{warm.memory / MIB:.0f}", cold.runs,
+            ])
+    return [
+        "## Growth",
+        "",
+        *filled("Copies of the corpus under other names, into a pipe that is read at full speed: first from nothing, "
+                "then with nothing changed."),
+        "",
+        *(table(["MiB", "store paths", "cold, s", "CPU, s", "memory, MiB", "unchanged, s", "memory, MiB", "runs"], rows)
+          if rows else ["Not measured.", ""]),
+    ]
+
+
+def table(head, rows):
+    """A table, numbers to the right."""
+    # A bar would end the cell.
+    cell = lambda value: str(value).replace("|", "\\|")
+    return [
+        f"| {' | '.join(head)} |",
+        f"|---|{'---:|' * (len(head) - 1)}",
+        *(f"| {' | '.join(map(cell, row))} |" for row in rows),
+        "",
+    ]
+
+
+def seconds(value):
+    """Seconds with three digits that mean something."""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
