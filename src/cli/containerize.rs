@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::size;
 use super::surroundings;
 use crate::containerize::{Report, Request, containerize};
-use crate::delivery::{DeliveryError, Runtime, Target, TargetRequest};
+use crate::delivery::{DeliveryError, Runtime, Target, TargetRequest, widen_pipe};
 use crate::environment::{ACTIVE_ENVIRONMENTS, Candidate, Choice, Selection, Surroundings, System, parse_label};
 use crate::error::Error;
 use crate::event::{Event, Observer};
@@ -96,7 +96,9 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
 
 /// Standard output as a file: the library's own looks for line ends in all that is written to it.
 fn unbuffered_stdout() -> io::Result<File> {
-    Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?))
+    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    widen_pipe(&stdout);
+    Ok(File::from(stdout))
 }
 
 fn selection(args: &args::EnvironmentArgs) -> Selection {

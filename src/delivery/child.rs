@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+use super::widen_pipe;
 use crate::event::Observer;
 
 /// How much of either output is kept; the rest is read and thrown away.
@@ -93,7 +94,8 @@ impl Child {
         };
         collect(Which::Stdout, process.stdout.take().map(|pipe| Box::new(pipe) as _));
         collect(Which::Stderr, process.stderr.take().map(|pipe| Box::new(pipe) as _));
-        Ok(Self { stdin: process.stdin.take(), process, ends, stdout: None, stderr: None })
+        let stdin = process.stdin.take().inspect(|stdin| widen_pipe(stdin));
+        Ok(Self { stdin, process, ends, stdout: None, stderr: None })
     }
 
     /// Runs `feed` with a writer to the child's standard input; a wish to stop kills the child, so that a write to a

@@ -35,7 +35,7 @@ pub use missing::{LayerBytes, Missing};
 pub use opening::Opening;
 pub use runtime::{InvalidRuntime, Runtime, RuntimeClient};
 pub use spool::Spool;
-pub use stream::StreamSink;
+pub use stream::{StreamSink, widen_pipe};
 pub use target::{Target, TargetError, TargetRequest};
 
 use std::collections::BTreeSet;
