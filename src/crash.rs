@@ -38,6 +38,7 @@ pub const POINTS: &[&str] = &[
     "gc.record-gone",
     "gc.blob-gone",
     "gc.file-gone",
+    "gc.buried",
     "discard.unindexed",
     "discard.record-gone",
     "discard.blob-gone",

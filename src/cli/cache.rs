@@ -15,7 +15,7 @@ use super::{size, surroundings};
 use crate::blob::Digest;
 use crate::event::{Event, Observer};
 use crate::nix::StorePath;
-use crate::store::{Damage, GcPlan, GcPolicy, LayerStore, Reason, StoreError, Wanted};
+use crate::store::{Damage, GcPlan, GcPolicy, IndexReason, LayerStore, Reason, StoreError, Wanted};
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
@@ -118,8 +118,13 @@ fn gc(store: &LayerStore, args: &GcArgs, progress: &Progress) -> Result<(), Fail
     for orphan in &plan.orphans {
         table.row(["file", &size::human(orphan.bytes), "left over", &below(store.root(), &orphan.path)]);
     }
-    if plan.index > 0 {
-        table.row(["index", &size::human(plan.index), "outgrown", "made anew when it is wanted"]);
+    if let Some(index) = &plan.index {
+        let why = match index.reason {
+            IndexReason::OutOfReach => "cannot be written to",
+            IndexReason::Emptied => "mostly of what goes",
+            IndexReason::Outgrown => "outgrown",
+        };
+        table.row(["index", &size::human(index.bytes), why, "made anew when it is wanted"]);
     }
     if plan.memory > 0 {
         table.row(["memory", &size::human(plan.memory), "over the cap", "of files hashed or written"]);
@@ -161,7 +166,7 @@ fn plan_json(plan: &GcPlan, dry_run: bool) -> serde_json::Value {
         "images": images,
         "layers": layers,
         "orphans": orphans,
-        "index_bytes": plan.index,
+        "index_bytes": plan.index.map_or(0, |index| index.bytes),
         "memory_bytes": plan.memory,
         "bytes_before": plan.bytes_before,
         "bytes_after": plan.bytes_after,

@@ -37,6 +37,8 @@ pub(super) struct Inventory {
     pub(super) orphans: Vec<Orphan>,
     /// Bytes of the index.
     pub(super) index: u64,
+    /// Whether the index cannot be used now, so that it would not learn what goes.
+    pub(super) index_is_out_of_reach: bool,
     /// Bytes of the memory of files that were hashed or written.
     pub(super) memory: u64,
     /// Bytes free on the file system.
@@ -85,6 +87,26 @@ pub enum Reason {
     Free,
 }
 
+/// Why the index goes. It is made anew from the records when it is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexReason {
+    /// It cannot be used now, or not be written to: the disk is full, say. It would not learn what goes.
+    OutOfReach,
+    /// More layers go than stay: to strike them out one by one takes longer than to make it anew.
+    Emptied,
+    /// It takes much more than a new one would.
+    Outgrown,
+}
+
+/// The index, where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DoomedIndex {
+    /// Why it goes.
+    pub reason: IndexReason,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
 /// An image that goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DoomedImage {
@@ -120,8 +142,8 @@ pub struct GcPlan {
     pub layers: Vec<DoomedLayer>,
     /// Left-overs of killed processes.
     pub orphans: Vec<Orphan>,
-    /// Bytes of the index, where it goes: it has outgrown the layers that are left; 0 where it stays.
-    pub index: u64,
+    /// The index, where it goes.
+    pub index: Option<DoomedIndex>,
     /// Bytes of the memory of files that were hashed or written, where it goes; 0 where it stays.
     pub memory: u64,
     /// Bytes that the store takes before.
@@ -136,6 +158,13 @@ impl GcPlan {
     /// Bytes that go.
     pub fn freed(&self) -> u64 {
         self.bytes_before - self.bytes_after
+    }
+
+    /// The index, of so many bytes, goes after all.
+    pub(super) fn take_index(&mut self, bytes: u64) {
+        self.index = Some(DoomedIndex { reason: IndexReason::OutOfReach, bytes });
+        self.bytes_after -= bytes;
+        self.over = self.over.saturating_sub(bytes);
     }
 }
 
@@ -160,7 +189,7 @@ pub(super) fn plan(inventory: &Inventory, policy: &GcPolicy) -> GcPlan {
         state.drop_layer(key);
     }
 
-    let index_was = state.drop_outgrown_index();
+    let mut index = state.index_that_goes();
 
     let mut by_use: Vec<_> = (0..inventory.images.len()).collect();
     by_use.sort_by_key(|&n| (inventory.images[n].record.used_at, &inventory.images[n].path));
@@ -200,7 +229,7 @@ pub(super) fn plan(inventory: &Inventory, policy: &GcPolicy) -> GcPlan {
     }
 
     let cap = policy.max_size.unwrap_or(u64::MAX).min(cap_of_free.unwrap_or(u64::MAX));
-    let index = index_was + state.drop_outgrown_index();
+    index = index.or_else(|| state.index_that_goes());
     // Small and dear to learn again, so it goes last.
     let memory = if state.bytes > cap { inventory.memory } else { 0 };
     let bytes_after = state.bytes - memory;
@@ -290,14 +319,22 @@ impl<'a> State<'a> {
         }
     }
 
-    /// sled's files never shrink: an index much larger than a new one would be goes, and is made again from the records
-    /// at the next opening. Says how many bytes that frees.
-    fn drop_outgrown_index(&mut self) -> u64 {
-        if self.index <= NEW_INDEX + INDEX_FACTOR * self.record_bytes {
-            return 0;
-        }
+    /// The index, if it goes with what is doomed so far. sled's files never shrink, hence one much larger than a new
+    /// one would be goes as well.
+    fn index_that_goes(&mut self) -> Option<DoomedIndex> {
+        let going = self.doomed_layers.len();
+        let reason = if self.inventory.index_is_out_of_reach {
+            IndexReason::OutOfReach
+        } else if going > self.inventory.layers.len() - going {
+            IndexReason::Emptied
+        } else if self.index > NEW_INDEX + INDEX_FACTOR * self.record_bytes {
+            IndexReason::Outgrown
+        } else {
+            return None;
+        };
         self.bytes -= self.index;
-        std::mem::take(&mut self.index)
+        let bytes = std::mem::take(&mut self.index);
+        (bytes > 0).then_some(DoomedIndex { reason, bytes })
     }
 
     fn drop_image(&mut self, n: usize) {

@@ -1,6 +1,6 @@
 //! Looks at everything that lies in the store's directory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -108,7 +108,7 @@ impl LayerStore {
                 found.push(path);
             }
         }
-        let kept: BTreeSet<_> =
+        let kept: HashSet<_> =
             inventory.layers.values().filter(|layer| layer.blob_bytes > 0).map(|layer| layer.digest.hex()).collect();
         for path in list(&self.root.join("blobs/sha256"))? {
             if !path.file_name().is_some_and(|name| name.to_str().is_some_and(|name| kept.contains(name)))
@@ -117,7 +117,7 @@ impl LayerStore {
                 found.push(path);
             }
         }
-        let images: BTreeSet<_> = inventory.images.iter().map(|image| &image.path).collect();
+        let images: HashSet<_> = inventory.images.iter().map(|image| &image.path).collect();
         found.extend(list(&self.root.join("images"))?.into_iter().filter(|path| !images.contains(path)));
         for path in torn {
             if is_left(&path)? {
@@ -157,11 +157,12 @@ pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
     for entry in std::fs::read_dir(directory).context("list", directory)? {
         paths.push(entry.context("list", directory)?.path());
     }
-    paths.sort();
+    // As bytes: all lie in the same directory, and to compare paths part by part takes ten times as long.
+    paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(paths)
 }
 
-/// Bytes of a file, or of all files below a directory; a file that vanishes meanwhile has none.
+/// Bytes of a file, or of all files below a directory; what vanishes meanwhile has none.
 pub(super) fn tree_bytes(path: &Path) -> Result<u64, StoreError> {
     let metadata = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -171,7 +172,10 @@ pub(super) fn tree_bytes(path: &Path) -> Result<u64, StoreError> {
     if !metadata.is_dir() {
         return Ok(metadata.len());
     }
-    list(path)?.iter().map(|path| tree_bytes(path)).sum()
+    match list(path) {
+        Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        entries => entries?.iter().map(|path| tree_bytes(path)).sum(),
+    }
 }
 
 /// Bytes that the user can still write to the file system of `path`.

@@ -44,7 +44,7 @@ use std::time::Duration;
 
 pub use blobs::{BlobStamp, BlobWriter, KeptBlob};
 pub use claim::Claim;
-pub use gc::{DoomedImage, DoomedLayer, GcPlan, GcPolicy, Orphan, Reason};
+pub use gc::{DoomedImage, DoomedIndex, DoomedLayer, GcPlan, GcPolicy, IndexReason, Orphan, Reason};
 pub use lease::Lease;
 pub use outputs::OutputToken;
 pub use record::{Content, GraphNode, ImageRecord, LayerRecord};
@@ -71,7 +71,7 @@ pub struct LayerStore {
 }
 
 /// How long to wait for another process that holds the index. Only what looks at tens of thousands of layers takes
-/// seconds; a collection that takes a hundred thousand takes longer than this, and a build then goes on without.
+/// seconds: what a collection removes, it removes after it has let go of the index (docs/store.md).
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a store consists of, beside what its processes make when they need it.

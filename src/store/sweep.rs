@@ -1,11 +1,14 @@
 //! Carries a garbage collection out.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::database::WorkError;
+use rayon::prelude::*;
+use tempfile::TempDir;
+
+use super::database::{Held, WorkError};
 use super::files::IoContext;
-use super::gc::{self, GcPlan, GcPolicy};
+use super::gc::{self, GcPlan, GcPolicy, Inventory};
 use super::index::{self, Index};
 use super::inventory::{Drift, list, tree_bytes};
 use super::{LayerStore, StoreError, memory, outputs};
@@ -15,64 +18,91 @@ use crate::crash;
 impl LayerStore {
     /// What a garbage collection would do now.
     pub fn plan_gc(&self, policy: &GcPolicy) -> Result<GcPlan, StoreError> {
-        let plan = |index: Option<&Index>| -> Result<_, WorkError> { Ok(gc::plan(&self.inventory(index)?.0, policy)) };
-        match self.with_index(|index| plan(Some(index))) {
+        let held = match self.hold() {
             // It can be looked at all the same.
-            Err(error) if error.is_surroundings() => plan(None).map_err(WorkError::without_database),
-            planned => planned,
-        }
+            Err(error) if error.is_surroundings() => {
+                let (inventory, _) = self.inventory(None).map_err(WorkError::without_database)?;
+                return Ok(gc::plan(&inventory, policy));
+            }
+            held => held?,
+        };
+        self.with_index_in_reach(&held, |index| Ok(gc::plan(&self.inventory_to_collect(index)?.0, policy)))
     }
 
     /// Collects garbage and says what was done: exactly what [`LayerStore::plan_gc`] would have said.
     ///
-    /// The index is held from the first look to the last deletion: builds wait, and none can take up a layer that is
-    /// going. **Deletion order:** an image's record goes before its layers' entries in the index, those before their
-    /// records, those before their blobs; a kill in between leaves files that nothing refers to, and the next
-    /// collection takes them.
+    /// The index's lock is held from the first look until nothing that goes can be found any more: builds wait, and none
+    /// can take up a layer that is going. **Deletion order:** an image's record goes before its layers' entries in the
+    /// index, those before their records, those before their blobs; a kill in between leaves files that nothing refers
+    /// to, and the next collection takes them.
     pub fn gc(&self, policy: &GcPolicy) -> Result<GcPlan, StoreError> {
         let held = self.hold()?;
-        let (plan, index_stays) = match index::with(&self.root, &held, |index| self.collect(Some(index), policy)) {
-            // A full disk has no room for sled's log.
-            Err(error) if error.is_surroundings() => self.collect(None, policy).map_err(WorkError::without_database)?,
-            collected => collected?,
-        };
-        if !index_stays {
+        let plan = self.with_index_in_reach(&held, |index| self.begin_to_collect(index, policy))?;
+        let grave = Grave::dig(&self.tmp());
+        if plan.index.is_some() {
             remove(&self.root.join(index::NAME))?;
         }
-        Ok(plan)
-    }
-
-    /// Says what was done, and whether the index stays: one that does not know of it, or has outgrown what is left, is
-    /// made anew at the next opening.
-    fn collect(&self, index: Option<&Index>, policy: &GcPolicy) -> Result<(GcPlan, bool), WorkError> {
-        let (inventory, drift) = self.inventory(index)?;
-        let plan = gc::plan(&inventory, policy);
-        crash::point("gc.planned");
-        for image in &plan.images {
-            remove(&image.path)?;
-            crash::point("gc.image-gone");
-        }
-        let going: BTreeSet<_> = plan.layers.iter().map(|layer| layer.key).collect();
-        let bytes = plan.bytes_after - (inventory.index - plan.index) - (inventory.memory - plan.memory);
-        let index_is_right = index.is_some_and(|index| set_right(index, &going, &drift, bytes).is_ok());
         crash::point("gc.unindexed");
-        for layer in &plan.layers {
-            remove(&self.record(&layer.key))?;
+        // In the order of the keys: neighbours lie in one directory.
+        let keys: BTreeSet<_> = plan.layers.iter().map(|layer| layer.key).collect();
+        for key in &keys {
+            grave.bury(&self.record(key))?;
             crash::point("gc.record-gone");
         }
         for layer in plan.layers.iter().filter(|layer| layer.blob_goes) {
-            remove(&self.blob(&layer.digest))?;
+            grave.bury(&self.blob(&layer.digest))?;
             crash::point("gc.blob-gone");
         }
         for orphan in &plan.orphans {
-            remove(&orphan.path)?;
+            grave.bury(&orphan.path)?;
             crash::point("gc.file-gone");
         }
         if plan.memory > 0 {
             self.forget()?;
         }
-        let index_stays = index_is_right && plan.index == 0;
-        Ok((plan, index_stays))
+        crash::point("gc.buried");
+        drop(held);
+        grave.empty()?;
+        Ok(plan)
+    }
+
+    /// Does `work` with the index, or without one where it cannot be had: a full disk has no room for sled's log.
+    fn with_index_in_reach<T>(
+        &self,
+        held: &Held,
+        work: impl Fn(Option<&Index>) -> Result<T, WorkError>,
+    ) -> Result<T, StoreError> {
+        match index::with(&self.root, held, |index| work(Some(index))) {
+            Err(error) if error.is_surroundings() => work(None).map_err(WorkError::without_database),
+            done => done,
+        }
+    }
+
+    /// What there is, and whether the index could learn what goes.
+    fn inventory_to_collect(&self, index: Option<&Index>) -> Result<(Inventory, Drift), WorkError> {
+        let (mut inventory, drift) = self.inventory(index)?;
+        inventory.index_is_out_of_reach = index.is_none() || inventory.free < ROOM_FOR_THE_INDEX;
+        Ok((inventory, drift))
+    }
+
+    /// Decides, removes the images' records, and makes the index say what the records will say afterwards, unless it
+    /// goes.
+    fn begin_to_collect(&self, index: Option<&Index>, policy: &GcPolicy) -> Result<GcPlan, WorkError> {
+        let (inventory, drift) = self.inventory_to_collect(index)?;
+        let mut plan = gc::plan(&inventory, policy);
+        crash::point("gc.planned");
+        for image in &plan.images {
+            remove(&image.path)?;
+            crash::point("gc.image-gone");
+        }
+        if let (Some(index), None) = (index, plan.index) {
+            let going: BTreeSet<_> = plan.layers.iter().map(|layer| layer.key).collect();
+            let bytes = plan.bytes_after - inventory.index - (inventory.memory - plan.memory);
+            if set_right(index, &going, &drift, bytes).is_err() {
+                plan.take_index(inventory.index);
+            }
+        }
+        Ok(plan)
     }
 
     /// Bytes that the store takes on the disk, without looking at each layer and image.
@@ -108,6 +138,44 @@ impl LayerStore {
     pub(super) fn forget_index(&self) -> Result<(), StoreError> {
         let _held = self.hold()?;
         remove(&self.root.join(index::NAME))
+    }
+}
+
+/// The fewest bytes that must be free for the index to be written to: some segments of sled's log, of 512 KiB each.
+const ROOM_FOR_THE_INDEX: u64 = 4 << 20;
+
+/// Where files go that cannot be found any more, until they are removed without keeping anybody waiting: a rename takes
+/// the same time on every file system, a removal may wait for the disk. What a kill leaves in it lies in `tmp/`, where
+/// the next collection takes it.
+struct Grave {
+    /// None where the disk has no room for a directory.
+    directory: Option<PathBuf>,
+}
+
+impl Grave {
+    fn dig(tmp: &Path) -> Self {
+        let directory = tempfile::Builder::new().prefix("collected-").tempdir_in(tmp);
+        Self { directory: directory.ok().map(TempDir::keep) }
+    }
+
+    fn bury(&self, path: &Path) -> Result<(), StoreError> {
+        let moved = match (&self.directory, path.file_name()) {
+            (Some(directory), Some(name)) => std::fs::rename(path, directory.join(name)).is_ok(),
+            _ => false,
+        };
+        if moved { Ok(()) } else { remove(path) }
+    }
+
+    fn empty(self) -> Result<(), StoreError> {
+        let Some(directory) = self.directory else { return Ok(()) };
+        let files = match list(&directory) {
+            // Another collection has taken it for left over, and removes it.
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            files => files?,
+        };
+        // At once, for each may wait for the disk.
+        files.par_iter().try_for_each(|path| remove(path))?;
+        remove(&directory)
     }
 }
 

@@ -232,9 +232,22 @@ const SCENARIOS: &[(&str, Scenario)] = &[
                 "gc.record-gone",
                 "gc.blob-gone",
                 "gc.file-gone",
-                "index.changed",
-                "index.flushed",
+                "gc.buried",
             ],
+        },
+    ),
+    (
+        "a collection of less than half",
+        Scenario {
+            prepare: |place, cache| {
+                both_versions(place, cache);
+                let images: Value = serde_json::from_str(&place.run(cache, &words("cache ls --json"))).unwrap();
+                assert_eq!(images.as_array().unwrap().len(), 2);
+                let record = fs::read_dir(cache.join("images")).unwrap().next().unwrap().unwrap().path();
+                fs::remove_file(record).unwrap();
+            },
+            args: |_| words("cache gc"),
+            points: &["index.changed", "index.flushed", "gc.unindexed", "gc.record-gone", "gc.buried"],
         },
     ),
     (
@@ -256,7 +269,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
 ];
 
 #[rstest]
-fn a_kill_at_any_point_loses_nothing(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8)] scenario: usize) {
+fn a_kill_at_any_point_loses_nothing(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8, 9)] scenario: usize) {
     let (name, scenario) = &SCENARIOS[scenario];
     let place = Place::new();
     let prepared = place.sandbox.path("prepared");

@@ -130,6 +130,35 @@ impl Place {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Fills the cache's file system to the last byte.
+    fn fill_up(&self) {
+        let mut fill = vec![b'x'; 4096];
+        while fs::File::options().create(true).append(true).open(self.cache().join("tmp/fill")).is_ok_and(|mut file| {
+            use std::io::Write;
+            file.write_all(&fill).is_ok()
+        }) {
+            fill.extend_from_within(..);
+            fill.truncate(65_536);
+        }
+    }
+
+    /// Collects everything, and exactly what was planned: how many bytes of the index went.
+    fn collect_all_as_planned(&self) -> u64 {
+        let collect = |args: &[&str]| {
+            let mut plan: serde_json::Value = serde_json::from_str(&self.run(args)).unwrap();
+            plan.as_object_mut().unwrap().remove("dry_run");
+            plan
+        };
+        let planned = collect(&["gc", "--dry-run", "--max-size", "0", "--json"]);
+        let index = self.cache().join("index");
+        let files = if index.exists() { files_below(&index) } else { Vec::new() };
+        let index_bytes: u64 = files.iter().map(|file| fs::metadata(file).unwrap().len()).sum();
+        assert_eq!(collect(&["gc", "--max-size", "0", "--json"]), planned);
+        assert_eq!(planned["index_bytes"], index_bytes);
+        assert!(index_bytes == 0 || !index.exists());
+        index_bytes
+    }
+
     /// A `cache` command that ends with this status, and says these parts.
     fn fail(&self, command: Command, args: &[&str], status: i32, parts: &[&str]) {
         let (output, said) = self.cache_command(command, args);
@@ -163,21 +192,26 @@ fn a_full_disk(#[case] size: &str) {
     let place = Place::new();
     let _disk = Mounted::over(&place.cache(), &["-t", "tmpfs", "-o", &format!("size={size}"), "none"]);
     place.build_without_cache(&mut place.command(), &["No space left on device"]);
-    // To the last byte.
-    let mut fill = vec![b'x'; 4096];
-    while fs::File::options().create(true).append(true).open(place.cache().join("tmp/fill")).is_ok_and(|mut file| {
-        use std::io::Write;
-        file.write_all(&fill).is_ok()
-    }) {
-        fill.extend_from_within(..);
-        fill.truncate(65_536);
-    }
+    place.fill_up();
     place.build_without_cache(&mut place.command(), &["No space left on device"]);
     place.run(&["ls"]);
     place.run(&["gc", "--dry-run"]);
-    place.run(&["gc", "--max-size", "0"]);
+    place.collect_all_as_planned();
     assert!(!place.cache().join("tmp/fill").exists());
     assert_eq!(files_below(&place.cache().join("blobs")), Vec::<PathBuf>::new());
+    place.run(&["verify"]);
+}
+
+#[test]
+fn a_disk_that_is_full_when_there_is_an_index() {
+    peer!(root);
+    let place = Place::new();
+    let _disk = Mounted::over(&place.cache(), &["-t", "tmpfs", "-o", "size=8m", "none"]);
+    place.build(&mut place.command());
+    place.fill_up();
+    assert!(place.collect_all_as_planned() > 0, "the index goes, and that is said");
+    place.build(&mut place.command());
+    place.build_from_cache();
     place.run(&["verify"]);
 }
 

@@ -184,3 +184,32 @@ fn the_memory_of_files_goes_last_and_only_for_a_cap() {
     assert_eq!((names(&tight), tight.memory, tight.bytes_after), (vec!["image0"], 0, 500));
     assert_eq!((names(&none), none.memory, none.bytes_after), (vec!["image0"], 500, 0));
 }
+
+#[test]
+fn the_index_goes_where_it_would_not_learn_what_goes_is_mostly_of_it_or_has_outgrown_what_is_left() {
+    let inventory = Inventory { index: 3 << 20, ..inventory(4, &[&[0, 1], &[2, 3]]) };
+    let reason = |inventory: &Inventory, policy: &GcPolicy| {
+        let plan = plan(inventory, policy);
+        assert_eq!(plan.bytes_before - plan.bytes_after, plan.freed());
+        plan.index.map(|index| {
+            assert_eq!(index.bytes, inventory.index);
+            index.reason
+        })
+    };
+    let nothing_to_do = GcPolicy::default();
+    assert_eq!(reason(&inventory, &nothing_to_do), Some(IndexReason::Outgrown));
+    let small = Inventory { index: 1 << 20, ..inventory };
+    assert_eq!(reason(&small, &nothing_to_do), None);
+    let lost = Inventory { index_is_out_of_reach: true, ..small.clone() };
+    assert_eq!(reason(&lost, &nothing_to_do), Some(IndexReason::OutOfReach));
+    let capped = |layers: u64| GcPolicy { max_size: Some((1 << 20) + 1010 * layers + 2), ..GcPolicy::default() };
+    assert_eq!(plan(&small, &capped(2)).layers.len(), 2);
+    assert_eq!(reason(&small, &capped(2)), None, "half of it goes");
+    let mut three_go = small;
+    three_go.images[0].record.layers.push(key(2));
+    three_go.images[1].record.layers.remove(0);
+    assert_eq!(plan(&three_go, &capped(1)).layers.len(), 3);
+    assert_eq!(reason(&three_go, &capped(1)), Some(IndexReason::Emptied));
+    let none = Inventory { index: 0, index_is_out_of_reach: true, ..three_go };
+    assert_eq!(plan(&none, &nothing_to_do).index, None, "there is none");
+}
