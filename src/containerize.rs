@@ -55,6 +55,8 @@ pub struct Request<'a> {
     pub compression: Compression,
     /// The layer store; without one everything is made anew.
     pub cache: Option<&'a LayerStore>,
+    /// Whether the image is only made and described, and its target left as it is.
+    pub dry_run: bool,
     /// Now: when the image was made, for the layer store, and which files are too young to be remembered.
     pub now: SystemTime,
 }
@@ -66,7 +68,7 @@ pub struct Report {
     pub image: Image,
     /// Where it is now.
     pub target: Target,
-    /// What its delivery took.
+    /// What its delivery took, or would have taken.
     pub delivered: Delivered,
     /// How many bytes the layer store takes now; `None` without one, or where it failed.
     pub cache_bytes: Option<u64>,
@@ -102,14 +104,18 @@ pub fn containerize(
     }
     let mut sink = target.sink(opening, stdout, observer);
     let spool = match sought.sizes()? {
-        Some(sizes) => sink.spool(&sizes)?,
-        None => None,
+        Some(sizes) if !request.dry_run => sink.spool(&sizes)?,
+        _ => None,
     };
     let layers = sought.pack_missing(spool)?;
     let spec = image_spec(&request, name, &environment.manifest.containerize, &realised);
     let image = Image::assemble(spec, layers.descriptors()?)?;
+    if request.dry_run {
+        let delivered = delivery::foresee(&image, &layers, &mut *sink)?;
+        drop(sink);
+        return Ok(Report { image, target, delivered, cache_bytes: None });
+    }
     let cache_bytes = layers.record_image(&image_record(&request, &image, &layers, &closure));
-
     let delivered = delivery::deliver(&image, &layers, &mut *sink, observer)?;
     Ok(Report { image, target, delivered, cache_bytes })
 }

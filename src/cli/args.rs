@@ -82,6 +82,9 @@ pub(super) struct Containerize {
     pub(super) image: ImageArgs,
     #[command(flatten)]
     pub(super) layers: LayerArgs,
+    /// Make the image's layers and say what would be sent; the target stays as it is
+    #[arg(long)]
+    pub(super) dry_run: bool,
     /// Print one JSON object that describes the image to standard output
     #[arg(long)]
     pub(super) json: bool,

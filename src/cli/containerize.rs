@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::size;
 use super::surroundings;
 use crate::containerize::{Report, Request, containerize};
-use crate::delivery::{DeliveryError, Runtime, Target, TargetRequest, widen_pipe};
+use crate::delivery::{Delivered, DeliveryError, Runtime, Target, TargetRequest, widen_pipe};
 use crate::environment::{ACTIVE_ENVIRONMENTS, Candidate, Choice, Selection, Surroundings, System, parse_label};
 use crate::error::Error;
 use crate::event::{Event, Observer};
@@ -69,6 +69,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         max_layers: usize::from(args.layers.max_layers),
         compression: args.layers.compression,
         cache: cache.as_ref(),
+        dry_run: args.dry_run,
         now: SystemTime::now(),
     };
 
@@ -86,10 +87,21 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
     if let (Some(cache), Some(cap), Some(bytes)) = (&cache, cache_cap, report.cache_bytes) {
         cache::collect_if_over(cache, bytes, cap, report.image.config_digest, progress);
     }
-    summarise(&report, started, progress);
-    progress.result(&format!("⚡︎ '{}' written to {}", report.image.name, report.target));
+    summarise(&report, args.dry_run, started, progress);
+    if args.dry_run {
+        let Delivered { layers_sent, layers_held, bytes_sent, .. } = report.delivered;
+        progress.result(&format!(
+            "'{}' would be written to {}: {layers_sent} of {} layers, {}",
+            report.image.name,
+            report.target,
+            layers_sent + layers_held,
+            size::human(bytes_sent)
+        ));
+    } else {
+        progress.result(&format!("⚡︎ '{}' written to {}", report.image.name, report.target));
+    }
     if args.json {
-        print_json(&report)?;
+        print_json(&report, args.dry_run)?;
     }
     Ok(())
 }
@@ -153,13 +165,14 @@ fn ask(found: &Candidate, active: &Candidate) -> io::Result<Choice> {
 }
 
 /// The closing lines at `-v`: what was reused, what is new, what was sent, how long it took.
-fn summarise(report: &Report, started: Instant, progress: &Progress) {
+fn summarise(report: &Report, dry_run: bool, started: Instant, progress: &Progress) {
     let (reused, new): (Vec<_>, Vec<_>) = report.image.layers.iter().partition(|layer| layer.reused);
     let bytes = |layers: &[&crate::image::Layer]| size::human(layers.iter().map(|layer| layer.size).sum());
     let say = |message: String| progress.event(Event::Detail { message });
     say(format!("layers: {} reused ({}), {} new ({})", reused.len(), bytes(&reused), new.len(), bytes(&new)));
     say(format!(
-        "sent: {} of {} layers, {}",
+        "{}: {} of {} layers, {}",
+        if dry_run { "to send" } else { "sent" },
         report.delivered.layers_sent,
         report.delivered.layers_sent + report.delivered.layers_held,
         size::human(report.delivered.bytes_sent)
@@ -168,7 +181,7 @@ fn summarise(report: &Report, started: Instant, progress: &Progress) {
     say(format!("time: {:.2} s", started.elapsed().as_secs_f64()));
 }
 
-fn print_json(report: &Report) -> Result<(), Failure> {
+fn print_json(report: &Report, dry_run: bool) -> Result<(), Failure> {
     let target = match &report.target {
         Target::File(path) => json!({ "kind": "file", "path": path.to_string_lossy() }),
         Target::Stdout => json!({ "kind": "stdout" }),
@@ -182,6 +195,11 @@ fn print_json(report: &Report) -> Result<(), Failure> {
         "manifest_digest": report.image.manifest_digest,
         "layers": report.image.layers,
         "target": target,
+        "dry_run": dry_run,
+        "layers_sent": report.delivered.layers_sent,
+        "bytes_sent": report.delivered.bytes_sent,
+        "layers_held": report.delivered.layers_held,
+        "bytes_held": report.delivered.bytes_held,
     });
     writeln!(io::stdout(), "{object:#}").map_err(Failure::output)
 }

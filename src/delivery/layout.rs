@@ -180,7 +180,6 @@ fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DeliveryEr
 
 impl Sink for LayoutSink<'_> {
     fn has(&mut self, image: &Image, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
-        self.prepare()?;
         let mut held = BTreeSet::new();
         for layer in &image.layers {
             if self.has_blob(&layer.digest, layer.size)? {
@@ -191,6 +190,7 @@ impl Sink for LayoutSink<'_> {
     }
 
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
+        self.prepare()?;
         missing.at_once(|layer, bytes| {
             let mut temporary = self.open_temporary()?;
             let path = self.dir.join(blob_path(&layer.digest));

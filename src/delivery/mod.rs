@@ -179,13 +179,14 @@ pub fn deliver(
     }
 }
 
-fn send(
-    image: &Image,
-    held: &BTreeSet<Digest>,
-    provider: &dyn BlobProvider,
-    sink: &mut dyn Sink,
-    observer: &dyn Observer,
-) -> Result<Delivered, DeliveryError> {
+/// What [`deliver`] would do now. Nothing is sent, and the target stays as it is.
+pub fn foresee(image: &Image, past: &dyn Past, sink: &mut dyn Sink) -> Result<Delivered, DeliveryError> {
+    let held = sink.has(image, past)?;
+    Ok(divide(image, &held).1)
+}
+
+/// The layers that the target lacks, each blob once, and how many there are of both kinds.
+fn divide<'a>(image: &'a Image, held: &BTreeSet<Digest>) -> (Vec<&'a Layer>, Delivered) {
     // Two layers may be one blob.
     let mut seen = BTreeSet::new();
     let blobs = image.layers.iter().filter(|layer| seen.insert(layer.digest));
@@ -197,6 +198,17 @@ fn send(
         layers_held: there.len(),
         bytes_held: bytes(&there),
     };
+    (missing, delivered)
+}
+
+fn send(
+    image: &Image,
+    held: &BTreeSet<Digest>,
+    provider: &dyn BlobProvider,
+    sink: &mut dyn Sink,
+    observer: &dyn Observer,
+) -> Result<Delivered, DeliveryError> {
+    let (missing, delivered) = divide(image, held);
     observer.event(Event::Started { stage: Stage::Delivering, total_bytes: delivered.bytes_sent });
     provider.prepare(&missing);
     sink.put(&Missing::new(missing, provider, observer))?;

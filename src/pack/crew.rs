@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Compression;
+use super::buffers::Buffers;
 use super::compression::Codec;
 
 /// Compresses on rayon's threads. Its memory is bounded by the number of pieces that are in its hands at once.
@@ -23,8 +24,8 @@ impl Crew {
     }
 
     /// A line for one layer's pieces; what they compress to goes to `out`.
-    pub(super) fn line<W: Write>(&self, out: W) -> Line<'_, W> {
-        Line { crew: self, out, waiting: VecDeque::new(), spare: Vec::new() }
+    pub(super) fn line<'c, W: Write>(&'c self, buffers: &'c Buffers, out: W) -> Line<'c, W> {
+        Line { crew: self, buffers, out, waiting: VecDeque::new() }
     }
 
     fn compress(&self, buffer: Box<[u8]>, filled: usize, place: Place) -> Receiver<io::Result<Done>> {
@@ -67,15 +68,14 @@ struct Done {
 /// One layer's pieces on their way through the crew.
 pub(super) struct Line<'c, W> {
     crew: &'c Crew,
+    buffers: &'c Buffers,
     out: W,
     waiting: VecDeque<Receiver<io::Result<Done>>>,
-    spare: Vec<Box<[u8]>>,
 }
 
 impl<W: Write> Line<'_, W> {
     /// Gives the crew a piece, and gets a buffer of the same length for the next one. Waits while the crew is busy.
     pub(super) fn put(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
-        let length = buffer.len();
         while let Some(done) = self.waiting.front().map(Receiver::try_recv) {
             match done {
                 Ok(done) => {
@@ -97,7 +97,7 @@ impl<W: Write> Line<'_, W> {
             }
         };
         self.waiting.push_back(self.crew.compress(buffer, filled, place));
-        Ok(self.spare.pop().unwrap_or_else(|| vec![0; length].into_boxed_slice()))
+        Ok(self.buffers.take())
     }
 
     /// Waits for the last piece and gives the writer back.
@@ -110,7 +110,7 @@ impl<W: Write> Line<'_, W> {
 
     fn write(&mut self, done: Done) -> io::Result<()> {
         self.out.write_all(&done.compressed)?;
-        self.spare.push(done.buffer);
+        self.buffers.put(done.buffer);
         Ok(())
     }
 }

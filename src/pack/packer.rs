@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use super::buffers::Buffers;
 use super::crew::Crew;
 use super::layer::{LayerContents, PackError, Packed};
 use super::tar_writer::{TakePiece, TarWriter};
@@ -18,6 +19,7 @@ pub struct Packer<'a> {
     compression: Compression,
     observer: &'a dyn Observer,
     partners: Partners,
+    buffers: Buffers,
     crew: Crew,
 }
 
@@ -25,7 +27,8 @@ impl<'a> Packer<'a> {
     /// A packer of store paths from `source`; `observer` may stop the work.
     pub fn new(source: &'a dyn Source, compression: Compression, observer: &'a dyn Observer) -> Self {
         let cores = rayon::current_num_threads();
-        Self { source, compression, observer, partners: Partners::default(), crew: Crew::new(compression, cores) }
+        let (buffers, crew) = (Buffers::new(compression.piece()), Crew::new(compression, cores));
+        Self { source, compression, observer, partners: Partners::default(), buffers, crew }
     }
 
     /// How its layers are compressed.
@@ -35,12 +38,8 @@ impl<'a> Packer<'a> {
 
     /// How many threads should pack at once, each one layer after the other.
     pub fn threads(&self) -> usize {
-        match self.compression {
-            // Of two that hash, one sleeps while the other works for both.
-            Compression::None => 2 * rayon::current_num_threads(),
-            // They read and hash; the crew does the rest.
-            Compression::Gzip(_) | Compression::Zstd(_) => rayon::current_num_threads(),
-        }
+        // Of two that hash, one sleeps while the other works for both; and some wait for a disk.
+        2 * rayon::current_num_threads()
     }
 
     /// Packs one layer into `out` in one pass, and tells the observer of every piece of tar.
@@ -71,7 +70,7 @@ impl<'a> Packer<'a> {
         }
         let compressed = Compressed { out, blob: Sha256::new() };
         let mut compressing =
-            Compressing { tar: Watched { packer: self, tar, tell }, line: self.crew.line(compressed) };
+            Compressing { tar: Watched { packer: self, tar, tell }, line: self.crew.line(&self.buffers, compressed) };
         self.write_tar(contents, &mut compressing)?;
         let Compressing { tar: Watched { tar, .. }, line } = compressing;
         let Compressed { blob, .. } = line.finish().map_err(PackError::Write)?;
@@ -86,7 +85,7 @@ impl<'a> Packer<'a> {
     }
 
     fn write_tar(&self, contents: &LayerContents<'_>, out: &mut dyn TakePiece) -> Result<u64, PackError> {
-        contents.write_tar(self.source, TarWriter::new(out, self.compression.piece()))
+        contents.write_tar(self.source, TarWriter::new(out, &self.buffers))
     }
 }
 

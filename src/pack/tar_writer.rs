@@ -8,6 +8,8 @@ use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
+use super::buffers::Buffers;
+
 const BLOCK: usize = 512;
 /// The first length in bytes that eleven octal digits cannot hold.
 const USTAR_SIZE_LIMIT: u64 = 1 << 33;
@@ -40,6 +42,8 @@ pub(super) struct TarWriter<'a> {
     /// Nobody takes a tar that is only measured.
     out: Option<&'a mut dyn TakePiece>,
     buffer: Box<[u8]>,
+    /// Whose the buffer is at the end.
+    buffers: Option<&'a Buffers>,
     filled: usize,
     /// What was passed on, and what was only measured.
     passed: u64,
@@ -48,16 +52,16 @@ pub(super) struct TarWriter<'a> {
 }
 
 impl<'a> TarWriter<'a> {
-    /// Cuts the tar into pieces of `piece` bytes.
-    pub(super) fn new(out: &'a mut dyn TakePiece, piece: usize) -> Self {
-        let buffer = vec![0; piece].into_boxed_slice();
-        Self { out: Some(out), buffer, filled: 0, passed: 0, path: Vec::with_capacity(256) }
+    /// Cuts the tar into pieces as long as these buffers.
+    pub(super) fn new(out: &'a mut dyn TakePiece, buffers: &'a Buffers) -> Self {
+        let (buffer, buffers) = (buffers.take(), Some(buffers));
+        Self { out: Some(out), buffer, buffers, filled: 0, passed: 0, path: Vec::with_capacity(256) }
     }
 
     /// Only finds out how long the tar is; no file is read.
     pub(super) fn measuring() -> Self {
         let buffer = vec![0; 64 * BLOCK].into_boxed_slice();
-        Self { out: None, buffer, filled: 0, passed: 0, path: Vec::with_capacity(256) }
+        Self { out: None, buffer, buffers: None, filled: 0, passed: 0, path: Vec::with_capacity(256) }
     }
 
     /// A directory. `path` has no trailing slash; the entry gets one.
@@ -109,6 +113,9 @@ impl<'a> TarWriter<'a> {
     pub(super) fn finish(mut self) -> io::Result<u64> {
         self.append(&[0; 2 * BLOCK])?;
         self.pass_on()?;
+        if let Some(buffers) = self.buffers {
+            buffers.put(self.buffer);
+        }
         Ok(self.passed)
     }
 
@@ -255,8 +262,8 @@ mod tests {
     }
 
     fn archive(write: impl FnOnce(&mut TarWriter<'_>) -> io::Result<()>) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let mut writer = TarWriter::new(&mut bytes, PIECE);
+        let (mut bytes, buffers) = (Vec::new(), Buffers::new(PIECE));
+        let mut writer = TarWriter::new(&mut bytes, &buffers);
         write(&mut writer).unwrap();
         writer.finish().unwrap();
         bytes
@@ -316,8 +323,8 @@ mod tests {
             }
         }
         for (size, pax) in [(USTAR_SIZE_LIMIT - 1, false), (USTAR_SIZE_LIMIT, true)] {
-            let mut counting = Counting(0, Vec::new());
-            let mut tar = TarWriter::new(&mut counting, 1 << 20);
+            let (mut counting, buffers) = (Counting(0, Vec::new()), Buffers::new(1 << 20));
+            let mut tar = TarWriter::new(&mut counting, &buffers);
             tar.file(b"huge", size, &mut io::repeat(0), Attributes::root(0o444)).unwrap();
             tar.finish().unwrap();
             let Counting(written, start) = counting;
@@ -344,8 +351,8 @@ mod tests {
 
     #[test]
     fn contents_that_end_early_are_an_error() {
-        let mut bytes = Vec::new();
-        let mut tar = TarWriter::new(&mut bytes, PIECE);
+        let (mut bytes, buffers) = (Vec::new(), Buffers::new(PIECE));
+        let mut tar = TarWriter::new(&mut bytes, &buffers);
         let error = tar.file(b"short", 10, &mut &b"123"[..], Attributes::root(0o444)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }

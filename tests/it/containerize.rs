@@ -125,6 +125,31 @@ fn a_second_run_makes_no_layer_and_the_same_image() {
 }
 
 #[test]
+fn a_dry_run_says_what_the_real_run_then_does_and_touches_nothing() {
+    let nix = peer!(nix);
+    for target in [["-f", "image.tar"], ["--layout", "layout"]] {
+        let sandbox = Sandbox::new();
+        let environment = hello_environment(&sandbox, nix, "hello", "");
+        let run = |args: &[&str]| json(containerize(&sandbox, nix.root(), &environment).args(target).args(args));
+        let dry = run(&["--dry-run"]);
+        assert_eq!(fs::read_dir(sandbox.path("work")).unwrap().count(), 0, "{target:?}");
+        let images = sandbox.cmd().args(["cache", "ls", "--json"]).assert().success().get_output().stdout.clone();
+        assert_eq!(serde_json::from_slice::<Value>(&images).unwrap(), serde_json::json!([]));
+        let real = run(&[]);
+        assert_eq!((&dry["dry_run"], &real["dry_run"]), (&Value::Bool(true), &Value::Bool(false)));
+        assert!(real["bytes_sent"].as_u64().unwrap() > 0);
+        for field in ["image_id", "layers_sent", "bytes_sent", "layers_held", "bytes_held"] {
+            assert_eq!(dry[field], real[field], "{field}");
+        }
+        // Nothing is left to be sent now.
+        for args in [&["--dry-run"][..], &[]] {
+            let again = run(args);
+            assert_eq!((&again["layers_sent"], &again["bytes_sent"]), (&0.into(), &0.into()), "{target:?} {args:?}");
+        }
+    }
+}
+
+#[test]
 fn the_bytes_are_the_same_for_another_cache_another_place_and_one_thread() {
     let nix = peer!(nix);
     let (here, there) = (Sandbox::new(), Sandbox::new());
