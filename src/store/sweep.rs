@@ -37,10 +37,9 @@ impl LayerStore {
     /// to, and the next collection takes them.
     pub fn gc(&self, policy: &GcPolicy) -> Result<GcPlan, StoreError> {
         let held = self.hold()?;
-        let plan = self.with_index_in_reach(&held, |index| self.begin_to_collect(index, policy))?;
-        let grave = Grave::dig(&self.tmp());
+        let (plan, grave) = self.with_index_in_reach(&held, |index| self.begin_to_collect(index, policy))?;
         if plan.index.is_some() {
-            remove(&self.root.join(index::NAME))?;
+            grave.bury(&self.root.join(index::NAME))?;
         }
         crash::point("gc.unindexed");
         // In the order of the keys: neighbours lie in one directory.
@@ -58,7 +57,8 @@ impl LayerStore {
             crash::point("gc.file-gone");
         }
         if plan.memory > 0 {
-            self.forget()?;
+            grave.bury(&self.root.join(memory::NAME))?;
+            list(&self.root.join(outputs::NAME))?.iter().try_for_each(|output| grave.bury(output))?;
         }
         crash::point("gc.buried");
         drop(held);
@@ -87,12 +87,13 @@ impl LayerStore {
 
     /// Decides, removes the images' records, and makes the index say what the records will say afterwards, unless it
     /// goes.
-    fn begin_to_collect(&self, index: Option<&Index>, policy: &GcPolicy) -> Result<GcPlan, WorkError> {
+    fn begin_to_collect(&self, index: Option<&Index>, policy: &GcPolicy) -> Result<(GcPlan, Grave), WorkError> {
         let (inventory, drift) = self.inventory_to_collect(index)?;
         let mut plan = gc::plan(&inventory, policy);
         crash::point("gc.planned");
+        let grave = Grave::dig(&self.tmp());
         for image in &plan.images {
-            remove(&image.path)?;
+            grave.bury(&image.path)?;
             crash::point("gc.image-gone");
         }
         if let (Some(index), None) = (index, plan.index) {
@@ -102,7 +103,7 @@ impl LayerStore {
                 plan.take_index(inventory.index);
             }
         }
-        Ok(plan)
+        Ok((plan, grave))
     }
 
     /// Bytes that the store takes on the disk, without looking at each layer and image.
