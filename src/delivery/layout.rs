@@ -180,7 +180,14 @@ fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DeliveryEr
 
 impl Sink for LayoutSink<'_> {
     fn has(&mut self, image: &Image, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
+        let is_new = fs::read_dir(&self.dir)
+            .map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |mut entries| entries.next().is_none());
         let mut held = BTreeSet::new();
+        if is_new {
+            // Made when there is something to put.
+            return Ok(held);
+        }
+        self.prepare()?;
         for layer in &image.layers {
             if self.has_blob(&layer.digest, layer.size)? {
                 held.insert(layer.digest);

@@ -234,7 +234,7 @@ fn a_load_that_fails_says_why_in_the_runtimes_words(#[case] script: &str, #[case
 fn a_load_that_stops_reading_but_claims_success_is_not_believed() {
     let bench = Bench::new(Runtime::Docker);
     bench.sabotage("load", "exit 0");
-    let (image, blobs) = image("v1", &["base", &"large".repeat(100_000)]);
+    let (image, blobs) = image("v1", &["base", &"large".repeat(1_000_000)]);
     let error = bench.deliver(&image, &blobs).unwrap_err();
     assert_eq!(error.to_string(), "'docker load' ended before it had read the whole image");
 }
