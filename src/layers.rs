@@ -15,7 +15,8 @@ use crate::blob::{Digest, DigestMismatch, LayerKey};
 use crate::delivery::{BlobError, BlobProvider, Past, Spool};
 use crate::event::{Cancelled, Event};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
-use crate::pack::{Compression, LayerContents, PackError};
+use crate::nix::TreeState;
+use crate::pack::{Compression, LayerContents, PackError, Packed};
 use crate::store::{BlobStamp, ImageRecord, LayerRecord, Lease};
 
 /// A layer could not be had.
@@ -87,11 +88,12 @@ impl<'a> Sought<'a> {
         let obtained = workshop::pack_missing(workshop, &contents, &keys, known, spool)?;
         let known_blobs =
             obtained.iter().filter_map(|layer| Some((layer.record.digest, layer.made.clone()?))).collect();
+        let states = obtained.iter().map(|layer| layer.state).collect();
         let (records, reused): (Vec<_>, Vec<_>) =
             obtained.into_iter().map(|layer| (layer.record, layer.reused)).unzip();
         let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
         let (known_blobs, damaged) = (Mutex::new(known_blobs), Mutex::default());
-        Ok(Layers { workshop, contents, keys, records, reused, by_digest, known_blobs, damaged, _lease: lease })
+        Ok(Layers { workshop, contents, keys, records, reused, states, by_digest, known_blobs, damaged, _lease: lease })
     }
 }
 
@@ -103,6 +105,8 @@ pub struct Layers<'a> {
     records: Vec<LayerRecord>,
     reused: Vec<bool>,
     by_digest: BTreeMap<Digest, usize>,
+    /// The states in which trees were when layers were made of them in this run.
+    states: Vec<Option<TreeState>>,
     /// Kept blobs whose bytes are known to be right: made, or read and checked, in this run.
     known_blobs: Mutex<BTreeMap<Digest, BlobStamp>>,
     /// Kept blobs that turned out to be damaged: their layers are made again.
@@ -147,6 +151,34 @@ impl<'a> Layers<'a> {
 
     fn known_blobs(&self) -> MutexGuard<'_, BTreeMap<Digest, BlobStamp>> {
         self.known_blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a layer's bytes again. They are checked against the record, unless nothing can have changed since they were
+    /// made in this run: then hashing them once was enough.
+    fn make_again(&self, at: usize, out: &mut dyn Write) -> Result<(), BlobError> {
+        let (packer, contents) = (self.workshop.packer, &self.contents[at]);
+        let (Compression::None, Some(state)) = (packer.compression(), self.states[at]) else {
+            return self.check(at, packer.pack_again(contents, out).map_err(blob_error)?.0);
+        };
+        let found = packer.write_again(contents, out).map_err(blob_error)?;
+        if found == Some(state) {
+            return Ok(());
+        }
+        // Something was touched. If it stays as it was when it went out, what it is now is what went out.
+        let (packed, now) = packer.pack_again(contents, &mut io::sink()).map_err(blob_error)?;
+        match now {
+            Some(_) if now == found => self.check(at, packed),
+            _ => Err(BlobError::Source("its store paths changed while they were read".into())),
+        }
+    }
+
+    fn check(&self, at: usize, packed: Packed) -> Result<(), BlobError> {
+        let LayerRecord { digest: expected, size: expected_size, .. } = self.records[at];
+        let Packed { digest: found, size: found_size, .. } = packed;
+        if found == expected {
+            return Ok(());
+        }
+        Err(BlobError::Source(DigestMismatch { expected, expected_size, found, found_size }.into()))
     }
 
     /// The layers' keys, the bottom one first.
@@ -222,22 +254,15 @@ impl BlobProvider for Layers<'_> {
                 return copy(&mut blob, out);
             }
         }
-        let packed = self.workshop.packer.pack_again(&self.contents[at], out).map_err(|error| match error {
-            PackError::Write(error) => BlobError::Write(error),
-            PackError::Walk(error) => BlobError::Source(error.into()),
-        })?;
-        if packed.digest != record.digest {
-            return Err(BlobError::Source(
-                DigestMismatch {
-                    expected: record.digest,
-                    expected_size: record.size,
-                    found: packed.digest,
-                    found_size: packed.size,
-                }
-                .into(),
-            ));
-        }
-        Ok(())
+        self.make_again(at, out)
+    }
+}
+
+/// Tells trouble with the target from trouble with the store paths.
+fn blob_error(error: PackError) -> BlobError {
+    match error {
+        PackError::Write(error) => BlobError::Write(error),
+        PackError::Walk(error) => BlobError::Source(error.into()),
     }
 }
 

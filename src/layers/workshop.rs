@@ -9,6 +9,7 @@ use crate::blob::LayerKey;
 use crate::crash;
 use crate::delivery::Spool;
 use crate::event::{Cancelled, Event, Observer, Stage};
+use crate::nix::TreeState;
 use crate::pack::{Compression, LayerContents, PackError, Packed, Packer};
 use crate::parallel;
 use crate::store::{BlobStamp, Claim, Content, LayerRecord, LayerStore, StoreError};
@@ -38,11 +39,13 @@ pub(super) struct Obtained {
     pub(super) reused: bool,
     /// The state of the blob that was made for it, where its bytes are kept.
     pub(super) made: Option<BlobStamp>,
+    /// The state of the trees that it was made of in this run, where its bytes are not kept.
+    pub(super) state: Option<TreeState>,
 }
 
 impl Obtained {
     fn reused(record: LayerRecord) -> Self {
-        Self { record, reused: true, made: None }
+        Self { record, reused: true, made: None, state: None }
     }
 }
 
@@ -147,7 +150,7 @@ impl Workshop<'_> {
         if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(&key)) {
             return Ok(Obtained::reused(record));
         }
-        let (packed, made) = self.pack_blob(contents, place)?;
+        let Made { packed, blob: made, state } = self.pack_blob(contents, place)?;
         let record = LayerRecord {
             key,
             digest: packed.digest,
@@ -163,33 +166,31 @@ impl Workshop<'_> {
         };
         self.with_store("record a layer", |store| store.record_layer(&record));
         drop(claim);
-        Ok(Obtained { record, reused: false, made })
+        Ok(Obtained { record, reused: false, made, state })
     }
 
     /// Packs one layer, and keeps its bytes where they cost more to make than to read: an uncompressed layer's go to
-    /// their place at the target, if that has one, or are made again from the store paths when they are wanted. Gives the
-    /// state of the blob that was kept.
-    fn pack_blob(
-        &self,
-        contents: &LayerContents<'_>,
-        place: Option<(&Spool, usize)>,
-    ) -> Result<(Packed, Option<BlobStamp>), LayersError> {
-        let to_nowhere = || self.packer.pack(contents, &mut io::sink());
+    /// their place at the target, if that has one, or are made again from the store paths when they are wanted.
+    fn pack_blob(&self, contents: &LayerContents<'_>, place: Option<(&Spool, usize)>) -> Result<Made, LayersError> {
+        let to_nowhere = || -> Result<Made, LayersError> {
+            let (packed, state) = self.packer.pack_in_state(contents, &mut io::sink())?;
+            Ok(Made { packed, blob: None, state })
+        };
         if self.packer.compression() == Compression::None {
             let Some((spool, at, mut out)) = place.and_then(|(spool, at)| Some((spool, at, spool.writer(at)?))) else {
-                return Ok((to_nowhere()?, None));
+                return to_nowhere();
             };
-            let packed = self.packer.pack(contents, &mut out)?;
+            let (packed, state) = self.packer.pack_in_state(contents, &mut out)?;
             spool.fill(at, packed.digest);
-            return Ok((packed, None));
+            return Ok(Made { packed, blob: None, state });
         }
         let Some(mut blob) = self.with_store("keep a layer", LayerStore::blob_writer) else {
-            return Ok((to_nowhere()?, None));
+            return to_nowhere();
         };
         match self.packer.pack(contents, &mut blob) {
             Ok(packed) => {
-                let kept = self.with_store("keep a layer", |_| blob.commit(&packed.digest));
-                Ok((packed, kept))
+                let blob = self.with_store("keep a layer", |_| blob.commit(&packed.digest));
+                Ok(Made { packed, blob, state: None })
             }
             // The cache's disk is full, say: the image does not depend on it.
             Err(PackError::Write(error)) if !Cancelled::caused(&error) => {
@@ -197,9 +198,18 @@ impl Workshop<'_> {
                 let hint = (error.kind() == io::ErrorKind::StorageFull)
                     .then(|| "make room: layerhold cache gc --max-size SIZE".to_owned());
                 self.give_up_the_store("keep a layer", &error.to_string(), hint);
-                Ok((to_nowhere()?, None))
+                to_nowhere()
             }
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// What packing a layer gave.
+struct Made {
+    packed: Packed,
+    /// The blob that was kept.
+    blob: Option<BlobStamp>,
+    /// The state of the trees that it was made of.
+    state: Option<TreeState>,
 }

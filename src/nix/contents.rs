@@ -39,7 +39,7 @@ pub struct Hashing<'a> {
 }
 
 impl Hashing<'_> {
-    fn now(&self) -> i128 {
+    pub(super) fn now(&self) -> i128 {
         match self.now.duration_since(UNIX_EPOCH) {
             Ok(since) => since.as_nanos() as i128,
             Err(before) => -(before.duration().as_nanos() as i128),
@@ -130,7 +130,7 @@ fn list(location: Location<'_>, hashing: &Hashing<'_>) -> Result<(Structure, Vec
         structure.strings.extend_from_slice(path);
         let path_end = structure.strings.len();
         let kind = match entry {
-            Entry::Directory => StructureKind::Directory,
+            Entry::Directory(_) => StructureKind::Directory,
             Entry::Regular(file) => {
                 files.push(File { path: start..path_end, stamp: file.stamp });
                 StructureKind::Regular { executable: file.executable, file: files.len() - 1 }

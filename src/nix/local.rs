@@ -14,7 +14,7 @@ use super::nar::NarSize;
 use super::refscan::KnownPaths;
 use super::resolve;
 use super::walk::{Location, walk};
-use super::{PathInfo, Source, SourceError, StorePath, Visitor, WalkError};
+use super::{PathInfo, Source, SourceError, StorePath, TreeState, Visitor, WalkError};
 
 /// A Nix store on disk, with the root directory `/` or another (Nix's "local store" with a `root`).
 ///
@@ -109,7 +109,7 @@ impl Source for LocalStore<'_> {
                     Some(size) => size,
                     None => {
                         let mut size = NarSize::new();
-                        walk(self.location(path), &mut size)?;
+                        walk(self.location(path), &mut size, self.hashing.now())?;
                         size.finish()
                     }
                 };
@@ -120,7 +120,11 @@ impl Source for LocalStore<'_> {
     }
 
     fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
-        walk(self.location(path), visitor)
+        walk(self.location(path), visitor, self.hashing.now()).map(drop)
+    }
+
+    fn walk_in_state(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Option<TreeState>, WalkError> {
+        walk(self.location(path), visitor, self.hashing.now())
     }
 }
 

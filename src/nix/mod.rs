@@ -32,7 +32,7 @@ pub use hash::{ContentHash, InvalidContentHash};
 pub use local::LocalStore;
 pub use memo::{FileMemo, FileStamp, HashPart, MemoryMemo, NoMemo, RememberedFile};
 pub use memory::{MemoryNode, MemoryStore, MemoryTree, MemoryTreeError};
-pub use source::{Node, PathInfo, Source, SourceError, Union, Visitor, WalkError};
+pub use source::{Node, PathInfo, Source, SourceError, TreeState, Union, Visitor, WalkError};
 pub use store_path::{InvalidStorePath, STORE_DIR, StorePath};
 pub use tree::{EntryKind, TreeListing};
 pub use tree_hash::TreeHasher;

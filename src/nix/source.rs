@@ -53,6 +53,22 @@ impl<F: FnMut(&[u8], Node<'_>) -> io::Result<()>> Visitor for F {
     }
 }
 
+/// The state of a tree, or of several: two walks in the same state saw the same nodes with the same contents, and what
+/// was checked in the one need not be checked again in the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TreeState(pub(super) [u8; 32]);
+
+impl TreeState {
+    /// The state of several trees together.
+    pub fn of_all(states: impl IntoIterator<Item = Self>) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for state in states {
+            hasher.update(&state.0);
+        }
+        Self(hasher.finalize().into())
+    }
+}
+
 /// Where store paths are found: a local Nix store, trees in memory, later binary caches.
 ///
 /// Whatever the source, the same contents give the same nodes in the same order, hence the same layer.
@@ -62,6 +78,12 @@ pub trait Source: Send + Sync {
 
     /// Shows every node of `path` to `visitor`. A tree that changes meanwhile is an error, never a mixture.
     fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError>;
+
+    /// As [`Source::walk`], and says in what state the tree was; `None` where that cannot be told.
+    fn walk_in_state(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Option<TreeState>, WalkError> {
+        self.walk(path, visitor)?;
+        Ok(None)
+    }
 }
 
 /// A source could not say what it knows of a path.

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, FileType, RawDir, fstat, readlinkat_raw, statat};
 use rustix::io::Errno;
 
 use super::file::{CheckedFile, FileError, open_directory};
-use super::{FileStamp, Node, StorePath, Visitor, WalkError};
+use super::{FileStamp, Node, StorePath, TreeState, Visitor, WalkError};
 
 /// How many directories of one walk are open at once. Packing walks on every core, and the limit of descriptors may
 /// be as low as 256.
@@ -54,7 +54,7 @@ impl Location<'_> {
 
 /// A node on disk.
 pub(super) enum Entry<'a> {
-    Directory,
+    Directory(FileStamp),
     Regular(FileEntry<'a>),
     Symlink(&'a [u8]),
 }
@@ -70,18 +70,34 @@ pub(super) struct FileEntry<'a> {
     name: &'a [u8],
 }
 
-/// Shows the nodes of a store path to `visitor`.
-pub(super) fn walk(location: Location<'_>, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
+/// Shows the nodes of a store path to `visitor`, and says in what state the tree was: the stamps of its directories and
+/// files, as far as any later change would show in them; `now` is a time before the walk. A symbolic link cannot change,
+/// it can only be replaced, and that shows in its directory.
+pub(super) fn walk(
+    location: Location<'_>,
+    visitor: &mut dyn Visitor,
+    now: i128,
+) -> Result<Option<TreeState>, WalkError> {
+    let (mut state, mut is_settled) = (blake3::Hasher::new(), true);
+    let mut stamped = |stamp: &FileStamp| {
+        state.update(&stamp.to_bytes());
+        is_settled &= stamp.is_settled(now);
+    };
     walk_entries(location, &mut |path, entry| match entry {
-        Entry::Directory => visitor.node(path, Node::Directory).map_err(WalkError::Visitor),
+        Entry::Directory(stamp) => {
+            stamped(&stamp);
+            visitor.node(path, Node::Directory).map_err(WalkError::Visitor)
+        }
         Entry::Symlink(target) => visitor.node(path, Node::Symlink { target }).map_err(WalkError::Visitor),
         Entry::Regular(file) => {
+            stamped(&file.stamp);
             let (executable, size) = (file.executable, file.stamp.size);
             let mut contents = Contents { file, open: None, failure: None };
             let shown = visitor.node(path, Node::Regular { executable, size, contents: &mut contents });
             contents.conclude(shown, location, path)
         }
-    })
+    })?;
+    Ok(is_settled.then(|| TreeState(state.finalize().into())))
 }
 
 /// The contents of a file, opened at the first read.
@@ -180,7 +196,7 @@ fn show(
         FileType::Directory => {
             let descriptor = open_directory(directory, name).map_err(listed)?;
             let stamp = FileStamp::of(&fstat(&descriptor).map_err(listed)?);
-            see(path, Entry::Directory)?;
+            see(path, Entry::Directory(stamp))?;
             Ok(Some(Opened { descriptor, stamp }))
         }
         FileType::RegularFile => {

@@ -5,7 +5,7 @@ use std::io;
 use super::Compression;
 use super::tar_writer::{Attributes, TarWriter};
 use crate::blob::{DiffId, Digest, LayerKey, LayerKeyBuilder};
-use crate::nix::{Node, PathInfo, Source, StorePath, WalkError};
+use crate::nix::{Node, PathInfo, Source, StorePath, TreeState, WalkError};
 use crate::rootfs::{RootFs, RootNodeKind};
 
 /// The blake3 context of keys of store path layers: another packing format gets another number.
@@ -107,11 +107,16 @@ impl LayerContents<'_> {
 
     /// The length in bytes of the layer's tar. Reads names and lengths, no contents.
     pub(super) fn tar_size(&self, source: &dyn Source) -> Result<u64, PackError> {
-        self.write_tar(source, TarWriter::measuring())
+        Ok(self.write_tar(source, TarWriter::measuring())?.0)
     }
 
-    /// Writes the layer's tar and gives its length in bytes.
-    pub(super) fn write_tar(&self, source: &dyn Source, mut tar: TarWriter<'_>) -> Result<u64, PackError> {
+    /// Writes the layer's tar. Gives its length in bytes, and the state of the trees that it was made of.
+    pub(super) fn write_tar(
+        &self,
+        source: &dyn Source,
+        mut tar: TarWriter<'_>,
+    ) -> Result<(u64, Option<TreeState>), PackError> {
+        let mut states = Some(Vec::new());
         match self {
             Self::StorePaths(paths) => {
                 // Every layer brings its parent directories, so that none depends on another's being there.
@@ -119,7 +124,10 @@ impl LayerContents<'_> {
                     tar.directory(parent.as_bytes(), Attributes::root(0o755)).map_err(PackError::Write)?;
                 }
                 for info in in_layer_order(paths) {
-                    write_store_path(&mut tar, source, &info.path)?;
+                    match (write_store_path(&mut tar, source, &info.path)?, &mut states) {
+                        (Some(state), Some(states)) => states.push(state),
+                        _ => states = None,
+                    }
                 }
             }
             Self::RootFs { root, .. } => {
@@ -136,15 +144,19 @@ impl LayerContents<'_> {
                 }
             }
         }
-        tar.finish().map_err(PackError::Write)
+        Ok((tar.finish().map_err(PackError::Write)?, states.map(TreeState::of_all)))
     }
 }
 
-fn write_store_path(tar: &mut TarWriter<'_>, source: &dyn Source, path: &StorePath) -> Result<(), PackError> {
+fn write_store_path(
+    tar: &mut TarWriter<'_>,
+    source: &dyn Source,
+    path: &StorePath,
+) -> Result<Option<TreeState>, PackError> {
     let mut full = format!("nix/store/{}", path.base_name()).into_bytes();
     let root = full.len();
     source
-        .walk(path, &mut |relative: &[u8], node: Node<'_>| {
+        .walk_in_state(path, &mut |relative: &[u8], node: Node<'_>| {
             full.truncate(root);
             if !relative.is_empty() {
                 full.push(b'/');

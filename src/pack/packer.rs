@@ -9,7 +9,7 @@ use super::tar_writer::{TakePiece, TarWriter};
 use super::{Compression, crew};
 use crate::blob::{DiffId, Digest};
 use crate::event::{Cancelled, Event, Observer};
-use crate::nix::Source;
+use crate::nix::{Source, TreeState};
 use crate::sha256::{Partner, Partners, Sha256};
 
 /// Packs layers, several at once on threads of the caller's: they hash their streams in pairs, and share a crew that
@@ -44,12 +44,35 @@ impl<'a> Packer<'a> {
 
     /// Packs one layer into `out` in one pass, and tells the observer of every piece of tar.
     pub fn pack(&self, contents: &LayerContents<'_>, out: &mut dyn Write) -> Result<Packed, PackError> {
+        Ok(self.pack_in_state(contents, out)?.0)
+    }
+
+    /// As [`Packer::pack`], and says in what state the layer's trees were.
+    pub fn pack_in_state(
+        &self,
+        contents: &LayerContents<'_>,
+        out: &mut dyn Write,
+    ) -> Result<(Packed, Option<TreeState>), PackError> {
         self.pack_and_tell(contents, out, &|bytes| self.observer.event(Event::Advanced { bytes }))
     }
 
     /// Packs one layer that was packed before: those who take its bytes tell how far they are.
-    pub fn pack_again(&self, contents: &LayerContents<'_>, out: &mut dyn Write) -> Result<Packed, PackError> {
+    pub fn pack_again(
+        &self,
+        contents: &LayerContents<'_>,
+        out: &mut dyn Write,
+    ) -> Result<(Packed, Option<TreeState>), PackError> {
         self.pack_and_tell(contents, out, &|_| ())
+    }
+
+    /// Writes one layer's tar, and takes no digest: it was taken before. Says in what state the layer's trees were.
+    pub fn write_again(
+        &self,
+        contents: &LayerContents<'_>,
+        out: &mut dyn Write,
+    ) -> Result<Option<TreeState>, PackError> {
+        let mut unhashed = Unhashed { observer: self.observer, out };
+        Ok(self.write_tar(contents, &mut unhashed)?.1)
     }
 
     fn pack_and_tell(
@@ -57,26 +80,26 @@ impl<'a> Packer<'a> {
         contents: &LayerContents<'_>,
         out: &mut dyn Write,
         tell: &dyn Fn(u64),
-    ) -> Result<Packed, PackError> {
+    ) -> Result<(Packed, Option<TreeState>), PackError> {
         let tar = self.partners.begin();
         if self.compression == Compression::None {
             let mut plain = Plain { tar: Watched { packer: self, tar, tell }, out };
-            self.write_tar(contents, &mut plain)?;
+            let (_, state) = self.write_tar(contents, &mut plain)?;
             // The blob is the tar: one digest serves for both.
             let tar = plain.tar.tar;
             let size = tar.bytes();
             let digest = Digest::from_bytes(tar.finish());
-            return Ok(Packed { digest, diff_id: DiffId(digest), size, tar_size: size });
+            return Ok((Packed { digest, diff_id: DiffId(digest), size, tar_size: size }, state));
         }
         let compressed = Compressed { out, blob: Sha256::new() };
         let mut compressing =
             Compressing { tar: Watched { packer: self, tar, tell }, line: self.crew.line(&self.buffers, compressed) };
-        self.write_tar(contents, &mut compressing)?;
+        let (_, state) = self.write_tar(contents, &mut compressing)?;
         let Compressing { tar: Watched { tar, .. }, line } = compressing;
         let Compressed { blob, .. } = line.finish().map_err(PackError::Write)?;
         let (size, tar_size) = (blob.bytes(), tar.bytes());
         let (digest, diff_id) = (Digest::from_bytes(blob.finish()), Digest::from_bytes(tar.finish()));
-        Ok(Packed { digest, diff_id: DiffId(diff_id), size, tar_size })
+        Ok((Packed { digest, diff_id: DiffId(diff_id), size, tar_size }, state))
     }
 
     /// The length in bytes of a layer's tar.
@@ -84,7 +107,11 @@ impl<'a> Packer<'a> {
         contents.tar_size(self.source)
     }
 
-    fn write_tar(&self, contents: &LayerContents<'_>, out: &mut dyn TakePiece) -> Result<u64, PackError> {
+    fn write_tar(
+        &self,
+        contents: &LayerContents<'_>,
+        out: &mut dyn TakePiece,
+    ) -> Result<(u64, Option<TreeState>), PackError> {
         contents.write_tar(self.source, TarWriter::new(out, &self.buffers))
     }
 }
@@ -116,6 +143,20 @@ impl TakePiece for Plain<'_, '_> {
     fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
         let buffer = self.tar.hash(buffer, filled)?;
         self.tar.tar.aside(|| self.out.write_all(&buffer[..filled]))?;
+        Ok(buffer)
+    }
+}
+
+/// A tar whose digest is known.
+struct Unhashed<'p> {
+    observer: &'p dyn Observer,
+    out: &'p mut dyn Write,
+}
+
+impl TakePiece for Unhashed<'_> {
+    fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
+        Cancelled::check(self.observer)?;
+        self.out.write_all(&buffer[..filled])?;
         Ok(buffer)
     }
 }

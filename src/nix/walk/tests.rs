@@ -239,3 +239,34 @@ fn links_are_never_followed() {
     assert_eq!(seen.len(), 1);
     assert!(matches!(&seen[0].node, MemoryNode::Symlink(target) if **target == *outside.as_os_str().as_bytes()));
 }
+
+#[test]
+fn the_state_of_a_tree_tells_every_change_that_its_times_tell() {
+    const LATER: i128 = 1 << 100;
+    let store = store();
+    let directory = fs::File::open(store.root().join("nix/store")).unwrap();
+    let location = Location { directory: directory.as_fd(), store: store.root(), path: &a() };
+    let state = |now| walk(location, &mut |_: &[u8], _: Node<'_>| Ok(()), now).unwrap();
+    assert_eq!(state(0), None, "they are too young");
+    let before = state(LATER).unwrap();
+    assert_eq!(state(LATER), Some(before));
+    let root = store.path(&a());
+    let changes: [&dyn Fn(); 4] = [
+        &|| fs::write(root.join("d/f"), "other").unwrap(),
+        &|| fs::write(root.join("new"), "").unwrap(),
+        &|| fs::rename(root.join("f"), root.join("g")).unwrap(),
+        &|| {
+            fs::remove_file(root.join("l")).unwrap();
+            symlink("g", root.join("l")).unwrap();
+        },
+    ];
+    let mut before = before;
+    for change in changes {
+        // Past the tick in which the last change was made.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        change();
+        let after = state(LATER).unwrap();
+        assert_ne!(after, before);
+        before = after;
+    }
+}
