@@ -93,7 +93,7 @@ pub fn containerize(
     memo.save();
     let realised = ingredients.realise(&environment, &closure, &nix)?;
 
-    let plan = plan::plan(&closure, request.max_layers - 1);
+    let plan = plan::plan(&closure, ingredients.installed(), request.max_layers - 1);
     target.accepts_layers(plan.layers.len() + 1)?;
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);
@@ -168,6 +168,11 @@ impl Ingredients {
             None => self.packages.iter().map(|package| package.path.clone()).collect(),
         };
         environment.into_iter().chain(self.shell.clone()).collect()
+    }
+
+    /// What the user installs, where the closure has it.
+    fn installed(&self) -> impl Iterator<Item = &StorePath> {
+        self.packages.iter().map(|package| &package.path)
     }
 
     /// The image's own files: the environment's tree, its activation, accounts.

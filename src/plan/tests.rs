@@ -1,0 +1,210 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::nix::{ContentHash, PathInfo, Source, SourceError, Visitor, WalkError};
+
+const MIB: u64 = 1 << 20;
+
+/// A source of path infos without any tree.
+struct Infos(BTreeMap<StorePath, PathInfo>);
+
+impl Source for Infos {
+    fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+        Ok(self.0.get(path).cloned())
+    }
+
+    fn walk(&self, path: &StorePath, _: &mut dyn Visitor) -> Result<(), WalkError> {
+        Err(WalkError::Absent { path: path.to_absolute() })
+    }
+}
+
+/// Packages: `(size, what it refers to)`; a package at its second version has another hash.
+#[derive(Clone, Debug, Default)]
+struct Packages {
+    nodes: Vec<(u64, Vec<usize>)>,
+    second: BTreeSet<usize>,
+}
+
+impl Packages {
+    fn new(nodes: &[(u64, &[usize])]) -> Self {
+        let nodes = nodes.iter().map(|(size, references)| (*size, references.to_vec())).collect();
+        Self { nodes, second: BTreeSet::new() }
+    }
+
+    fn path(&self, n: usize) -> StorePath {
+        let digest = blake3::hash(&[n.to_le_bytes(), usize::from(self.second.contains(&n)).to_le_bytes()].concat());
+        StorePath::synthetic(digest.as_bytes(), &format!("package{n}-1.0")).unwrap()
+    }
+
+    /// What no other package refers to.
+    fn tops(&self) -> Vec<usize> {
+        let referred: BTreeSet<_> = self.nodes.iter().flat_map(|(_, references)| references.clone()).collect();
+        (0..self.nodes.len()).filter(|n| !referred.contains(n)).collect()
+    }
+
+    fn closure_of(&self, roots: &[usize]) -> Closure {
+        let info = |n: usize| PathInfo {
+            path: self.path(n),
+            content: ContentHash::Nar([0; 32]),
+            nar_size: self.nodes[n].0,
+            references: self.nodes[n].1.iter().map(|&below| self.path(below)).collect(),
+        };
+        let infos = (0..self.nodes.len()).map(|n| (self.path(n), info(n))).collect();
+        Closure::compute(&Infos(infos), roots.iter().map(|&n| self.path(n))).unwrap()
+    }
+
+    fn closure(&self) -> Closure {
+        self.closure_of(&self.tops())
+    }
+
+    /// A new version of `n`: it and all that depends on it has another hash.
+    fn with_new(&self, n: usize) -> Self {
+        let mut second = BTreeSet::from([n]);
+        for dependent in n + 1..self.nodes.len() {
+            if self.nodes[dependent].1.iter().any(|below| second.contains(below)) {
+                second.insert(dependent);
+            }
+        }
+        Self { second, ..self.clone() }
+    }
+
+    fn layers(&self, expected: &[&[usize]]) -> Vec<Vec<StorePath>> {
+        expected.iter().map(|layer| layer.iter().map(|&n| self.path(n)).collect()).collect()
+    }
+}
+
+fn plan_of(closure: &Closure, budget: usize) -> Vec<Vec<StorePath>> {
+    plan(closure, [], budget).layers
+}
+
+prop_compose! {
+    /// Packages that refer to earlier ones.
+    fn packages(sizes: std::ops::Range<u64>, most: usize)(
+        nodes in prop::collection::vec((sizes, prop::collection::vec(any::<prop::sample::Index>(), 0..4)), 0..most)
+    ) -> Packages {
+        let references = |n: usize, references: Vec<prop::sample::Index>| {
+            if n == 0 { Vec::new() } else { references.iter().map(|reference| reference.index(n)).collect() }
+        };
+        let nodes = nodes.into_iter().enumerate().map(|(n, (size, below))| (size, references(n, below))).collect();
+        Packages { nodes, second: BTreeSet::new() }
+    }
+}
+
+fn check_partition(closure: &Closure, layers: &[Vec<StorePath>], budget: usize) -> Result<(), TestCaseError> {
+    prop_assert!(layers.len() <= budget);
+    prop_assert!(layers.iter().all(|layer| !layer.is_empty()));
+    let mut planned: Vec<_> = layers.concat();
+    planned.sort();
+    let paths: Vec<_> = closure.paths().map(|info| info.path.clone()).collect();
+    prop_assert_eq!(planned, paths);
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn a_plan_partitions_the_closure_within_its_budget(packages in packages(0..1 << 30, 200), budget in 1usize..=127) {
+        let closure = packages.closure();
+        check_partition(&closure, &plan_of(&closure, budget), budget)?;
+    }
+
+    #[test]
+    fn sizes_near_the_largest_number_overflow_nothing(packages in packages(u64::MAX - 9..u64::MAX, 60), budget in 1usize..=9) {
+        let closure = packages.closure();
+        check_partition(&closure, &plan_of(&closure, budget), budget)?;
+    }
+
+    /// Whatever the budget: with the sizes the same, a new version changes the layers that it is in and no other, and
+    /// none changes its place.
+    #[test]
+    fn a_new_version_moves_no_other_path(
+        packages in packages(0..4 * MIB, 150), changed in any::<prop::sample::Index>(), budget in 1usize..=127,
+    ) {
+        prop_assume!(!packages.nodes.is_empty());
+        let after = packages.with_new(changed.index(packages.nodes.len()));
+        let names = |layers: Vec<Vec<StorePath>>| -> Vec<Vec<String>> {
+            layers.iter().map(|layer| layer.iter().map(|path| path.name().to_owned()).collect()).collect()
+        };
+        prop_assert_eq!(
+            names(plan_of(&packages.closure(), budget)),
+            names(plan_of(&after.closure(), budget))
+        );
+    }
+
+    /// Where layers are left: what the installed package with the smallest closure brings along lies in layers of its
+    /// own, so that it comes and goes without a change to those that hold nothing installed.
+    #[test]
+    fn the_smallest_package_comes_and_goes_alone(packages in packages(0..4 * MIB, 100)) {
+        let mut roots = packages.tops();
+        prop_assume!(roots.len() > 1);
+        let closure_class = |&n: &usize| {
+            let bytes: u64 = packages.closure_of(&[n]).paths().map(|info| info.nar_size).sum();
+            (bytes.max(1).ilog2(), packages.path(n))
+        };
+        roots.sort_by_cached_key(closure_class);
+        let (with, without) = (packages.closure_of(&roots), packages.closure_of(&roots[1..]));
+        let tops: BTreeSet<_> = roots.iter().map(|&n| packages.path(n)).collect();
+        let before = plan_of(&with, MAX_LAYERS);
+        for layer in plan_of(&without, MAX_LAYERS).iter().filter(|layer| !layer.iter().any(|path| tops.contains(path))) {
+            prop_assert!(before.contains(layer), "{layer:?} is not in {before:?}");
+        }
+    }
+
+    #[test]
+    fn a_large_path_lies_alone_and_above_all_that_it_refers_to(packages in packages(64 * MIB..1 << 30, 120)) {
+        let closure = packages.closure();
+        let layers = plan_of(&closure, MAX_LAYERS);
+        prop_assert_eq!(layers.len(), packages.nodes.len());
+        let place: BTreeMap<_, _> = layers.iter().enumerate().map(|(at, layer)| (layer[0].clone(), at)).collect();
+        for info in closure.paths() {
+            for reference in &info.references {
+                prop_assert!(place[&info.path] > place[reference]);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_user_installs_lies_on_top_the_smallest_highest() {
+    let packages =
+        Packages::new(&[(100 * MIB, &[]), (10 * MIB, &[0]), (50 * MIB, &[0]), (30 * MIB, &[1]), (70 * MIB, &[1])]);
+    let layers = plan_of(&packages.closure(), 100);
+    assert_eq!(layers, packages.layers(&[&[0], &[1], &[4], &[2], &[3]]));
+}
+
+#[test]
+fn an_environment_does_not_hide_what_is_installed() {
+    // Package 4 is the environment; 2 and 3 are installed.
+    let packages =
+        Packages::new(&[(40 * MIB, &[]), (30 * MIB, &[0]), (70 * MIB, &[1]), (50 * MIB, &[0]), (MIB, &[2, 3])]);
+    let closure = packages.closure();
+    let installed = [packages.path(2), packages.path(3), Packages::new(&[]).path(9)];
+    assert_eq!(plan(&closure, &installed, 100).layers, packages.layers(&[&[0], &[1], &[2], &[3], &[4]]));
+}
+
+#[test]
+fn what_two_packages_need_belongs_to_the_larger_one() {
+    // 2 belongs to 4, 1 to 3 alone; all are small enough to share a layer.
+    let packages = Packages::new(&[(50 * MIB, &[]), (9000, &[]), (9000, &[]), (5 * MIB, &[1, 2]), (5 * MIB, &[0, 2])]);
+    let layers = plan_of(&packages.closure(), 100);
+    assert!(packages.layers(&[&[1], &[2]]).iter().all(|layer| layers.contains(layer)), "{layers:?}");
+}
+
+#[test]
+fn what_is_negligible_is_joined_even_where_layers_are_left() {
+    let packages = Packages::new(&[(9000, &[]), (9000, &[]), (20 * MIB, &[]), (20 * MIB, &[0, 1, 2])]);
+    assert_eq!(plan_of(&packages.closure(), 100), packages.layers(&[&[2], &[0, 1], &[3]]));
+}
+
+#[test]
+fn references_in_a_circle_are_planned_too() {
+    let packages = Packages::new(&[(9000, &[0, 1]), (40 * MIB, &[2]), (50 * MIB, &[0]), (60 * MIB, &[1, 3])]);
+    let closure = packages.closure_of(&[3]);
+    check_partition(&closure, &plan_of(&closure, 3), 3).unwrap();
+}
+
+#[test]
+fn nothing_is_in_no_layer() {
+    assert_eq!(plan_of(&Closure::default(), 99), Vec::<Vec<StorePath>>::new());
+}
