@@ -91,9 +91,12 @@ pub fn containerize(
     let ingredients = Ingredients::choose(&request, &environment, &nix, observer)?;
     let closure = closure(&nix, ingredients.roots(), observer)?;
     memo.save();
-    let realised = ingredients.realise(&environment, &closure, &nix)?;
 
-    let plan = plan::plan(&closure, ingredients.installed(), request.max_layers - 1);
+    let (realised, plan) = rayon::join(
+        || ingredients.realise(&environment, &closure, &nix),
+        || plan::plan(&closure, ingredients.installed(), request.max_layers - 1),
+    );
+    let realised = realised?;
     target.accepts_layers(plan.layers.len() + 1)?;
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);

@@ -146,6 +146,7 @@ impl Forest {
         real: &BTreeSet<Vec<u8>>,
     ) -> Result<Self, ForestError> {
         let view = StoreView::new(source);
+        view.read_ahead(&packages.iter().map(|package| &package.path).collect::<Vec<_>>());
         let packages = with_propagated(&view, packages, propagation)?;
         let mut roots = Vec::new();
         for package in &packages {

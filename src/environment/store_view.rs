@@ -6,6 +6,8 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 
+use rayon::prelude::*;
+
 use crate::nix::{EntryKind, Node, STORE_DIR, Source, StorePath, TreeListing, WalkError};
 
 /// How many links one path may lead through, as on Linux (`path_resolution(7)`: 40).
@@ -71,6 +73,13 @@ pub(super) struct StoreView<'a> {
 impl<'a> StoreView<'a> {
     pub(super) fn new(source: &'a dyn Source) -> Self {
         Self { source, listings: RefCell::default() }
+    }
+
+    /// Lists store paths that will be looked at anyway, on all cores. What cannot be listed now fails when it is wanted.
+    pub(super) fn read_ahead(&self, paths: &[&StorePath]) {
+        let read: Vec<_> = paths.par_iter().map(|path| TreeListing::read(self.source, path)).collect();
+        let read = paths.iter().zip(read).filter_map(|(path, listing)| Some(((*path).clone(), listing.ok()?)));
+        self.listings.borrow_mut().extend(read.map(|(path, listing)| (path, Some(Rc::new(listing)))));
     }
 
     /// The structure of a store path, or `None` where the source does not have it.
