@@ -40,7 +40,8 @@ pub(super) fn read(
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..provider.threads().min(layers.len()) {
+        // Half of them: the other cores' time is the taker's, and whoever reads from it.
+        for _ in 0..provider.threads().div_ceil(2).min(layers.len()) {
             scope.spawn(make);
         }
         // Whatever happens, those who wait go on; and as the receivers end here, those who send learn that nobody listens.

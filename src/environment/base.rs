@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use rayon::prelude::*;
+
 use super::Package;
 use super::store_view::walk_until;
 use crate::nix::{Closure, Node, Source, StorePath, WalkError};
@@ -44,9 +46,10 @@ impl Base {
             (installed.unwrap_or(usize::MAX), usual.unwrap_or(usize::MAX), path.clone())
         };
         let (mut bash, mut coreutils, mut certificates, mut locales) = (None, None, None, None);
-        for info in closure.paths() {
-            let path = &info.path;
-            let has = Contents::read(source, path)?;
+        let paths: Vec<_> = closure.paths().map(|info| &info.path).collect();
+        let contents: Vec<_> =
+            paths.par_iter().map(|path| Contents::read(source, path)).collect::<Result<_, WalkError>>()?;
+        for (path, has) in paths.into_iter().zip(contents) {
             let better = |best: &mut Option<_>, usual: &[&str]| {
                 let rank = rank(path, usual);
                 if best.as_ref().is_none_or(|best| rank < *best) {

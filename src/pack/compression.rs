@@ -29,7 +29,7 @@ impl Compression {
             // Long enough for reading and hashing, short enough for a core's cache.
             Self::None => 256 * 1024,
             Self::Gzip(_) => 1 << 20,
-            Self::Zstd(_) => 4 << 20,
+            Self::Zstd(_) => 2 << 20,
         }
     }
 
