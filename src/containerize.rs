@@ -66,7 +66,7 @@ pub struct Request<'a> {
 pub struct Report {
     /// The image.
     pub image: Image,
-    /// Where it is now.
+    /// Where it is now, or would be.
     pub target: Target,
     /// What its delivery took, or would have taken.
     pub delivered: Delivered,

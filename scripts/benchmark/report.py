@@ -82,8 +82,8 @@ def introduction(place, results, about):
         "ready tar file, the codec on one thread, and both digests, in programs of their own. sha256 is OpenSSL's, one "
         "stream at a time: the interleaved rate, which the target on digests means, no program of Debian's has.",
         f"**Digests**: {digests}",
-        "**Files**: one that layerhold writes is synced to the disk before it gets its name; `tar`, `cp` and the "
-        "others leave that to the kernel unless the line says otherwise.",
+        "**Files**: layerhold, `tar`, `cp` and the others leave it to the kernel when what they wrote reaches the disk, "
+        "unless the line says otherwise.",
     ]
     return [
         "# Benchmarks",

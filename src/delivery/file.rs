@@ -137,8 +137,12 @@ impl Sink for FileSink {
             return Ok(BTreeSet::new());
         }
         self.spool = None;
-        // Here, so that a file that cannot be written is known before a byte is read.
-        let output = self.open()?;
+        let output = match self.output.take() {
+            // Whoever reads from a pipe would see its end.
+            Some(direct @ Output::Direct(_)) => direct,
+            // Here, so that a file that cannot be written is known before a byte is read.
+            _ => self.open()?,
+        };
         if let Output::Beside { target, .. } = &output
             && let Ok(target) = target.canonicalize()
             && let Some(token) = token(&target, image)
@@ -397,6 +401,33 @@ mod tests {
             move || fs::read(fifo).unwrap()
         });
         write(&fifo).unwrap();
+        assert!(whole_archive(&reader.join().unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_pipe_has_no_places_and_is_opened_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || {
+                let mut pipe = File::open(&fifo).unwrap();
+                // Nobody can open it a second time.
+                fs::remove_file(&fifo).unwrap();
+                let mut read = Vec::new();
+                io::Read::read_to_end(&mut pipe, &mut read).unwrap();
+                read
+            }
+        });
+        let (image, blobs) = image("v1", &["base", "top"]);
+        let mut sink = FileSink::new(&fifo);
+        assert!(sink.spool(&[4, 3]).unwrap().is_none());
+        while fifo.exists() {
+            std::thread::yield_now();
+        }
+        deliver(&image, &blobs, &mut sink, &Silent).unwrap();
+        drop(sink);
         assert!(whole_archive(&reader.join().unwrap()).is_some());
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::StoreError;
-use super::database::{self, Held};
+use super::database::{self, Held, WorkError};
 
 /// The database's directory.
 pub(super) const NAME: &str = "memory";
@@ -20,17 +20,11 @@ pub(super) fn recall(root: &Path, held: &Held) -> Result<HashMap<Vec<u8>, Vec<u8
     if !root.join(NAME).exists() {
         return Ok(HashMap::new());
     }
-    database::with(
-        root,
-        NAME,
-        held,
-        |_| Ok(()),
-        |db| {
-            let entries = db.open_tree("files")?.iter();
-            let entries = entries.map(|entry| entry.map(|(key, value)| (key.to_vec(), value.to_vec())));
-            Ok(entries.collect::<sled::Result<_>>()?)
-        },
-    )
+    with_memory(root, held, |db| {
+        let entries = db.open_tree("files")?.iter();
+        let entries = entries.map(|entry| entry.map(|(key, value)| (key.to_vec(), value.to_vec())));
+        Ok(entries.collect::<sled::Result<_>>()?)
+    })
 }
 
 /// Remembers values that can be had again by work.
@@ -39,28 +33,27 @@ pub(super) fn remember(root: &Path, held: &Held, entries: &[(Vec<u8>, Vec<u8>)])
 }
 
 fn remember_at_most(most: u64, root: &Path, held: &Held, entries: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
-    database::with(
-        root,
-        NAME,
-        held,
-        |_| Ok(()),
-        |db| {
-            let files = db.open_tree("files")?;
-            let mut count = database::number(db, COUNT)? + entries.len() as u64;
-            if count > most {
-                files.clear()?;
-                count = entries.len() as u64;
-            }
-            let mut batch = sled::Batch::default();
-            for (key, value) in entries {
-                batch.insert(key.as_slice(), value.as_slice());
-            }
-            files.apply_batch(batch)?;
-            db.insert(COUNT, &count.to_be_bytes())?;
-            db.flush()?;
-            Ok(())
-        },
-    )
+    with_memory(root, held, |db| {
+        let files = db.open_tree("files")?;
+        let mut count = database::number(db, COUNT)? + entries.len() as u64;
+        if count > most {
+            files.clear()?;
+            count = entries.len() as u64;
+        }
+        let mut batch = sled::Batch::default();
+        for (key, value) in entries {
+            batch.insert(key.as_slice(), value.as_slice());
+        }
+        files.apply_batch(batch)?;
+        db.insert(COUNT, &count.to_be_bytes())?;
+        db.flush()?;
+        Ok(())
+    })
+}
+
+/// Opens the memory, which begins with nothing, and does `work` with it.
+fn with_memory<T>(root: &Path, held: &Held, work: impl Fn(&sled::Db) -> Result<T, WorkError>) -> Result<T, StoreError> {
+    database::with(root, NAME, held, |_| Ok(()), work)
 }
 
 #[cfg(test)]
