@@ -2,7 +2,7 @@
 //!
 //! The records are the truth; the index is made from them and may be lost at any time.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::StoreError;
 use super::database::{self, Held, WorkError};
@@ -15,11 +15,15 @@ use crate::crash;
 pub(super) const NAME: &str = "index";
 /// In sled's default tree: how many bytes all layers and images take on the disk.
 const BYTES: &[u8] = b"bytes";
+/// The same number in a file of its own in the database's directory, for who needs no more than that: opening sled takes
+/// the longer the more it holds. The file is not there while the number changes.
+const BYTES_FILE: &str = "bytes";
 
 /// The index, open.
 pub(super) struct Index {
     layers: sled::Tree,
     db: sled::Db,
+    bytes_file: PathBuf,
 }
 
 /// Opens the index of the store at `root`, does `work` with it, and closes it.
@@ -30,8 +34,16 @@ pub(super) fn with<T>(
     held: &Held,
     work: impl Fn(&Index) -> Result<T, WorkError>,
 ) -> Result<T, StoreError> {
-    let fill = |db: &sled::Db| Ok(Index::of(db)?.fill(&Truth::read(root)?)?);
-    database::with(root, NAME, held, fill, |db| work(&Index::of(db)?))
+    let fill = |db: &sled::Db| Ok(Index::of(db, root)?.fill(&Truth::read(root)?)?);
+    database::with(root, NAME, held, fill, |db| work(&Index::of(db, root)?))
+}
+
+/// How many bytes all layers and images take on the disk, where that can be told without opening the index. Asked by who
+/// has the right to open it, so that nobody is changing it.
+pub(super) fn bytes_at_hand(root: &Path, _: &Held) -> Option<u64> {
+    let text = std::fs::read_to_string(root.join(NAME).join(BYTES_FILE)).ok()?;
+    // Without its end of line it is cut.
+    text.strip_suffix('\n')?.parse().ok()
 }
 
 /// What the index is made from.
@@ -50,8 +62,9 @@ impl Truth {
 }
 
 impl Index {
-    fn of(db: &sled::Db) -> sled::Result<Self> {
-        Ok(Self { layers: db.open_tree("layers")?, db: db.clone() })
+    fn of(db: &sled::Db, root: &Path) -> sled::Result<Self> {
+        let bytes_file = root.join(NAME).join(BYTES_FILE);
+        Ok(Self { layers: db.open_tree("layers")?, db: db.clone(), bytes_file })
     }
 
     fn fill(&self, truth: &Truth) -> sled::Result<()> {
@@ -101,10 +114,16 @@ impl Index {
 
     /// Says how many bytes all layers and images take, where that is known better.
     pub(super) fn set_bytes(&self, bytes: u64) -> sled::Result<()> {
+        match std::fs::remove_file(&self.bytes_file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(sled::Error::Io(error)),
+            _ => {}
+        }
         self.db.insert(BYTES, &bytes.to_be_bytes())?;
         crash::point("index.changed");
         self.db.flush()?;
         crash::point("index.flushed");
+        // Where it cannot be written, on a full disk say, the index itself answers.
+        let _ = std::fs::write(&self.bytes_file, format!("{bytes}\n"));
         Ok(())
     }
 }

@@ -1,11 +1,11 @@
 //! What the store holds, for people and programs: images, layers, store paths, and who wants them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use serde::Serialize;
 
 use super::gc::StoredImage;
-use super::index::disk_bytes;
+use super::index::{disk_bytes, record_bytes};
 use super::record::{ImageRecord, LayerRecord};
 use super::{LayerStore, StoreError};
 use crate::blob::{Digest, LayerKey};
@@ -86,35 +86,32 @@ pub struct WhyRow {
 impl LayerStore {
     /// Every image, the one made last first.
     pub fn image_rows(&self) -> Result<Vec<ImageRow>, StoreError> {
-        let layers = self.layers_by_key()?;
+        let layers: HashMap<LayerKey, OnDisk> =
+            self.all_layers()?.into_iter().map(|(record, json_length)| OnDisk::of(&record, json_length)).collect();
         let images = self.images()?;
-        let mut layer_holders: BTreeMap<LayerKey, usize> = BTreeMap::new();
+        let mut layer_holders: HashMap<LayerKey, usize> = HashMap::new();
         for key in images.iter().flat_map(|image| distinct_layers(&image.record)) {
             *layer_holders.entry(key).or_default() += 1;
         }
         // Layers made from different things can have the same blob, which goes with the last of them.
-        let mut blob_holders: BTreeMap<Digest, BTreeSet<LayerKey>> = BTreeMap::new();
-        for (record, _) in layers.values().filter(|(record, _)| record.has_blob) {
-            blob_holders.entry(record.digest).or_default().insert(record.key);
+        let mut blob_holders: HashMap<Digest, Vec<LayerKey>> = HashMap::new();
+        for (key, layer) in layers.iter().filter(|(_, layer)| layer.blob.is_some()) {
+            blob_holders.entry(layer.digest).or_default().push(*key);
         }
         let mut rows: Vec<_> = images
             .into_iter()
             .map(|image| {
                 let own = distinct_layers(&image.record);
-                let present: Vec<_> = own.iter().filter_map(|key| layers.get(key)).collect();
-                let only_here: BTreeSet<_> = own.iter().filter(|key| layer_holders[key] == 1).copied().collect();
-                let blobs: BTreeMap<Digest, u64> = present
-                    .iter()
-                    .filter(|(record, _)| record.has_blob)
-                    .map(|(record, _)| (record.digest, record.size))
-                    .collect();
+                let present: Vec<_> = own.iter().filter_map(|key| Some((key, layers.get(key)?))).collect();
+                let only_here = |key: &LayerKey| own.contains(key) && layer_holders[key] == 1;
+                let blobs: BTreeMap<Digest, u64> =
+                    present.iter().filter_map(|(_, layer)| Some((layer.digest, layer.blob?))).collect();
                 let records = |keys: &dyn Fn(&LayerKey) -> bool| -> u64 {
-                    let counted = present.iter().filter(|(record, _)| keys(&record.key));
-                    counted.map(|(record, disk)| disk - if record.has_blob { record.size } else { 0 }).sum()
+                    present.iter().filter(|(key, _)| keys(key)).map(|(_, layer)| layer.record).sum()
                 };
                 let freed_blobs: u64 = blobs
                     .iter()
-                    .filter(|(digest, _)| blob_holders[digest].is_subset(&only_here))
+                    .filter(|(digest, _)| blob_holders[digest].iter().all(only_here))
                     .map(|(_, size)| size)
                     .sum();
                 ImageRow {
@@ -123,7 +120,7 @@ impl LayerStore {
                     used_at: image.record.used_at,
                     size: image.record.size,
                     on_disk: image.bytes + records(&|_| true) + blobs.values().sum::<u64>(),
-                    would_free: image.bytes + records(&|key| only_here.contains(key)) + freed_blobs,
+                    would_free: image.bytes + records(&only_here) + freed_blobs,
                     layers: image.record.layers.len(),
                     pinned: image.pinned,
                     name: image.record.name,
@@ -233,6 +230,22 @@ impl LayerStore {
                 (record.key, (record, bytes))
             })
             .collect())
+    }
+}
+
+/// What a layer takes on the disk.
+struct OnDisk {
+    digest: Digest,
+    /// Bytes of its record.
+    record: u64,
+    /// Bytes of its blob, where it is kept.
+    blob: Option<u64>,
+}
+
+impl OnDisk {
+    fn of(record: &LayerRecord, json_length: u64) -> (LayerKey, Self) {
+        let blob = record.has_blob.then_some(record.size);
+        (record.key, Self { digest: record.digest, record: record_bytes(json_length), blob })
     }
 }
 

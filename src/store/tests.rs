@@ -456,3 +456,27 @@ fn collections_at_the_same_time_do_not_disturb_each_other() {
     assert!(inventory::list(&directory.path().join("tmp")).unwrap().is_empty());
     assert_eq!(store.plan_gc(&all).unwrap().freed(), 0);
 }
+
+#[test]
+fn an_image_that_is_made_again_needs_no_index_and_the_count_stays_right() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled_store(directory.path());
+    let again = |used_at: u64| image("first", used_at, &[&records[0], &records[1]]);
+    let at_hand = || index::bytes_at_hand(&store.root, &store.hold().unwrap());
+    let counted = store.with_index(|index| Ok(index.bytes()?)).unwrap();
+    assert_eq!(at_hand(), Some(counted));
+    std::fs::write(directory.path().join("index/db"), "garbage").unwrap();
+    let size = store.record_image(&again(7)).unwrap();
+    assert_eq!(size, counted + store.database_bytes().unwrap());
+    assert_eq!(std::fs::read(directory.path().join("index/db")).unwrap(), b"garbage", "nobody opened it");
+    assert!(store.image_rows().unwrap().iter().any(|row| row.name == "first" && row.used_at == 7));
+
+    // A longer record, and a number that is cut: both are counted anew.
+    store.record_image(&again(1000)).unwrap();
+    let counted = store.with_index(|index| Ok(index.bytes()?)).unwrap();
+    assert_eq!(at_hand(), Some(counted));
+    std::fs::write(directory.path().join("index/bytes"), "12").unwrap();
+    assert_eq!(at_hand(), None);
+    store.record_image(&again(1001)).unwrap();
+    assert_eq!(at_hand(), Some(counted));
+}
