@@ -22,6 +22,7 @@ pub mod plan;
 pub mod pack;
 
 pub mod store;
+pub mod substitute;
 
 pub mod image;
 

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::Package;
 use super::store_view::walk_until;
-use crate::nix::{Closure, Node, Source, StorePath, WalkError};
+use crate::nix::{Closure, EntryKind, Node, Source, StorePath, WalkError};
 
 /// The certificates' place in a store path (nixpkgs: `cacert`) and in the image.
 pub(super) const CA_BUNDLE: &str = "etc/ssl/certs/ca-bundle.crt";
@@ -107,22 +107,31 @@ impl Contents {
     fn read(source: &dyn Source, path: &StorePath) -> Result<Self, WalkError> {
         let last = if path.name().contains("locales") { LOCALE_ARCHIVE } else { CA_BUNDLE };
         let mut seen: BTreeSet<&'static str> = BTreeSet::new();
+        let wanted = ["bin/bash", "bin/sh", "bin/env", "bin/ls", CA_BUNDLE, LOCALE_ARCHIVE];
+        if let Some(skeleton) = source.skeleton(path)? {
+            let kind = |file: &&str| skeleton.listing.get(file.as_bytes());
+            seen.extend(wanted.into_iter().filter(|file| kind(file).is_some_and(|kind| *kind != EntryKind::Directory)));
+            return Ok(Self::of(&seen));
+        }
         walk_until(source, path, &mut |at, node| {
             if !matches!(node, Node::Directory) {
-                let wanted = ["bin/bash", "bin/sh", "bin/env", "bin/ls", CA_BUNDLE, LOCALE_ARCHIVE];
                 seen.extend(wanted.into_iter().filter(|wanted| wanted.as_bytes() == at));
             }
             Ok(at.split(|&byte| byte == b'/').cmp(last.as_bytes().split(|&byte| byte == b'/')).is_lt())
         })?;
+        Ok(Self::of(&seen))
+    }
+
+    fn of(seen: &BTreeSet<&'static str>) -> Self {
         let has = |file| seen.contains(file);
-        Ok(Self {
+        Self {
             bash: has("bin/bash"),
             sh: has("bin/sh"),
             env: has("bin/env"),
             ls: has("bin/ls"),
             certificates: has(CA_BUNDLE),
             locales: has(LOCALE_ARCHIVE),
-        })
+        }
     }
 }
 

@@ -159,6 +159,10 @@ impl<'a> StoreView<'a> {
             return Ok(None);
         }
         let Resolved::File(file) = self.resolve(at)? else { return Ok(None) };
+        let skeleton = self.source.skeleton(&file.store_path)?;
+        if let Some(kept) = skeleton.as_ref().and_then(|skeleton| skeleton.file(&file.rel)) {
+            return Ok(Some(kept.to_vec()));
+        }
         let mut contents = None;
         walk_until(self.source, &file.store_path, &mut |path, node| {
             if path == file.rel

@@ -79,6 +79,7 @@ impl Closure {
         let mut frontier: Vec<StorePath> = roots.iter().cloned().collect();
         while !frontier.is_empty() {
             let mut next = Vec::new();
+            source.prepare(&frontier);
             for some in frontier.chunks(AT_ONCE) {
                 let infos: Vec<_> = some.par_iter().map(|path| source.path_info(path)).collect();
                 for (path, info) in some.iter().zip(infos) {

@@ -14,10 +14,12 @@ mod local;
 mod memo;
 mod memory;
 mod nar;
+mod nar_reader;
 #[cfg(test)]
 mod real_nix;
 mod refscan;
 mod resolve;
+mod skeleton;
 mod source;
 mod store_path;
 #[cfg(test)]
@@ -32,7 +34,9 @@ pub use hash::{ContentHash, InvalidContentHash};
 pub use local::LocalStore;
 pub use memo::{FileMemo, FileStamp, HashPart, MemoryMemo, NoMemo, RememberedFile};
 pub use memory::{MemoryNode, MemoryStore, MemoryTree, MemoryTreeError};
-pub use source::{Node, PathInfo, Source, SourceError, TreeState, Union, Visitor, WalkError};
-pub use store_path::{InvalidStorePath, STORE_DIR, StorePath};
+pub use nar_reader::{NarError, read_nar};
+pub use skeleton::{Skeleton, SkeletonRecorder};
+pub use source::{Far, Node, PathInfo, Source, SourceError, TreeState, Union, Visitor, WalkError};
+pub use store_path::{InvalidStorePath, STORE_DIR, StorePath, to_base32};
 pub use tree::{EntryKind, TreeListing};
 pub use tree_hash::TreeHasher;

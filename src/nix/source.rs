@@ -1,12 +1,14 @@
 //! The abstraction that packing hangs on: a source of store paths.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rusqlite::ErrorCode;
 
-use super::{ContentHash, StorePath};
+use super::{ContentHash, Skeleton, StorePath};
 
 /// What is known of a store path without walking it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +71,7 @@ impl TreeState {
     }
 }
 
-/// Where store paths are found: a local Nix store, trees in memory, later binary caches.
+/// Where store paths are found: a local Nix store, trees in memory, binary caches.
 ///
 /// Whatever the source, the same contents give the same nodes in the same order, hence the same layer.
 pub trait Source: Send + Sync {
@@ -82,6 +84,19 @@ pub trait Source: Send + Sync {
     /// As [`Source::walk`], and says in what state the tree was; `None` where that cannot be told.
     fn walk_in_state(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Option<TreeState>, WalkError> {
         self.walk(path, visitor)?;
+        Ok(None)
+    }
+
+    /// Is told which paths will be asked about next, so that a source far away can ask for many at once.
+    fn prepare(&self, _paths: &[StorePath]) {}
+
+    /// Whether to walk `path` is to fetch it from elsewhere.
+    fn is_far(&self, _path: &StorePath) -> bool {
+        false
+    }
+
+    /// What is kept of a path that is far, so that its structure need not be fetched again; `None` for one that is near.
+    fn skeleton(&self, _path: &StorePath) -> Result<Option<Arc<Skeleton>>, WalkError> {
         Ok(None)
     }
 }
@@ -148,6 +163,9 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
+    /// A source that is not on this machine failed.
+    #[error(transparent)]
+    Far(Far),
     /// A tree that nothing vouches for could not be walked for its hash.
     #[error(transparent)]
     Walk(#[from] WalkError),
@@ -177,9 +195,31 @@ impl SourceError {
                 _ => Some("let Nix look at it: nix-store --verify".to_owned()),
             },
             Self::Record { .. } => Some("let Nix look at it: nix-store --verify".to_owned()),
+            Self::Far(far) => far.hint.clone(),
             Self::DatabaseFile { .. } | Self::Store { .. } => None,
             Self::Walk(error) => error.hint(),
         }
+    }
+}
+
+/// A failure of a source that is not on this machine, in that source's own words.
+#[derive(Clone, Debug)]
+pub struct Far {
+    /// The failure; one may stand in the way of several paths.
+    pub failure: Arc<dyn std::error::Error + Send + Sync>,
+    /// What mends it.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Far {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.fmt(f)
+    }
+}
+
+impl std::error::Error for Far {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.failure.source()
     }
 }
 
@@ -215,6 +255,9 @@ pub enum WalkError {
         /// The file on disk.
         path: PathBuf,
     },
+    /// A source that is not on this machine failed.
+    #[error(transparent)]
+    Far(Far),
     /// The visitor failed (its output broke, or the user interrupted).
     #[error(transparent)]
     Visitor(io::Error),
@@ -230,6 +273,7 @@ impl WalkError {
             Self::Unsupported { path, .. } => {
                 Some(format!("remove it, or build the path again without it: {}", path.display()))
             }
+            Self::Far(far) => far.hint.clone(),
             Self::Absent { .. } | Self::Read { .. } | Self::Visitor(_) => None,
         }
     }
@@ -257,5 +301,18 @@ impl Source for Union<'_> {
             }
         }
         Err(WalkError::Absent { path: path.to_absolute() })
+    }
+
+    fn is_far(&self, path: &StorePath) -> bool {
+        self.0.iter().any(|source| source.is_far(path))
+    }
+
+    fn skeleton(&self, path: &StorePath) -> Result<Option<Arc<Skeleton>>, WalkError> {
+        for source in &self.0 {
+            if let Some(skeleton) = source.skeleton(path)? {
+                return Ok(Some(skeleton));
+            }
+        }
+        Ok(None)
     }
 }

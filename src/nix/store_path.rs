@@ -96,7 +96,7 @@ impl StorePath {
 }
 
 /// Nix's base-32: the least significant five bits last in the text (nix: libutil/hash.cc, `printHash32`).
-pub(super) fn to_base32(bytes: &[u8]) -> String {
+pub fn to_base32(bytes: &[u8]) -> String {
     let digits = (bytes.len() * 8).div_ceil(5);
     (0..digits)
         .rev()

@@ -13,7 +13,9 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{ContentHash, Hashing, LocalStore, MemoryNode, MemoryTree, NoMemo, Node, Source, StorePath, WalkError};
+use super::{
+    ContentHash, Hashing, LocalStore, MemoryNode, MemoryTree, NoMemo, Node, Source, StorePath, Visitor, WalkError,
+};
 use crate::event::Silent;
 
 /// Files are hashed and never remembered.
@@ -129,8 +131,13 @@ pub(super) struct Seen {
 
 /// Walks and reads everything.
 pub(super) fn record(source: &dyn Source, path: &StorePath) -> Result<Vec<Seen>, WalkError> {
+    record_nodes(|visitor| source.walk(path, visitor))
+}
+
+/// Records what is shown to a visitor.
+pub(super) fn record_nodes<E>(walk: impl FnOnce(&mut dyn Visitor) -> Result<(), E>) -> Result<Vec<Seen>, E> {
     let mut seen = Vec::new();
-    source.walk(path, &mut |path: &[u8], node: Node<'_>| {
+    walk(&mut |path: &[u8], node: Node<'_>| {
         let node = match node {
             Node::Directory => MemoryNode::Directory,
             Node::Symlink { target } => MemoryNode::Symlink(target.into()),
@@ -147,8 +154,18 @@ pub(super) fn record(source: &dyn Source, path: &StorePath) -> Result<Vec<Seen>,
     Ok(seen)
 }
 
-/// The NAR serialisation of a store path (Nix manual, "Nix Archive (NAR) format").
+/// The NAR serialisation of a store path.
 pub(super) fn nar(source: &dyn Source, path: &StorePath) -> Vec<u8> {
+    nar_of(record(source, path).unwrap())
+}
+
+/// The NAR serialisation of a tree.
+pub(super) fn nar_of_tree(tree: &MemoryTree) -> Vec<u8> {
+    nar_of(record_nodes(|visitor| tree.walk(visitor)).unwrap())
+}
+
+/// The NAR serialisation of nodes in order (Nix manual, "Nix Archive (NAR) format").
+fn nar_of(nodes: Vec<Seen>) -> Vec<u8> {
     fn string(nar: &mut Vec<u8>, bytes: &[u8]) {
         nar.extend((bytes.len() as u64).to_le_bytes());
         nar.extend(bytes);
@@ -161,7 +178,7 @@ pub(super) fn nar(source: &dyn Source, path: &StorePath) -> Vec<u8> {
     strings(&mut nar, &["nix-archive-1"]);
     // The paths of the directories that are open, the root's first.
     let mut open: Vec<Vec<u8>> = Vec::new();
-    for Seen { path, node } in record(source, path).unwrap() {
+    for Seen { path, node } in nodes {
         let (parent, name) = match path.iter().rposition(|&byte| byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&path[..0], &path[..]),
@@ -212,6 +229,11 @@ pub(super) enum Model {
 }
 
 impl Model {
+    /// A file that may not be executed.
+    pub(super) fn file(contents: &[u8]) -> Self {
+        Self::Leaf(MemoryNode::Regular { executable: false, contents: contents.into() })
+    }
+
     /// What a walk must show.
     pub(super) fn nodes(&self) -> Vec<Seen> {
         let mut nodes = Vec::new();

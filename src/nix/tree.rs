@@ -20,24 +20,37 @@ pub enum EntryKind {
     Symlink(Vec<u8>),
 }
 
+impl EntryKind {
+    /// What a node is.
+    pub(super) fn of(node: &Node<'_>) -> Self {
+        match node {
+            Node::Directory => Self::Directory,
+            Node::Regular { executable, size, .. } => Self::Regular { executable: *executable, size: *size },
+            Node::Symlink { target } => Self::Symlink(target.to_vec()),
+        }
+    }
+}
+
 /// The structure of one store path, by relative path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TreeListing(BTreeMap<Vec<u8>, EntryKind>);
 
 impl TreeListing {
-    /// Walks `path` without opening a file.
+    /// The structure of `path`: what the source keeps of it, or a walk that opens no file.
     pub fn read(source: &dyn Source, path: &StorePath) -> Result<Self, WalkError> {
-        let mut entries = BTreeMap::new();
+        if let Some(skeleton) = source.skeleton(path)? {
+            return Ok(skeleton.listing.clone());
+        }
+        let mut listing = Self::default();
         source.walk(path, &mut |path: &[u8], node: Node<'_>| {
-            let kind = match node {
-                Node::Directory => EntryKind::Directory,
-                Node::Regular { executable, size, .. } => EntryKind::Regular { executable, size },
-                Node::Symlink { target } => EntryKind::Symlink(target.to_vec()),
-            };
-            entries.insert(path.to_vec(), kind);
+            listing.insert(path.to_vec(), EntryKind::of(&node));
             Ok(())
         })?;
-        Ok(Self(entries))
+        Ok(listing)
+    }
+
+    pub(super) fn insert(&mut self, path: Vec<u8>, kind: EntryKind) {
+        self.0.insert(path, kind);
     }
 
     /// The entry at a relative path.

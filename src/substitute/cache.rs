@@ -1,0 +1,154 @@
+//! One binary cache: what it says of itself, its narinfos, its NARs.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use object_store::aws::AmazonS3Builder;
+use tokio::sync::OnceCell;
+
+use super::address::{Bucket, CacheAddress, Place};
+use super::credentials::Credentials;
+use super::error::SubstituteError;
+use super::fetch::{Patience, small_file};
+use super::narinfo;
+use super::transport::{Directory, FetchError, Http, Objects, Transport};
+use crate::nix::{STORE_DIR, StorePath};
+
+/// The longest `nix-cache-info` that is read, in bytes.
+const LONGEST_INFO: u64 = 64 * 1024;
+/// Of a cache that says nothing of its priority (Nix manual, "Store types").
+const DEFAULT_PRIORITY: u32 = 50;
+
+/// One cache.
+pub(super) struct Cache {
+    pub(super) address: CacheAddress,
+    pub(super) transport: Box<dyn Transport>,
+    /// Set once it did not answer: it is not asked again in this run.
+    is_down: AtomicBool,
+    info: OnceCell<Option<CacheInfo>>,
+}
+
+/// What a cache says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CacheInfo {
+    pub(super) store: String,
+    pub(super) priority: u32,
+}
+
+impl CacheInfo {
+    /// Reads `nix-cache-info`.
+    fn parse(text: &str) -> Self {
+        let field = |name: &str| {
+            text.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| *key == name).map(|(_, value)| value.trim())
+        };
+        Self {
+            store: field("StoreDir").unwrap_or(STORE_DIR).to_owned(),
+            priority: field("Priority").and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_PRIORITY),
+        }
+    }
+}
+
+impl Cache {
+    /// Asks nothing yet.
+    pub(super) fn new(
+        address: CacheAddress,
+        client: &reqwest::Client,
+        credentials: &Credentials,
+    ) -> Result<Self, SubstituteError> {
+        let unanswered = |source: FetchError| SubstituteError::Unanswered {
+            cache: address.to_string(),
+            what: "anything".to_owned(),
+            source,
+        };
+        let never = |error: Box<dyn std::error::Error + Send + Sync>| {
+            unanswered(FetchError::Connection { source: error, is_passing: false })
+        };
+        let transport: Box<dyn Transport> = match &address.place {
+            Place::Http(base) => {
+                let login = credentials.login(base).map_err(|error| never(error.into()))?;
+                Box::new(Http { client: client.clone(), base: base.clone(), login })
+            }
+            Place::File(directory) => Box::new(Directory(directory.clone())),
+            Place::S3(bucket) => Box::new(objects(bucket, credentials).map_err(|error| never(error.into()))?),
+        };
+        Ok(Self { address, transport, is_down: AtomicBool::new(false), info: OnceCell::new() })
+    }
+
+    /// The cache is not asked again in this run; says whether it was until now.
+    pub(super) fn give_up(&self) -> bool {
+        !self.is_down.swap(true, Ordering::Relaxed)
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        self.is_down.load(Ordering::Relaxed)
+    }
+
+    /// What the cache says of itself, asked for once.
+    pub(super) async fn info(&self, patience: Patience) -> Result<Option<CacheInfo>, SubstituteError> {
+        let ask = || async {
+            match small_file(&*self.transport, "nix-cache-info", LONGEST_INFO, patience).await {
+                Ok(bytes) => Ok(Some(CacheInfo::parse(&String::from_utf8_lossy(&bytes)))),
+                Err(FetchError::NotFound) => Ok(None),
+                Err(source) => Err(self.unanswered("its nix-cache-info", source)),
+            }
+        };
+        let info = self.info.get_or_try_init(ask).await?;
+        match info {
+            Some(info) if info.store != STORE_DIR => {
+                Err(SubstituteError::AnotherStore { cache: self.address.to_string(), store: info.store.clone() })
+            }
+            info => Ok(info.clone()),
+        }
+    }
+
+    /// The bytes of a path's narinfo; `None` where the cache does not have the path. A bucket that may not be listed
+    /// denies access to what it has not, and so may servers in front of one (nix: `HttpBinaryCacheStore`).
+    pub(super) async fn narinfo(&self, path: &StorePath, patience: Patience) -> Result<Option<Vec<u8>>, SubstituteError> {
+        let name = format!("{}.narinfo", path.hash_part());
+        match small_file(&*self.transport, &name, narinfo::LONGEST, patience).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(FetchError::NotFound | FetchError::Denied { status: 403 }) => Ok(None),
+            Err(source) => Err(self.unanswered(&format!("'{path}'"), source)),
+        }
+    }
+
+    pub(super) fn unanswered(&self, what: &str, source: FetchError) -> SubstituteError {
+        SubstituteError::Unanswered { cache: self.address.to_string(), what: what.to_owned(), source }
+    }
+}
+
+fn objects(bucket: &Bucket, credentials: &Credentials) -> object_store::Result<Objects> {
+    let mut builder = AmazonS3Builder::new()
+        .with_bucket_name(&bucket.name)
+        .with_region(bucket.region.as_deref().unwrap_or("us-east-1"))
+        .with_allow_http(bucket.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://")))
+        // Attempts and waits are counted in one place, ours.
+        .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() });
+    if let Some(endpoint) = &bucket.endpoint {
+        builder = builder.with_endpoint(endpoint);
+    }
+    builder = match credentials.aws.keys(bucket.profile.as_deref()) {
+        Some(keys) => {
+            builder = builder.with_access_key_id(keys.id).with_secret_access_key(keys.secret);
+            match keys.token {
+                Some(token) => builder.with_token(token),
+                None => builder,
+            }
+        }
+        None => builder.with_skip_signature(true),
+    };
+    Ok(Objects(Box::new(builder.build()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_says_its_store_and_priority() {
+        let info = CacheInfo::parse("StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 40\n");
+        assert_eq!(info, CacheInfo { store: "/nix/store".to_owned(), priority: 40 });
+        let nothing = CacheInfo { store: "/nix/store".to_owned(), priority: 50 };
+        assert_eq!(CacheInfo::parse("Priority: high\n"), nothing);
+        assert_eq!(CacheInfo::parse("StoreDir: /gnu/store").store, "/gnu/store");
+    }
+}

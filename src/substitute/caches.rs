@@ -1,0 +1,381 @@
+//! Several binary caches as one source of store paths.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+
+use super::cache::Cache;
+use super::error::{SubstituteError, far};
+use super::fetch::{Patience, until_cancelled};
+use super::memory::CacheMemory;
+use super::nar::{self, NarFailure};
+use super::narinfo::NarInfo;
+use super::settings::Settings;
+use super::transport::{FetchError, Http};
+use crate::event::{Event, Observer};
+use crate::nix::{
+    ContentHash, Node, PathInfo, Skeleton, Source, SourceError, StorePath, Visitor, WalkError,
+};
+
+/// How skeletons are compressed where they are remembered.
+const SKELETON_LEVEL: i32 = 3;
+
+/// Binary caches, asked in the order of their priorities, many questions at once.
+pub struct Caches<'a> {
+    settings: Settings,
+    caches: Vec<Cache>,
+    patience: Patience,
+    runtime: Runtime,
+    memory: &'a dyn CacheMemory,
+    observer: &'a dyn Observer,
+    /// Seconds after 1970: what is remembered has an age.
+    now: u64,
+    remembered: OnceLock<HashMap<Vec<u8>, Vec<u8>>>,
+    /// The order in which caches are asked; known only once one has to be.
+    order: OnceCell<Vec<usize>>,
+    known: RwLock<HashMap<StorePath, Known>>,
+    skeletons: Mutex<BTreeMap<[u8; 32], Arc<Skeleton>>>,
+}
+
+/// What is known of a path.
+#[derive(Clone)]
+enum Known {
+    At(Arc<Place>),
+    Absent,
+    Failed(Arc<SubstituteError>),
+}
+
+/// Where a path is.
+struct Place {
+    cache: usize,
+    narinfo: NarInfo,
+    /// Whether nobody was asked in this run.
+    is_remembered: bool,
+}
+
+impl<'a> Caches<'a> {
+    /// Asks nothing yet. `now` is in seconds after 1970.
+    pub fn new(
+        settings: Settings,
+        memory: &'a dyn CacheMemory,
+        observer: &'a dyn Observer,
+        now: u64,
+    ) -> Result<Self, SubstituteError> {
+        let unanswered = |source| SubstituteError::Unanswered {
+            cache: settings.addresses.first().map(ToString::to_string).unwrap_or_default(),
+            what: "anything".to_owned(),
+            source,
+        };
+        let client = Http::client(settings.connections, &settings.certificates).map_err(unanswered)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.map_err(|error| unanswered(FetchError::File(error)))?;
+        let caches = settings.addresses.iter().map(|address| Cache::new(address.clone(), &client, &settings.credentials));
+        Ok(Self {
+            caches: caches.collect::<Result<_, _>>()?,
+            patience: Patience::default(),
+            runtime,
+            memory,
+            observer,
+            now,
+            remembered: OnceLock::new(),
+            order: OnceCell::new(),
+            known: RwLock::default(),
+            skeletons: Mutex::default(),
+            settings,
+        })
+    }
+
+    /// Learns of `paths` and of all that they refer to, as far as `is_here` does not have it: many questions at once,
+    /// and no path waits for another than the one that refers to it.
+    pub(super) fn resolve(&self, paths: &[StorePath], is_here: &(dyn Fn(&StorePath) -> bool + Sync)) {
+        let mut met: BTreeSet<StorePath> = BTreeSet::new();
+        let mut waiting: Vec<StorePath> = paths.iter().filter(|path| !self.knows(path)).cloned().collect();
+        met.extend(waiting.iter().cloned());
+        let work = async {
+            let mut asked = FuturesUnordered::new();
+            loop {
+                while asked.len() < self.settings.connections.max(1) {
+                    let Some(path) = waiting.pop() else { break };
+                    asked.push(async move {
+                        let known = self.look_up(&path, 0).await;
+                        (path, known)
+                    });
+                }
+                let Some((path, known)) = asked.next().await else { return Ok(()) };
+                if let Known::At(place) = &known {
+                    for reference in &place.narinfo.info.references {
+                        if !self.knows(reference) && met.insert(reference.clone()) && !is_here(reference) {
+                            waiting.push(reference.clone());
+                        }
+                    }
+                }
+                self.known_mut().insert(path, known);
+            }
+        };
+        // Whoever is asked next for a path that is still unknown fails with the user's wish to stop.
+        let _: Result<(), FetchError> = self.runtime.block_on(until_cancelled(self.observer, work));
+    }
+
+    fn knows(&self, path: &StorePath) -> bool {
+        self.known().contains_key(path)
+    }
+
+    fn known(&self) -> std::sync::RwLockReadGuard<'_, HashMap<StorePath, Known>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_mut(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<StorePath, Known>> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn skeletons(&self) -> MutexGuard<'_, BTreeMap<[u8; 32], Arc<Skeleton>>> {
+        self.skeletons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for a path: among what is remembered, then in the caches from the `first` one on.
+    async fn look_up(&self, path: &StorePath, first: usize) -> Known {
+        if first == 0 {
+            for (at, cache) in self.caches.iter().enumerate() {
+                let answer = self.recall(cache, path.hash_part());
+                let narinfo = answer.flatten().and_then(|text| self.read(cache, path, &text).ok());
+                if let Some(narinfo) = narinfo {
+                    return Known::At(Arc::new(Place { cache: at, narinfo, is_remembered: true }));
+                }
+            }
+        }
+        if self.settings.offline {
+            return Known::Failed(Arc::new(SubstituteError::Offline { path: path.clone() }));
+        }
+        let mut failure = None;
+        for &at in self.order().await.iter().skip(first) {
+            let cache = &self.caches[at];
+            if cache.is_given_up() || self.recall(cache, path.hash_part()) == Some(None) {
+                continue;
+            }
+            let found = match cache.narinfo(path, self.patience).await {
+                Ok(None) => {
+                    self.remember(cache, path.hash_part(), None);
+                    continue;
+                }
+                Ok(Some(text)) => self.read(cache, path, &text).inspect(|_| {
+                    self.remember(cache, path.hash_part(), Some(&text));
+                }),
+                Err(error) => {
+                    self.give_up(cache, &error);
+                    Err(error)
+                }
+            };
+            match found {
+                Ok(narinfo) => return Known::At(Arc::new(Place { cache: at, narinfo, is_remembered: false })),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        match failure {
+            Some(error) => Known::Failed(Arc::new(error)),
+            None => Known::Absent,
+        }
+    }
+
+    /// Reads a narinfo that a cache gave, and checks who vouches for it.
+    fn read(&self, cache: &Cache, path: &StorePath, text: &[u8]) -> Result<NarInfo, SubstituteError> {
+        let name = || cache.address.to_string();
+        let narinfo = NarInfo::parse(path, text)
+            .map_err(|source| SubstituteError::NarInfo { cache: name(), path: path.clone(), source })?;
+        if self.settings.require_signatures && !cache.address.is_trusted {
+            narinfo
+                .check(&self.settings.keys)
+                .map_err(|source| SubstituteError::Distrusted { cache: name(), path: path.clone(), source })?;
+        }
+        Ok(narinfo)
+    }
+
+    /// The caches that answer, by their priorities.
+    async fn order(&self) -> &[usize] {
+        let ask = || async {
+            let infos = self.caches.iter().enumerate().map(|(at, cache)| async move {
+                if let Some(priority) = cache.address.priority {
+                    return (priority, at);
+                }
+                let info = cache.info(self.patience).await;
+                if let Err(error) = &info {
+                    self.give_up(cache, error);
+                }
+                (info.ok().flatten().map_or(u32::MAX, |info| info.priority), at)
+            });
+            let mut order = futures_util::future::join_all(infos).await;
+            order.sort_unstable();
+            order.into_iter().map(|(_, at)| at).collect()
+        };
+        self.order.get_or_init(ask).await
+    }
+
+    /// A cache that does not answer is not asked again; that is said once.
+    fn give_up(&self, cache: &Cache, error: &SubstituteError) {
+        if cache.give_up() && self.caches.len() > 1 {
+            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            self.observer.event(Event::Warning { message: format!("{error}{cause}; going on without it") });
+        }
+    }
+
+    /// What a cache is remembered to have answered, while that is young enough: `Some(None)`, that it has nothing.
+    fn recall(&self, cache: &Cache, hash_part: &str) -> Option<Option<Vec<u8>>> {
+        let answers = self.remembered.get_or_init(|| self.memory.answers());
+        let (when, answer) = answers.get(&key(cache, hash_part))?.split_first_chunk::<8>()?;
+        let age = self.now.saturating_sub(u64::from_le_bytes(*when));
+        let most = if answer.is_empty() { self.settings.remember_absent } else { self.settings.remember_found };
+        (self.settings.offline || age < most).then(|| Some(answer.to_vec()).filter(|answer| !answer.is_empty()))
+    }
+
+    fn remember(&self, cache: &Cache, hash_part: &str, answer: Option<&[u8]>) {
+        let value = [&self.now.to_le_bytes()[..], answer.unwrap_or_default()].concat();
+        self.memory.keep_answer(key(cache, hash_part), value);
+    }
+
+    fn place(&self, path: &StorePath) -> Result<Option<Arc<Place>>, Arc<SubstituteError>> {
+        match self.known().get(path).cloned() {
+            Some(Known::At(place)) => Ok(Some(place)),
+            Some(Known::Absent) => Ok(None),
+            Some(Known::Failed(error)) => Err(error),
+            None => Err(Arc::new(SubstituteError::Unanswered {
+                cache: String::new(),
+                what: format!("'{path}'"),
+                source: FetchError::Cancelled(crate::event::Cancelled),
+            })),
+        }
+    }
+
+    /// Shows a path's NAR, from the next cache that has it where one fails before it has shown anything.
+    fn show(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Arc<Skeleton>, WalkError> {
+        let fail = |error: Arc<SubstituteError>| WalkError::Far(far(error));
+        let mut place =
+            self.place(path).map_err(fail)?.ok_or_else(|| WalkError::Absent { path: path.to_absolute() })?;
+        if self.settings.offline {
+            return Err(fail(Arc::new(SubstituteError::Offline { path: path.clone() })));
+        }
+        let mut first_error = None;
+        loop {
+            let cache = &self.caches[place.cache];
+            let around = (self.runtime.handle(), self.observer);
+            match nar::show(cache, &place.narinfo, self.patience, around, visitor) {
+                Ok(skeleton) => return Ok(self.keep(&place.narinfo.info, skeleton)),
+                Err(NarFailure::Visitor(error)) => return Err(WalkError::Visitor(error)),
+                Err(NarFailure::Cache(error)) => return Err(fail(Arc::new(error))),
+                Err(NarFailure::NotStarted(error)) => {
+                    let error = first_error.get_or_insert(Arc::new(error)).clone();
+                    let next = self.runtime.block_on(self.look_further(path, &place));
+                    match next {
+                        // Another NAR would belong to another layer.
+                        Known::At(next) if next.narinfo.info == place.narinfo.info => place = next,
+                        _ => return Err(fail(error)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The place after one that failed. What was only remembered may be out of date: then everybody is asked anew.
+    async fn look_further(&self, path: &StorePath, failed: &Place) -> Known {
+        let order = self.order().await;
+        let after = order.iter().position(|&at| at == failed.cache).map_or(0, |position| position + 1);
+        if !failed.is_remembered {
+            return self.look_up(path, after).await;
+        }
+        for &at in order {
+            let cache = &self.caches[at];
+            if let Ok(Some(text)) = cache.narinfo(path, self.patience).await
+                && let Ok(narinfo) = self.read(cache, path, &text)
+            {
+                self.remember(cache, path.hash_part(), Some(&text));
+                return Known::At(Arc::new(Place { cache: at, narinfo, is_remembered: false }));
+            }
+        }
+        Known::Absent
+    }
+
+    fn keep(&self, info: &PathInfo, skeleton: Skeleton) -> Arc<Skeleton> {
+        let skeleton = Arc::new(skeleton);
+        if let ContentHash::Nar(nar) = info.content
+            && self.skeletons().insert(nar, Arc::clone(&skeleton)).is_none()
+            && let Ok(compressed) = zstd::encode_all(skeleton.to_bytes().as_slice(), SKELETON_LEVEL)
+        {
+            self.memory.keep_skeleton(nar, compressed);
+        }
+        skeleton
+    }
+
+    /// The skeletons that are remembered of all paths that are known: they are asked for together.
+    fn recall_skeletons(&self) {
+        let nars: Vec<[u8; 32]> = {
+            let (known, have) = (self.known(), self.skeletons());
+            let nar = |known: &Known| match known {
+                Known::At(place) => match place.narinfo.info.content {
+                    ContentHash::Nar(nar) => Some(nar),
+                    ContentHash::Tree(_) => None,
+                },
+                Known::Absent | Known::Failed(_) => None,
+            };
+            known.values().filter_map(nar).filter(|nar| !have.contains_key(nar)).collect()
+        };
+        let recalled = self.memory.skeletons(&nars);
+        let mut skeletons = self.skeletons();
+        for (nar, compressed) in recalled {
+            let bytes = zstd::decode_all(compressed.as_slice()).ok();
+            if let Some(skeleton) = bytes.and_then(|bytes| Skeleton::from_bytes(&bytes)) {
+                skeletons.entry(nar).or_insert_with(|| Arc::new(skeleton));
+            }
+        }
+    }
+}
+
+/// Under what an answer is remembered.
+fn key(cache: &Cache, hash_part: &str) -> Vec<u8> {
+    format!("{}\n{hash_part}", cache.address).into_bytes()
+}
+
+impl Source for Caches<'_> {
+    fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+        if !self.knows(path) {
+            self.resolve(std::slice::from_ref(path), &|_| false);
+        }
+        match self.place(path) {
+            Ok(place) => Ok(place.map(|place| place.narinfo.info.clone())),
+            Err(error) => Err(SourceError::Far(far(error))),
+        }
+    }
+
+    fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
+        if !self.knows(path) {
+            self.resolve(std::slice::from_ref(path), &|_| false);
+        }
+        self.show(path, visitor).map(drop)
+    }
+
+    fn prepare(&self, paths: &[StorePath]) {
+        self.resolve(paths, &|_| false);
+    }
+
+    fn is_far(&self, path: &StorePath) -> bool {
+        matches!(self.known().get(path), Some(Known::At(_)))
+    }
+
+    fn skeleton(&self, path: &StorePath) -> Result<Option<Arc<Skeleton>>, WalkError> {
+        let place = match self.place(path) {
+            Ok(Some(place)) => place,
+            Ok(None) | Err(_) => return Ok(None),
+        };
+        let ContentHash::Nar(nar) = place.narinfo.info.content else { return Ok(None) };
+        let have = || self.skeletons().get(&nar).cloned();
+        if let Some(skeleton) = have() {
+            return Ok(Some(skeleton));
+        }
+        self.recall_skeletons();
+        match have() {
+            Some(skeleton) => Ok(Some(skeleton)),
+            None => self.show(path, &mut |_: &[u8], _: Node<'_>| Ok(())).map(Some),
+        }
+    }
+}

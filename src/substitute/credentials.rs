@@ -1,0 +1,126 @@
+//! Who asks a binary cache: netrc files, bearer tokens, keys of object stores.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use url::Url;
+
+/// What a server is told of who asks.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Login {
+    Basic { user: String, password: String },
+    Bearer(String),
+}
+
+/// All that is known of who asks, for any cache.
+#[derive(Clone, Default)]
+pub struct Credentials {
+    /// The text of a netrc file.
+    pub netrc: Option<String>,
+    /// Bearer tokens, by the beginning of the cache's address.
+    pub tokens: BTreeMap<String, String>,
+    /// Environment variables that begin with `AWS_`, and the shared credentials file's text.
+    pub aws: AwsCredentials,
+}
+
+/// What there is for object stores.
+#[derive(Clone, Default)]
+pub struct AwsCredentials {
+    /// Environment variables that begin with `AWS_`.
+    pub variables: BTreeMap<String, String>,
+    /// The text of the shared credentials file.
+    pub file: Option<String>,
+}
+
+/// Secrets stay where they are.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for AwsCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AwsCredentials").finish_non_exhaustive()
+    }
+}
+
+/// A netrc file that cannot be read.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the netrc file cannot be read")]
+pub struct InvalidNetrc;
+
+impl Credentials {
+    /// What the server of a cache is told: what stands in its address, else a token, else what the netrc file has.
+    pub(super) fn login(&self, cache: &Url) -> Result<Option<Login>, InvalidNetrc> {
+        if let Some(password) = cache.password() {
+            let decode = |text: &str| percent_decode(text);
+            return Ok(Some(Login::Basic { user: decode(cache.username()), password: decode(password) }));
+        }
+        let token = self.tokens.iter().filter(|(address, _)| covers(address, cache)).max_by_key(|(address, _)| address.len());
+        if let Some((_, token)) = token {
+            return Ok(Some(Login::Bearer(token.clone())));
+        }
+        let (Some(text), Some(host)) = (&self.netrc, cache.host_str()) else { return Ok(None) };
+        let netrc: netrc::Netrc = text.parse().map_err(|_| InvalidNetrc)?;
+        let entry = netrc.hosts.get(host).or_else(|| netrc.hosts.get("default"));
+        Ok(entry.map(|entry| Login::Basic { user: entry.login.clone(), password: entry.password.clone() }))
+    }
+}
+
+/// Whether a token for `address` is for this cache: the same server, and a path at or above the cache's.
+fn covers(address: &str, cache: &Url) -> bool {
+    let Ok(address) = Url::parse(address) else { return false };
+    let path = address.path().trim_end_matches('/');
+    let below = cache.path().strip_prefix(path);
+    address.origin() == cache.origin() && below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn percent_decode(text: &str) -> String {
+    let decoded = url::form_urlencoded::parse(format!("x={}", text.replace('+', "%2B")).as_bytes()).next().map(|(_, value)| value.into_owned());
+    decoded.unwrap_or_default()
+}
+
+impl AwsCredentials {
+    /// The key, its secret and the session's token: of `profile` in the shared credentials file where one is named,
+    /// else of the environment, else of the file's `default`.
+    pub(super) fn keys(&self, profile: Option<&str>) -> Option<Keys> {
+        let variable = |name: &str| self.variables.get(name).filter(|value| !value.is_empty()).cloned();
+        let of_environment = || {
+            Some(Keys {
+                id: variable("AWS_ACCESS_KEY_ID")?,
+                secret: variable("AWS_SECRET_ACCESS_KEY")?,
+                token: variable("AWS_SESSION_TOKEN"),
+            })
+        };
+        match profile {
+            Some(profile) => self.of_file(profile),
+            None => of_environment()
+                .or_else(|| self.of_file(&variable("AWS_PROFILE").unwrap_or_else(|| "default".to_owned()))),
+        }
+    }
+
+    fn of_file(&self, profile: &str) -> Option<Keys> {
+        let mut section = "";
+        let mut found = BTreeMap::new();
+        for line in self.file.as_deref()?.lines().map(str::trim) {
+            if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                section = name.trim();
+            } else if let (true, Some((key, value))) = (section == profile, line.split_once('=')) {
+                found.insert(key.trim(), value.trim().to_owned());
+            }
+        }
+        Some(Keys {
+            id: found.remove("aws_access_key_id")?,
+            secret: found.remove("aws_secret_access_key")?,
+            token: found.remove("aws_session_token"),
+        })
+    }
+}
+
+/// A key of an object store.
+pub(super) struct Keys {
+    pub(super) id: String,
+    pub(super) secret: String,
+    pub(super) token: Option<String>,
+}

@@ -1,0 +1,108 @@
+//! All store paths within reach: those of the local store, and those of binary caches.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::caches::Caches;
+use crate::nix::{
+    LocalStore, PathInfo, Skeleton, Source, SourceError, StorePath, TreeState, Visitor, WalkError,
+};
+
+/// The local store first, as far as it has a path and vouches for it; then the caches.
+pub struct Reach<'a> {
+    /// The store on this machine, where there is one.
+    local: Option<LocalStore<'a>>,
+    /// Binary caches, where some are to be asked.
+    caches: Option<Caches<'a>>,
+    /// The paths that the caches were asked for.
+    far: RwLock<HashSet<StorePath>>,
+}
+
+impl<'a> Reach<'a> {
+    /// What can be reached.
+    pub fn new(local: Option<LocalStore<'a>>, caches: Option<Caches<'a>>) -> Self {
+        Self { local, caches, far: RwLock::default() }
+    }
+
+    /// Whether nothing has to be read to know what the local store's paths contain.
+    pub fn is_vouched_for(&self) -> bool {
+        self.local.as_ref().is_none_or(LocalStore::has_database)
+    }
+
+    /// The store path that a link on this machine names ([`LocalStore::resolve`]).
+    pub fn resolve(&self, link: &Path) -> io::Result<Option<StorePath>> {
+        self.local.as_ref().map_or(Ok(None), |local| local.resolve(link))
+    }
+
+    /// The bytes of a small file in a path of the local store ([`LocalStore::read_file`]).
+    pub fn read_file(&self, path: &StorePath, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.local.as_ref().map_or(Ok(None), |local| local.read_file(path, name))
+    }
+
+    fn local_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+        self.local.as_ref().map_or(Ok(None), |local| local.path_info(path))
+    }
+
+    /// The local store has it in a way, but cannot vouch for it.
+    fn is_half_here(error: &SourceError) -> bool {
+        matches!(error, SourceError::Unregistered { .. } | SourceError::Vanished { .. })
+    }
+
+    fn is_here(&self, path: &StorePath) -> bool {
+        matches!(self.local_info(path), Ok(Some(_)))
+    }
+}
+
+impl Source for Reach<'_> {
+    fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+        let local = self.local_info(path);
+        let Some(caches) = &self.caches else { return local };
+        match local {
+            Ok(Some(info)) => Ok(Some(info)),
+            Err(error) if !Self::is_half_here(&error) => Err(error),
+            missing => {
+                let found = match (caches.path_info(path), missing) {
+                    (Ok(None) | Err(_), Err(half_here)) => return Err(half_here),
+                    (found, _) => found?,
+                };
+                if found.is_some() {
+                    self.far.write().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
+                }
+                Ok(found)
+            }
+        }
+    }
+
+    fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
+        self.walk_in_state(path, visitor).map(drop)
+    }
+
+    fn walk_in_state(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Option<TreeState>, WalkError> {
+        match (&self.local, &self.caches) {
+            (_, Some(caches)) if self.is_far(path) => caches.walk_in_state(path, visitor),
+            (Some(local), _) => local.walk_in_state(path, visitor),
+            (None, _) => Err(WalkError::Absent { path: path.to_absolute() }),
+        }
+    }
+
+    fn prepare(&self, paths: &[StorePath]) {
+        let Some(caches) = &self.caches else { return };
+        let missing: Vec<StorePath> = paths.iter().filter(|path| !self.is_here(path)).cloned().collect();
+        if !missing.is_empty() {
+            caches.resolve(&missing, &|path| self.is_here(path));
+        }
+    }
+
+    fn is_far(&self, path: &StorePath) -> bool {
+        self.far.read().unwrap_or_else(PoisonError::into_inner).contains(path)
+    }
+
+    fn skeleton(&self, path: &StorePath) -> Result<Option<Arc<Skeleton>>, WalkError> {
+        match &self.caches {
+            Some(caches) if self.is_far(path) => caches.skeleton(path),
+            _ => Ok(None),
+        }
+    }
+}
