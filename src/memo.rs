@@ -1,51 +1,73 @@
-//! The memory of files that were hashed, kept in the layer store.
+//! What was learned at some cost, kept in the layer store: hashes of files, answers of binary caches.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::event::{Event, Observer};
 use crate::nix::{FileMemo, FileStamp, RememberedFile};
-use crate::store::LayerStore;
+use crate::store::{LayerStore, Shelf, StoreError};
+use crate::substitute::CacheMemory;
 
-/// Reads it once, at the first question, and writes it once, at the end: the database is never held meanwhile.
-/// Without a layer store, or with one that fails, nothing is remembered and files are hashed again.
+/// What is kept under keys.
+type Entries = HashMap<Vec<u8>, Vec<u8>>;
+
+/// Reads at the first question, and writes once, at the end: the database is never held meanwhile. Without a layer store,
+/// or with one that fails, nothing is remembered and everything is learned again.
 pub struct Memo<'a> {
     store: Option<&'a LayerStore>,
     observer: &'a dyn Observer,
-    known: OnceLock<HashMap<Vec<u8>, Vec<u8>>>,
-    fresh: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
+    files: OnceLock<Entries>,
+    fresh: Mutex<Fresh>,
+}
+
+/// What was learned in this run.
+#[derive(Default)]
+struct Fresh {
+    files: Vec<(Vec<u8>, Vec<u8>)>,
+    answers: Vec<(Vec<u8>, Vec<u8>)>,
+    skeletons: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl<'a> Memo<'a> {
     /// A memory in this store.
     pub fn new(store: Option<&'a LayerStore>, observer: &'a dyn Observer) -> Self {
-        Self { store, observer, known: OnceLock::new(), fresh: Mutex::default() }
+        Self { store, observer, files: OnceLock::new(), fresh: Mutex::default() }
     }
 
-    /// Keeps what was learned.
+    /// Keeps what was learned since the last time.
     pub fn save(&self) {
-        let fresh = std::mem::take(&mut *self.fresh.lock().unwrap_or_else(PoisonError::into_inner));
-        let saved = self.store.map(|store| store.remember(&fresh));
-        if let Some(Err(error)) = saved {
-            self.observer.event(Event::Detail { message: format!("{error}: the next run hashes these files again") });
+        let Some(store) = self.store else { return };
+        let Fresh { files, answers, skeletons } = std::mem::take(&mut *self.fresh());
+        let saved = store
+            .remember(Shelf::Files, &files)
+            .and_then(|()| store.remember(Shelf::Answers, &answers))
+            .and_then(|()| store.remember(Shelf::Skeletons, &skeletons));
+        if let Err(error) = saved {
+            let message = format!("{error}: the next run hashes files and asks binary caches again");
+            self.observer.event(Event::Detail { message });
         }
     }
 
-    fn known(&self) -> &HashMap<Vec<u8>, Vec<u8>> {
-        self.known.get_or_init(|| match self.store.map(LayerStore::recall) {
+    fn fresh(&self) -> MutexGuard<'_, Fresh> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recall(&self, recall: impl FnOnce(&LayerStore) -> Result<Entries, StoreError>) -> Entries {
+        match self.store.map(recall) {
             Some(Ok(known)) => known,
             Some(Err(error)) => {
-                self.observer.event(Event::Detail { message: format!("{error}: files are hashed again") });
-                HashMap::new()
+                let message = format!("{error}: going on as if nothing were remembered");
+                self.observer.event(Event::Detail { message });
+                Entries::new()
             }
-            None => HashMap::new(),
-        })
+            None => Entries::new(),
+        }
     }
 }
 
 impl FileMemo for Memo<'_> {
     fn recall(&self, stamps: &[FileStamp]) -> Vec<Option<RememberedFile>> {
-        let known = self.known();
+        let known = self.files.get_or_init(|| self.recall(|store| store.recall(Shelf::Files)));
         stamps
             .iter()
             .map(|stamp| known.get(stamp.to_bytes().as_slice()).and_then(|value| RememberedFile::from_bytes(value)))
@@ -53,7 +75,27 @@ impl FileMemo for Memo<'_> {
     }
 
     fn record(&self, files: &[(FileStamp, RememberedFile)]) {
-        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-        fresh.extend(files.iter().map(|(stamp, file)| (stamp.to_bytes().to_vec(), file.to_bytes())));
+        let files = files.iter().map(|(stamp, file)| (stamp.to_bytes().to_vec(), file.to_bytes()));
+        self.fresh().files.extend(files);
+    }
+}
+
+impl CacheMemory for Memo<'_> {
+    fn answers(&self) -> Entries {
+        self.recall(|store| store.recall(Shelf::Answers))
+    }
+
+    fn keep_answer(&self, key: Vec<u8>, answer: Vec<u8>) {
+        self.fresh().answers.push((key, answer));
+    }
+
+    fn skeletons(&self, nars: &[[u8; 32]]) -> HashMap<[u8; 32], Vec<u8>> {
+        let keys: Vec<Vec<u8>> = nars.iter().map(|nar| nar.to_vec()).collect();
+        let found = self.recall(|store| store.recall_these(Shelf::Skeletons, &keys));
+        found.into_iter().filter_map(|(key, value)| Some((key.try_into().ok()?, value))).collect()
+    }
+
+    fn keep_skeleton(&self, nar: [u8; 32], skeleton: Vec<u8>) {
+        self.fresh().skeletons.push((nar.to_vec(), skeleton));
     }
 }

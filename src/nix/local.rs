@@ -78,6 +78,11 @@ impl<'a> LocalStore<'a> {
         resolve::read_file(&self.root, self.store.join(path.base_name()).join(name))
     }
 
+    /// Whether something lies on disk in the place of `path`, whatever vouches for it.
+    pub fn has_on_disk(&self, path: &StorePath) -> bool {
+        matches!(self.is_on_disk(path), Ok(true))
+    }
+
     fn location<'s>(&'s self, path: &'s StorePath) -> Location<'s> {
         Location { directory: self.directory.as_fd(), store: &self.store, path }
     }

@@ -1,5 +1,5 @@
-//! What was learned of files that no database vouches for: the memory of hashes, a database of its own, so that its
-//! size costs nobody who does not need it.
+//! What was learned at some cost and can be had again: a database of its own, so that its size costs nobody who does not
+//! need it.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,43 +9,120 @@ use super::database::{self, Held, WorkError};
 
 /// The database's directory.
 pub(super) const NAME: &str = "memory";
-/// In sled's default tree: how many memories there are.
-const COUNT: &[u8] = b"memories";
-/// Memories beyond this number are all forgotten: they grow with every file that was ever hashed, and nobody can tell
-/// which will be wanted again. About 50 MB on the disk.
-const MOST: u64 = 400_000;
+
+/// What memories are of. Each kind has its place and its bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shelf {
+    /// Hashes of files that no database vouches for.
+    Files,
+    /// What binary caches answered.
+    Answers,
+    /// What store paths in binary caches are made of.
+    Skeletons,
+}
+
+impl Shelf {
+    fn tree(self) -> &'static str {
+        match self {
+            Self::Files => "files",
+            Self::Answers => "answers",
+            Self::Skeletons => "skeletons",
+        }
+    }
+
+    /// In sled's default tree: what the memories of this kind weigh together.
+    fn weight_key(self) -> &'static [u8] {
+        match self {
+            Self::Files => b"memories",
+            Self::Answers => b"answers",
+            Self::Skeletons => b"skeletons",
+        }
+    }
+
+    /// Memories that weigh more than this together are all forgotten: they grow with every file that was ever hashed, and
+    /// nobody can tell which will be wanted again. About 50 MB on the disk each.
+    fn most(self) -> u64 {
+        match self {
+            Self::Files => 400_000,
+            // All of them are read by every run that needs one.
+            Self::Answers => 20_000,
+            Self::Skeletons => 50 << 20,
+        }
+    }
+
+    fn weight(self, value: &[u8]) -> u64 {
+        match self {
+            Self::Files | Self::Answers => 1,
+            Self::Skeletons => value.len() as u64 + 64,
+        }
+    }
+}
 
 /// All that was remembered, by key.
-pub(super) fn recall(root: &Path, held: &Held) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
+pub(super) fn recall(root: &Path, held: &Held, shelf: Shelf) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
     if !root.join(NAME).exists() {
         return Ok(HashMap::new());
     }
     with_memory(root, held, |db| {
-        let entries = db.open_tree("files")?.iter();
+        let entries = db.open_tree(shelf.tree())?.iter();
         let entries = entries.map(|entry| entry.map(|(key, value)| (key.to_vec(), value.to_vec())));
         Ok(entries.collect::<sled::Result<_>>()?)
     })
 }
 
-/// Remembers values that can be had again by work.
-pub(super) fn remember(root: &Path, held: &Held, entries: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
-    remember_at_most(MOST, root, held, entries)
+/// What was remembered under these keys.
+pub(super) fn recall_these(
+    root: &Path,
+    held: &Held,
+    shelf: Shelf,
+    keys: &[Vec<u8>],
+) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
+    if !root.join(NAME).exists() {
+        return Ok(HashMap::new());
+    }
+    with_memory(root, held, |db| {
+        let tree = db.open_tree(shelf.tree())?;
+        let mut found = HashMap::new();
+        for key in keys {
+            if let Some(value) = tree.get(key)? {
+                found.insert(key.clone(), value.to_vec());
+            }
+        }
+        Ok(found)
+    })
 }
 
-fn remember_at_most(most: u64, root: &Path, held: &Held, entries: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
+/// Remembers values that can be had again by work.
+pub(super) fn remember(
+    root: &Path,
+    held: &Held,
+    shelf: Shelf,
+    entries: &[(Vec<u8>, Vec<u8>)],
+) -> Result<(), StoreError> {
+    remember_at_most(shelf.most(), root, held, shelf, entries)
+}
+
+fn remember_at_most(
+    most: u64,
+    root: &Path,
+    held: &Held,
+    shelf: Shelf,
+    entries: &[(Vec<u8>, Vec<u8>)],
+) -> Result<(), StoreError> {
     with_memory(root, held, |db| {
-        let files = db.open_tree("files")?;
-        let mut count = database::number(db, COUNT)? + entries.len() as u64;
-        if count > most {
-            files.clear()?;
-            count = entries.len() as u64;
+        let tree = db.open_tree(shelf.tree())?;
+        let new: u64 = entries.iter().map(|(_, value)| shelf.weight(value)).sum();
+        let mut weight = database::number(db, shelf.weight_key())? + new;
+        if weight > most {
+            tree.clear()?;
+            weight = new;
         }
         let mut batch = sled::Batch::default();
         for (key, value) in entries {
             batch.insert(key.as_slice(), value.as_slice());
         }
-        files.apply_batch(batch)?;
-        db.insert(COUNT, &count.to_be_bytes())?;
+        tree.apply_batch(batch)?;
+        db.insert(shelf.weight_key(), &weight.to_be_bytes())?;
         db.flush()?;
         Ok(())
     })
@@ -68,8 +145,26 @@ mod tests {
         let held = database::hold(directory.path(), Duration::from_secs(1)).unwrap();
         let entry = |n: u8| (vec![n], vec![n]);
         for n in 0..5 {
-            remember_at_most(4, directory.path(), &held, &[entry(n)]).unwrap();
+            remember_at_most(4, directory.path(), &held, Shelf::Files, &[entry(n)]).unwrap();
         }
-        assert_eq!(recall(directory.path(), &held).unwrap(), HashMap::from([entry(4)]));
+        assert_eq!(recall(directory.path(), &held, Shelf::Files).unwrap(), HashMap::from([entry(4)]));
+    }
+
+    #[test]
+    fn each_shelf_has_its_own_memories() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("tmp")).unwrap();
+        let held = database::hold(directory.path(), Duration::from_secs(1)).unwrap();
+        let all = [Shelf::Files, Shelf::Answers, Shelf::Skeletons];
+        for (n, shelf) in all.into_iter().enumerate() {
+            let entries = [(b"a".to_vec(), vec![n as u8]), (b"b".to_vec(), vec![])];
+            remember(directory.path(), &held, shelf, &entries).unwrap();
+        }
+        for (n, shelf) in all.into_iter().enumerate() {
+            let wanted = [b"a".to_vec(), b"c".to_vec()];
+            let found = recall_these(directory.path(), &held, shelf, &wanted).unwrap();
+            assert_eq!(found, HashMap::from([(b"a".to_vec(), vec![n as u8])]));
+            assert_eq!(recall(directory.path(), &held, shelf).unwrap().len(), 2);
+        }
     }
 }

@@ -46,6 +46,7 @@ pub use blobs::{BlobStamp, BlobWriter, KeptBlob};
 pub use claim::Claim;
 pub use gc::{DoomedImage, DoomedIndex, DoomedLayer, GcPlan, GcPolicy, IndexReason, Orphan, Reason};
 pub use lease::Lease;
+pub use memory::Shelf;
 pub use outputs::OutputToken;
 pub use record::{Content, GraphNode, ImageRecord, LayerRecord};
 pub use report::{ImageRow, LayerRow, PathRow, Wanted, WhyRow};
@@ -339,17 +340,22 @@ impl LayerStore {
         Ok(blobs.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().map(|record| record.digest).collect())
     }
 
-    /// All that was remembered, by key.
-    pub fn recall(&self) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
-        memory::recall(&self.root, &self.hold()?)
+    /// Everything that was remembered of this kind, by key.
+    pub fn recall(&self, shelf: Shelf) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
+        memory::recall(&self.root, &self.hold()?, shelf)
     }
 
-    /// Remembers values that can be had again by work; they may be forgotten at any time.
-    pub fn remember(&self, entries: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
+    /// What was remembered under these keys.
+    pub fn recall_these(&self, shelf: Shelf, keys: &[Vec<u8>]) -> Result<HashMap<Vec<u8>, Vec<u8>>, StoreError> {
+        memory::recall_these(&self.root, &self.hold()?, shelf, keys)
+    }
+
+    /// Remembers what can be had again by work: it may be forgotten at any time.
+    pub fn remember(&self, shelf: Shelf, entries: &[(Vec<u8>, Vec<u8>)]) -> Result<(), StoreError> {
         if entries.is_empty() {
             return Ok(());
         }
-        memory::remember(&self.root, &self.hold()?, entries)
+        memory::remember(&self.root, &self.hold()?, shelf, entries)
     }
 
     fn has_its_bytes(&self, record: &LayerRecord) -> bool {

@@ -178,10 +178,10 @@ fn many_threads_and_openings_share_one_index() {
 fn memories_come_back_or_are_gone() {
     let directory = tempfile::tempdir().unwrap();
     let store = LayerStore::open(directory.path()).unwrap();
-    store.remember(&[(b"stamp".to_vec(), b"hash".to_vec())]).unwrap();
-    assert_eq!(store.recall().unwrap(), HashMap::from([(b"stamp".to_vec(), b"hash".to_vec())]));
+    store.remember(Shelf::Files, &[(b"stamp".to_vec(), b"hash".to_vec())]).unwrap();
+    assert_eq!(store.recall(Shelf::Files).unwrap(), HashMap::from([(b"stamp".to_vec(), b"hash".to_vec())]));
     std::fs::remove_dir_all(directory.path().join("memory")).unwrap();
-    assert!(store.recall().unwrap().is_empty());
+    assert!(store.recall(Shelf::Files).unwrap().is_empty());
 }
 
 fn image(name: &str, used_at: u64, layers: &[&LayerRecord]) -> ImageRecord {

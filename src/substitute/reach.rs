@@ -50,8 +50,9 @@ impl<'a> Reach<'a> {
         matches!(error, SourceError::Unregistered { .. } | SourceError::Vanished { .. })
     }
 
+    /// Whether the caches need not be asked; of what is only half here they are asked when that turns out.
     fn is_here(&self, path: &StorePath) -> bool {
-        matches!(self.local_info(path), Ok(Some(_)))
+        self.local.as_ref().is_some_and(|local| local.has_on_disk(path))
     }
 }
 
