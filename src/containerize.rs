@@ -17,13 +17,13 @@ use crate::delivery::{self, Delivered, Target, TargetRequest};
 use crate::environment::{self, ActivateMode, Selection, Surroundings, System};
 use crate::error::Error;
 use crate::event::Observer;
-use crate::image::{Image, ImageName, Timestamp};
+use crate::image::{Image, ImageName, Images, Timestamp};
 use crate::layers::{self, Layers, Trouble, Workshop};
 use crate::memo::Memo;
 use crate::nix::{Hashing, LocalStore, StorePath};
 use crate::pack::{Compression, Packer};
 use crate::store::LayerStore;
-use platform::{Ingredients, Platform};
+use platform::{Composed, Ingredients, Platform};
 
 /// What is asked for.
 pub struct Request<'a> {
@@ -31,14 +31,16 @@ pub struct Request<'a> {
     pub environment: Selection,
     /// What there is around the command, to find it.
     pub surroundings: Surroundings<'a>,
-    /// The kind of machine that the image is for.
-    pub system: System,
+    /// The kinds of machine that images are for, each once; several give an image index, the first one foremost.
+    pub systems: Vec<System>,
+    /// The kind of machine that this is, if images are made for it.
+    pub this_system: Option<System>,
     /// How the environment is activated; `None` leaves it to the manifest.
     pub mode: Option<ActivateMode>,
     /// The root of the Nix store.
     pub store: PathBuf,
-    /// A store path with a bash, for an environment without one.
-    pub shell: Option<StorePath>,
+    /// Store paths with a bash, for an environment without one.
+    pub shells: BTreeMap<System, StorePath>,
     /// Where the image goes.
     pub target: TargetRequest,
     /// The value of `PATH`, on which container runtimes are looked for.
@@ -49,7 +51,7 @@ pub struct Request<'a> {
     pub labels: BTreeMap<String, String>,
     /// The image's time of creation.
     pub created: Timestamp,
-    /// The most layers that the image may have, its top layer included.
+    /// The most layers that each image may have, its top layer included.
     pub max_layers: usize,
     /// How layers are compressed.
     pub compression: Compression,
@@ -64,8 +66,8 @@ pub struct Request<'a> {
 /// What was done.
 #[derive(Debug)]
 pub struct Report {
-    /// The image.
-    pub image: Image,
+    /// The image, or the images and their index.
+    pub images: Images,
     /// Where it is now, or would be.
     pub target: Target,
     /// What its delivery took, or would have taken.
@@ -74,7 +76,28 @@ pub struct Report {
     pub cache_bytes: Option<u64>,
 }
 
-/// Exports an environment as an image; an archive for standard output goes to `stdout`.
+impl Request<'_> {
+    /// Goes through a stage for each platform. What fails says whose image it would be, unless that goes without saying.
+    fn for_each<T, U, E: Into<Error>>(
+        &self,
+        platforms: impl IntoIterator<Item = T>,
+        stage: impl Fn(T) -> Result<U, E>,
+    ) -> Result<Vec<U>, Error> {
+        let named = |(system, platform)| stage(platform).map_err(|error| self.name_platform(system, error.into()));
+        self.systems.iter().copied().zip(platforms).map(named).collect()
+    }
+
+    fn name_platform(&self, system: System, error: Error) -> Error {
+        let here = self.this_system == Some(system);
+        if here && self.systems.len() == 1 {
+            return error;
+        }
+        Error::Platform { system, here, error: Box::new(error) }
+    }
+}
+
+/// Exports an environment as an image, or as images for several platforms with their index; an archive for standard
+/// output goes to `stdout`.
 pub fn containerize(
     request: Request<'_>,
     stdout: &mut (dyn Write + Send),
@@ -84,20 +107,22 @@ pub fn containerize(
     let environment = environment::find(&request.environment, &request.surroundings)?;
     let name = ImageName::new(&environment.name, &request.tag)?;
     let target = Target::choose(request.target.clone(), request.path.as_deref(), &environment.name)?;
+    target.accepts_platforms(request.systems.len())?;
     let mut opening = target.ask(&name, layers::media_type(request.compression))?;
 
     let memo = Memo::new(request.cache, observer);
     let nix = LocalStore::open(&request.store, Hashing { memo: &memo, observer, now: request.now })?;
-    let ingredients = Ingredients::choose(&request, &environment, &nix, observer)?;
-    let platform = Platform::gather(ingredients, &nix, observer)?;
+    let ingredients = request
+        .for_each(&request.systems, |&system| Ingredients::choose(&request, system, &environment, &nix, observer))?;
+    let platforms = request.for_each(ingredients, |ingredients| Platform::gather(ingredients, &nix, observer))?;
     memo.save();
 
-    let composed = platform.compose(&environment, &nix, request.max_layers)?;
-    target.accepts_layers(composed.layer_count())?;
+    let composed = request.for_each(&platforms, |platform| platform.compose(&environment, &nix, request.max_layers))?;
+    composed.iter().try_for_each(|composed| target.accepts_layers(composed.layer_count()))?;
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);
     let workshop = Workshop { packer: &packer, store: request.cache, observer, trouble: &trouble };
-    let sought = Layers::look_up(workshop, composed.contents());
+    let sought = Layers::look_up(workshop, composed.iter().map(Composed::contents).collect());
     if let (false, Some(opening)) = (sought.is_complete(), &mut opening) {
         opening.accepts(observer)?;
     }
@@ -107,14 +132,17 @@ pub fn containerize(
         _ => None,
     };
     let layers = sought.pack_missing(spool)?;
-    let spec = composed.spec(&request, name, &environment.manifest.containerize);
-    let image = Image::assemble(spec, layers.descriptors()?)?;
+    let images = composed.iter().zip(layers.descriptors()?).map(|(composed, layers)| {
+        Image::assemble(composed.spec(&request, name.clone(), &environment.manifest.containerize), layers)
+    });
+    let images = Images::assemble(name.clone(), images.collect::<Result<_, _>>()?)?;
     if request.dry_run {
-        let delivered = delivery::foresee(&image, &layers, &mut *sink)?;
+        let delivered = delivery::foresee(&images, &layers, &mut *sink)?;
         drop(sink);
-        return Ok(Report { image, target, delivered, cache_bytes: None });
+        return Ok(Report { images, target, delivered, cache_bytes: None });
     }
-    let cache_bytes = layers.record_image(&record::of(&image, &platform.closure, layers.keys(), request.now));
-    let delivered = delivery::deliver(&image, &layers, &mut *sink, observer)?;
-    Ok(Report { image, target, delivered, cache_bytes })
+    let closures: Vec<_> = platforms.iter().map(|platform| &platform.closure).collect();
+    let cache_bytes = layers.record_image(&record::of(&images, &closures, &layers, request.now));
+    let delivered = delivery::deliver(&images, &layers, &mut *sink, observer)?;
+    Ok(Report { images, target, delivered, cache_bytes })
 }

@@ -26,11 +26,11 @@ impl Ingredients {
     /// What the environment's files say that the image is made of; the store is asked only for what flox built.
     pub(super) fn choose(
         request: &Request<'_>,
+        system: System,
         environment: &Environment,
         nix: &LocalStore<'_>,
         observer: &dyn Observer,
     ) -> Result<Self, Error> {
-        let system = request.system;
         let mode = request.mode.or(environment.manifest.activate_mode).unwrap_or_default();
         let lock_of = |path: &StorePath| nix.read_file(path, "manifest.lock");
         let built = environment.built(system, mode, &lock_of);
@@ -41,7 +41,7 @@ impl Ingredients {
         };
         let packages = environment.installed(system)?.into_iter().filter_map(package).collect();
         let lockfile = environment.lockfile.as_ref().map(Lockfile::to_json);
-        Ok(Self { system, built, packages, shell: request.shell.clone(), mode, lockfile })
+        Ok(Self { system, built, packages, shell: request.shells.get(&system).cloned(), mode, lockfile })
     }
 
     /// Where the closure begins.

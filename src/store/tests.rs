@@ -190,6 +190,7 @@ fn image(name: &str, used_at: u64, layers: &[&LayerRecord]) -> ImageRecord {
         tag: "latest".to_owned(),
         image_id: Digest::of(name.as_bytes()),
         manifest_digest: Digest::of(name.as_bytes()),
+        platforms: vec![],
         layers: layers.iter().map(|record| record.key).collect(),
         size: layers.iter().map(|record| record.size).sum(),
         made_at: used_at,
