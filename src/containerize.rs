@@ -9,6 +9,7 @@ mod record;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -88,11 +89,23 @@ impl Request<'_> {
     }
 
     fn name_platform(&self, system: System, error: Error) -> Error {
-        let here = self.this_system == Some(system);
-        if here && self.systems.len() == 1 {
-            return error;
+        match self.goes_without_saying(system) {
+            true => error,
+            false => Error::Platform { system, here: self.this_system == Some(system), error: Box::new(error) },
         }
-        Error::Platform { system, here, error: Box::new(error) }
+    }
+
+    /// A message about one platform.
+    fn of_platform(&self, system: System, message: &dyn Display) -> String {
+        match self.goes_without_saying(system) {
+            true => message.to_string(),
+            false => format!("{}: {message}", system.platform()),
+        }
+    }
+
+    /// Whether images are made for this machine alone.
+    fn goes_without_saying(&self, system: System) -> bool {
+        self.this_system == Some(system) && self.systems.len() == 1
     }
 }
 

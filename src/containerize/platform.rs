@@ -2,8 +2,8 @@
 
 use super::Request;
 use crate::environment::{
-    self, ActivateMode, Built, ContainerConfig, Environment, Installed, Lockfile, Package, RealiseError, Realised,
-    System,
+    self, ActivateMode, Built, ContainerConfig, Environment, InstallEntry, Installed, Lockfile, Package, RealiseError,
+    Realised, System,
 };
 use crate::error::Error;
 use crate::event::{Event, Observer, Stage};
@@ -34,12 +34,15 @@ impl Ingredients {
         let mode = request.mode.or(environment.manifest.activate_mode).unwrap_or_default();
         let lock_of = |path: &StorePath| nix.read_file(path, "manifest.lock");
         let built = environment.built(system, mode, &lock_of);
-        observer.event(Event::Detail { message: built.to_string() });
+        observer.event(Event::Detail { message: request.of_platform(system, &built) });
         let built = match built {
             Built::Usable(path) => Some(path),
             Built::Missing | Built::Unusable { .. } => None,
         };
-        let packages = environment.installed(system)?.into_iter().filter_map(package).collect();
+        let packages: Vec<_> = environment.installed(system)?.into_iter().filter_map(package).collect();
+        if !request.goes_without_saying(system) {
+            warn_of_store_paths(environment, system, &packages, observer);
+        }
         let lockfile = environment.lockfile.as_ref().map(Lockfile::to_json);
         Ok(Self { system, built, packages, shell: request.shells.get(&system).cloned(), mode, lockfile })
     }
@@ -56,6 +59,22 @@ impl Ingredients {
     /// What the user installs, where the closure has it.
     fn installed(&self) -> impl Iterator<Item = &StorePath> {
         self.packages.iter().map(|package| &package.path)
+    }
+}
+
+/// A package that is given as a store path is what it is: nobody can tell which kind of machine it was built for.
+fn warn_of_store_paths(environment: &Environment, system: System, packages: &[Package], observer: &dyn Observer) {
+    let entry = |package: &Package| environment.manifest.install.get(&package.name);
+    let of_any = |package: &&Package| entry(package).is_some_and(InstallEntry::is_the_same_everywhere);
+    let names: Vec<_> = packages.iter().filter(of_any).map(|package| format!("'{}'", package.name)).collect();
+    if !names.is_empty() {
+        let message = format!(
+            "the image for {} gets the store paths of {} as they are, whatever they were built for; \
+             say in the manifest what systems they are for",
+            system.platform(),
+            names.join(", ")
+        );
+        observer.event(Event::Warning { message });
     }
 }
 
