@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::archive::{Archive, Platforms};
 use crate::containerize::containerize;
 use crate::flox_fixture::{BareStore, FloxEnv, LockedPackage, Tree, this_system};
+use crate::peers::peer;
 use crate::sandbox::Sandbox;
 
 /// A platform, as runtimes and as Nix call it.
@@ -163,6 +164,38 @@ fn several_platforms_are_one_index_over_the_images_that_each_would_be() {
     let turned = Platforms::open(&project.at("turned.tar"));
     assert_eq!(turned.images[0].0, elsewhere.oci);
     assert_eq!(turned.image(here.oci).manifest_digest, platforms.image(here.oci).manifest_digest);
+}
+
+#[test]
+fn each_image_of_an_index_holds_the_closure_that_nix_knows_and_no_more_layers_than_allowed() {
+    let nix = peer!(nix);
+    let sandbox = Sandbox::new();
+    let manifest = "schema-version = \"1.14.0\"\n[install]\nhello.pkg-path = \"hello\"\n";
+    let environment = FloxEnv::new(sandbox.path("project"), "hello", manifest);
+    // What a package was built for its store path does not say.
+    let packages = [(AMD64, "hello"), (ARM64, "hello-revised")];
+    environment.lock(&packages.map(|(platform, package)| LockedPackage {
+        system: platform.system.to_owned(),
+        ..LockedPackage::new("hello", nix.out(package))
+    }));
+    let run = |args: &[&str]| {
+        let mut command = containerize(&sandbox, nix.root(), &environment);
+        command.args(["--platform", &both(), "-f", "image.tar"]).args(args).assert().success();
+        Platforms::open(&sandbox.path("work/image.tar"))
+    };
+    let many = run(&[]);
+    for (platform, package) in packages {
+        let held = many.image(platform.oci).store_paths();
+        let closure = nix.closure(&[nix.out(package)]);
+        assert!(held.is_superset(&closure), "{:?}", closure.difference(&held));
+        assert_eq!(held.len(), closure.len() + 1, "and the environment itself");
+    }
+    let few = run(&["--max-layers", "2"]);
+    for (platform, image) in &few.images {
+        assert!(many.image(platform).layer_digests().len() > 2);
+        assert_eq!(image.layer_digests().len(), 2);
+        assert!(image.root() == many.image(platform).root(), "{platform}");
+    }
 }
 
 #[test]
