@@ -60,6 +60,7 @@ fn image(first: usize, total: usize) -> ImageRecord {
         tag: format!("v{first}"),
         image_id: Digest::of(&first.to_le_bytes()),
         manifest_digest: Digest::of(&first.to_be_bytes()),
+        platforms: vec![],
         size: 1 << 20,
         made_at: first as u64,
         used_at: first as u64,

@@ -1,7 +1,7 @@
 //! Every way in which the whole way through can fail, one stage each.
 
 use crate::delivery::{DeliveryError, TargetError};
-use crate::environment::{FindError, InstallError, RealiseError};
+use crate::environment::{FindError, InstallError, RealiseError, System};
 use crate::image::{ImageError, NameError};
 use crate::layers::LayersError;
 use crate::nix::{ClosureError, SourceError};
@@ -31,6 +31,17 @@ pub enum Error {
     /// The environment cannot be put together.
     #[error(transparent)]
     Realise(#[from] RealiseError),
+    /// The image for one of several platforms, or for another than this machine's, cannot be made.
+    #[error("no image for {}: {error}", system.platform())]
+    Platform {
+        /// The kind of machine that the image would be for.
+        system: System,
+        /// Whether this machine is one.
+        here: bool,
+        /// Why.
+        #[source]
+        error: Box<Error>,
+    },
     /// A layer cannot be had.
     #[error(transparent)]
     Layers(#[from] LayersError),
@@ -56,6 +67,10 @@ impl Error {
             Self::Source(error) => error.hint(),
             Self::Closure(error) => error.hint(),
             Self::Realise(error) => error.hint(),
+            Self::Platform { error, system, here } => match &**error {
+                Self::Closure(error) if !here => error.hint_elsewhere(system.as_str()),
+                error => error.hint(),
+            },
             Self::Layers(error) => error.hint(),
             Self::Image(_) => None,
             Self::Delivery(error) => error.hint(),

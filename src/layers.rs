@@ -52,11 +52,13 @@ pub fn media_type(compression: Compression) -> LayerMediaType {
     }
 }
 
-/// The layers of an image, looked up in the store.
+/// The layers of one image or several, each once, looked up in the store.
 pub struct Sought<'a> {
     workshop: Workshop<'a>,
     contents: Vec<LayerContents<'a>>,
     keys: Vec<LayerKey>,
+    /// Each image's layers, the bottom one first, as places in the lists beside this.
+    images: Vec<Vec<usize>>,
     known: Vec<Option<LayerRecord>>,
     lease: Option<Lease>,
 }
@@ -84,7 +86,7 @@ impl<'a> Sought<'a> {
     /// Packs, in parallel, the layers that the store does not know; where there is a spool with places of these sizes,
     /// straight to their places.
     pub fn pack_missing(self, spool: Option<&Spool>) -> Result<Layers<'a>, LayersError> {
-        let Self { workshop, contents, keys, known, lease } = self;
+        let Self { workshop, contents, keys, images, known, lease } = self;
         let obtained = workshop::pack_missing(workshop, &contents, &keys, known, spool)?;
         let known_blobs =
             obtained.iter().filter_map(|layer| Some((layer.record.digest, layer.made.clone()?))).collect();
@@ -93,15 +95,28 @@ impl<'a> Sought<'a> {
             obtained.into_iter().map(|layer| (layer.record, layer.reused)).unzip();
         let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
         let (known_blobs, damaged) = (Mutex::new(known_blobs), Mutex::default());
-        Ok(Layers { workshop, contents, keys, records, reused, states, by_digest, known_blobs, damaged, _lease: lease })
+        Ok(Layers {
+            workshop,
+            contents,
+            keys,
+            images,
+            records,
+            reused,
+            states,
+            by_digest,
+            known_blobs,
+            damaged,
+            _lease: lease,
+        })
     }
 }
 
-/// The layers of an image: all is known of them, and their bytes can be had.
+/// The layers of one image or several: all is known of them, and their bytes can be had.
 pub struct Layers<'a> {
     workshop: Workshop<'a>,
     contents: Vec<LayerContents<'a>>,
     keys: Vec<LayerKey>,
+    images: Vec<Vec<usize>>,
     records: Vec<LayerRecord>,
     reused: Vec<bool>,
     by_digest: BTreeMap<Digest, usize>,
@@ -116,34 +131,43 @@ pub struct Layers<'a> {
 }
 
 impl<'a> Layers<'a> {
-    /// Looks every layer up in the store, and packs nothing yet.
-    pub fn look_up(workshop: Workshop<'a>, contents: Vec<LayerContents<'a>>) -> Sought<'a> {
-        let keys: Vec<_> = contents.iter().map(|contents| contents.key(workshop.packer.compression())).collect();
+    /// Looks every layer of these images up in the store, and packs nothing yet. What several images have is one layer.
+    pub fn look_up(workshop: Workshop<'a>, images: Vec<Vec<LayerContents<'a>>>) -> Sought<'a> {
+        let (mut contents, mut keys, mut places) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut place_of = |layer: LayerContents<'a>| {
+            let key = layer.key(workshop.packer.compression());
+            *places.entry(key).or_insert_with(|| {
+                keys.push(key);
+                contents.push(layer);
+                keys.len() - 1
+            })
+        };
+        let images = images.into_iter().map(|layers| layers.into_iter().map(&mut place_of).collect()).collect();
         let lease = workshop.with_store("protect layers in use", |store| store.lease(&keys));
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
         let known = found.unwrap_or_else(|| vec![None; keys.len()]);
-        Sought { workshop, contents, keys, known, lease }
+        Sought { workshop, contents, keys, images, known, lease }
     }
 
-    /// The layers as the image has them, the bottom one first.
-    pub fn descriptors(&self) -> Result<Vec<Layer>, LayersError> {
-        self.records
-            .iter()
-            .enumerate()
-            .map(|(at, record)| {
-                Ok(Layer {
-                    digest: record.digest,
-                    diff_id: record.diff_id,
-                    size: record.size,
-                    media_type: record.media_type.parse()?,
-                    store_paths: self.contents[at].store_paths(),
-                    reused: self.reused[at],
-                })
-            })
-            .collect()
+    /// Each image's layers, the bottom one first.
+    pub fn descriptors(&self) -> Result<Vec<Vec<Layer>>, LayersError> {
+        let of_image = |places: &Vec<usize>| places.iter().map(|&at| self.descriptor(at)).collect();
+        self.images.iter().map(of_image).collect()
     }
 
-    /// Remembers the image that these layers make, and says how many bytes the store takes now; a store that fails
+    fn descriptor(&self, at: usize) -> Result<Layer, LayersError> {
+        let record = &self.records[at];
+        Ok(Layer {
+            digest: record.digest,
+            diff_id: record.diff_id,
+            size: record.size,
+            media_type: record.media_type.parse()?,
+            store_paths: self.contents[at].store_paths(),
+            reused: self.reused[at],
+        })
+    }
+
+    /// Remembers what these layers make, and says how many bytes the store takes now; a store that fails
     /// costs the memory, never the image.
     pub fn record_image(&self, image: &ImageRecord) -> Option<u64> {
         self.workshop.with_store("remember the image", |store| store.record_image(image))
@@ -181,9 +205,14 @@ impl<'a> Layers<'a> {
         Err(BlobError::Source(DigestMismatch { expected, expected_size, found, found_size }.into()))
     }
 
-    /// The layers' keys, the bottom one first.
+    /// The layers' keys: those of the first image, the bottom one first, then what the others have beside them.
     pub fn keys(&self) -> &[LayerKey] {
         &self.keys
+    }
+
+    /// Each image's layers, the bottom one first, as places in [`Layers::keys`].
+    pub fn images(&self) -> &[Vec<usize>] {
+        &self.images
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::size;
-use crate::environment::ActivateMode;
+use crate::environment::{ActivateMode, System};
 use crate::pack::Compression;
 use crate::plan;
 
@@ -69,6 +69,10 @@ Examples:
       layerhold containerize -d ~/project --compression zstd --layout ./image
       skopeo copy oci:./image:project:latest docker://registry.example/project
 
+  Images for two platforms under one name, into a file that skopeo pushes as a whole:
+      layerhold containerize --platform linux/amd64,linux/arm64 -f project.tar
+      skopeo copy --all oci-archive:project.tar docker://registry.example/project
+
   A Nix store that does not lie at /nix:
       layerhold containerize --store ./root -f -";
 
@@ -106,9 +110,9 @@ pub(super) struct EnvironmentArgs {
     #[arg(long, env = "LAYERHOLD_STORE", value_name = "ROOT", default_value = "/", value_hint = ValueHint::DirPath)]
     #[arg(hide_env_values = true)]
     pub(super) store: PathBuf,
-    /// Store path of a bash to activate with, where the environment has none
-    #[arg(long, value_name = "STORE-PATH")]
-    pub(super) shell: Option<String>,
+    /// Store path of a bash to activate with, where the environment has none; repeat for several platforms
+    #[arg(long, value_name = "[PLATFORM=]STORE-PATH")]
+    pub(super) shell: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -128,6 +132,10 @@ pub(super) struct TargetArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Image")]
 pub(super) struct ImageArgs {
+    /// Platform that the image is for, linux/amd64 or linux/arm64; several, with commas or repeated, make one image
+    /// index, of which Docker's classic store loads the first [default: this machine's]
+    #[arg(long = "platform", value_name = "PLATFORM", value_delimiter = ',')]
+    pub(super) platforms: Vec<System>,
     /// Tag of the image
     #[arg(short, long, default_value = "latest")]
     pub(super) tag: String,

@@ -181,12 +181,23 @@ fn list_images(store: &LayerStore, json: bool) -> Result<(), Failure> {
         return print_json(&rows);
     }
     let now = now();
-    let mut table =
-        Table::new(&["NAME", "TAG", "IMAGE ID", "CREATED", "LAST USED", "SIZE", "ON DISK", "WOULD FREE", ""]);
+    let mut table = Table::new(&[
+        "NAME",
+        "TAG",
+        "PLATFORM",
+        "IMAGE ID",
+        "CREATED",
+        "LAST USED",
+        "SIZE",
+        "ON DISK",
+        "WOULD FREE",
+        "",
+    ]);
     for row in &rows {
         table.row([
             &row.name,
             &row.tag,
+            &row.platforms.join(","),
             &row.image_id.hex()[..12],
             &size::human_age(now.saturating_sub(row.made_at)),
             &size::human_age(now.saturating_sub(row.used_at)),

@@ -6,20 +6,21 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::time::{Instant, SystemTime};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::args;
 use super::cache;
 use super::failure::Failure;
+use super::platforms;
 use super::progress::Progress;
 use super::size;
 use super::surroundings;
 use crate::containerize::{Report, Request, containerize};
 use crate::delivery::{Delivered, DeliveryError, Runtime, Target, TargetRequest, widen_pipe};
-use crate::environment::{ACTIVE_ENVIRONMENTS, Candidate, Choice, Selection, Surroundings, System, parse_label};
+use crate::environment::{ACTIVE_ENVIRONMENTS, Candidate, Choice, Selection, Surroundings, parse_label};
 use crate::error::Error;
 use crate::event::{Event, Observer};
-use crate::image::Timestamp;
+use crate::image::{Image, Images, Timestamp};
 
 /// Runs the command.
 pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), Failure> {
@@ -44,6 +45,8 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         ));
     }
 
+    let systems = platforms::chosen(&args.image.platforms)?;
+    let shells = platforms::shells(&args.environment.shell, &systems)?;
     let request = Request {
         environment: selection(&args.environment),
         surroundings: Surroundings {
@@ -51,12 +54,11 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
             active_environments: active.as_deref(),
             choose: if can_ask { Some(&ask) } else { None },
         },
-        system: this_system()?,
+        systems,
+        this_system: platforms::this_system(),
         mode: args.environment.mode.map(Into::into),
         store: args.environment.store.clone(),
-        shell: args.environment.shell.as_deref().map(str::parse).transpose().map_err(|error| {
-            Failure::usage(error, Some("name a store path that has bin/bash: --shell /nix/store/...-bash-5.2".into()))
-        })?,
+        shells,
         target: TargetRequest {
             file: args.target.file.clone(),
             runtime: runtime(args.target.runtime.as_deref())?,
@@ -85,20 +87,20 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         }
     };
     if let (Some(cache), Some(cap), Some(bytes)) = (&cache, cache_cap, report.cache_bytes) {
-        cache::collect_if_over(cache, bytes, cap, report.image.config_digest, progress);
+        cache::collect_if_over(cache, bytes, cap, report.images.id(), progress);
     }
     summarise(&report, args.dry_run, started, progress);
+    let title = title(&report.images);
     if args.dry_run {
         let Delivered { layers_sent, layers_held, bytes_sent, .. } = report.delivered;
         progress.result(&format!(
-            "'{}' would be written to {}: {layers_sent} of {} layers, {}",
-            report.image.name,
+            "{title} would be written to {}: {layers_sent} of {} layers, {}",
             report.target,
             layers_sent + layers_held,
             size::human(bytes_sent)
         ));
     } else {
-        progress.result(&format!("⚡︎ '{}' written to {}", report.image.name, report.target));
+        progress.result(&format!("⚡︎ {title} written to {}", report.target));
     }
     if args.json {
         print_json(&report, args.dry_run)?;
@@ -119,12 +121,6 @@ fn selection(args: &args::EnvironmentArgs) -> Selection {
         (Some(dir), None) => Selection::Dir(dir.clone()),
         (None, None) => Selection::Default,
     }
-}
-
-fn this_system() -> Result<System, Failure> {
-    System::of_machine(std::env::consts::ARCH).ok_or_else(|| {
-        Failure::new(format!("images cannot be made for this machine's architecture, {}", std::env::consts::ARCH), None)
-    })
 }
 
 fn runtime(name: Option<&str>) -> Result<Option<Runtime>, Failure> {
@@ -164,9 +160,20 @@ fn ask(found: &Candidate, active: &Candidate) -> io::Result<Choice> {
     }
 }
 
+/// What was made: `'hello:latest'`, and of several platforms, which.
+fn title(images: &Images) -> String {
+    match images {
+        Images::One(image) => format!("'{}'", image.name),
+        Images::Several(index) => {
+            let platforms: Vec<_> = index.images.iter().map(Image::platform).collect();
+            format!("'{}' ({})", index.name, platforms.join(", "))
+        }
+    }
+}
+
 /// The closing lines at `-v`: what was reused, what is new, what was sent, how long it took.
 fn summarise(report: &Report, dry_run: bool, started: Instant, progress: &Progress) {
-    let (reused, new): (Vec<_>, Vec<_>) = report.image.layers.iter().partition(|layer| layer.reused);
+    let (reused, new): (Vec<_>, Vec<_>) = report.images.layers().into_iter().partition(|layer| layer.reused);
     let bytes = |layers: &[&crate::image::Layer]| size::human(layers.iter().map(|layer| layer.size).sum());
     let say = |message: String| progress.event(Event::Detail { message });
     say(format!("layers: {} reused ({}), {} new ({})", reused.len(), bytes(&reused), new.len(), bytes(&new)));
@@ -177,7 +184,12 @@ fn summarise(report: &Report, dry_run: bool, started: Instant, progress: &Progre
         report.delivered.layers_sent + report.delivered.layers_held,
         size::human(report.delivered.bytes_sent)
     ));
-    say(format!("image: {}", report.image.config_digest));
+    if let Images::Several(index) = &report.images {
+        say(format!("index: {}", index.digest));
+    }
+    for image in report.images.all() {
+        say(format!("image: {} ({})", image.config_digest, image.platform()));
+    }
     say(format!("time: {:.2} s", started.elapsed().as_secs_f64()));
 }
 
@@ -188,18 +200,40 @@ fn print_json(report: &Report, dry_run: bool) -> Result<(), Failure> {
         Target::Runtime(client) => json!({ "kind": client.runtime().program() }),
         Target::Layout(dir) => json!({ "kind": "layout", "path": dir.to_string_lossy() }),
     };
-    let object = json!({
-        "name": report.image.name.repository(),
-        "tag": report.image.name.tag(),
-        "image_id": report.image.config_digest,
-        "manifest_digest": report.image.manifest_digest,
-        "layers": report.image.layers,
-        "target": target,
-        "dry_run": dry_run,
-        "layers_sent": report.delivered.layers_sent,
-        "bytes_sent": report.delivered.bytes_sent,
-        "layers_held": report.delivered.layers_held,
-        "bytes_held": report.delivered.bytes_held,
-    });
-    writeln!(io::stdout(), "{object:#}").map_err(Failure::output)
+    let mut object = match &report.images {
+        Images::One(image) => image_json(image),
+        Images::Several(index) => {
+            let of_platform = |image: &Image| {
+                let mut object = image_json(image);
+                object.insert("platform".to_owned(), image.platform().into());
+                Value::Object(object)
+            };
+            let platforms: Vec<_> = index.images.iter().map(of_platform).collect();
+            object([("index_digest", json!(index.digest)), ("platforms", platforms.into())])
+        }
+    };
+    object.extend(self::object([
+        ("name", json!(report.images.name().repository())),
+        ("tag", json!(report.images.name().tag())),
+        ("target", target),
+        ("dry_run", json!(dry_run)),
+        ("layers_sent", json!(report.delivered.layers_sent)),
+        ("bytes_sent", json!(report.delivered.bytes_sent)),
+        ("layers_held", json!(report.delivered.layers_held)),
+        ("bytes_held", json!(report.delivered.bytes_held)),
+    ]));
+    writeln!(io::stdout(), "{:#}", Value::Object(object)).map_err(Failure::output)
+}
+
+/// What is said of one image.
+fn image_json(image: &Image) -> Map<String, Value> {
+    object([
+        ("image_id", json!(image.config_digest)),
+        ("manifest_digest", json!(image.manifest_digest)),
+        ("layers", json!(image.layers)),
+    ])
+}
+
+fn object<const N: usize>(members: [(&str, Value); N]) -> Map<String, Value> {
+    members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

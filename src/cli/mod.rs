@@ -7,6 +7,7 @@ mod cache;
 mod containerize;
 mod failure;
 mod interrupt;
+mod platforms;
 mod progress;
 mod size;
 mod surroundings;

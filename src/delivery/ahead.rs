@@ -155,8 +155,8 @@ impl Ahead<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::{Ending, image};
-    use super::super::{StreamSink, deliver};
+    use super::super::StreamSink;
+    use super::super::samples::{Ending, deliver, image};
     use super::*;
     use crate::event::Silent;
 

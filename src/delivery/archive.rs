@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{DeliveryError, LayerBytes};
 use crate::blob::{Digest, canonical_json};
-use crate::image::{Image, ImageError, Layer};
+use crate::image::{Image, ImageError, ImageName, Images, Layer};
 
 /// The annotation under which containerd, and Podman after it, look for an image's full name.
 pub(super) const ANNOTATION_IMAGE_NAME: &str = "io.containerd.image.name";
@@ -34,16 +34,16 @@ pub struct ArchiveNames {
 
 impl ArchiveNames {
     /// The names for an archive that anybody may read.
-    pub fn portable(image: &Image) -> Self {
-        Self { full: image.name.familiar_in_full(), repo_tag: image.name.to_string() }
+    pub fn portable(name: &ImageName) -> Self {
+        Self { full: name.familiar_in_full(), repo_tag: name.to_string() }
     }
 
     /// The names for Podman on this machine.
     ///
     /// Podman resolves `name:tag` to `localhost/name:tag` first: under another name an older image of the user's own
     /// would be run instead.
-    pub fn local(image: &Image) -> Self {
-        Self { full: image.name.local_in_full(), repo_tag: image.name.local_in_full() }
+    pub fn local(name: &ImageName) -> Self {
+        Self { full: name.local_in_full(), repo_tag: name.local_in_full() }
     }
 }
 
@@ -116,17 +116,17 @@ impl Archive {
     pub fn finish(
         self,
         out: &mut dyn Write,
-        image: &Image,
+        images: &Images,
         names: &ArchiveNames,
         describe: impl Fn(io::Error) -> DeliveryError,
     ) -> Result<(), DeliveryError> {
-        let entries = [
-            (blob_path(&image.config_digest), image.config.as_slice()),
-            (blob_path(&image.manifest_digest), &image.manifest),
+        let (index, manifest) = (index_json(images, names)?, manifest_json(images.all(), names)?);
+        let documents = images.documents().into_iter().map(|(digest, contents)| (blob_path(&digest), contents));
+        let entries = documents.chain([
             ("oci-layout".to_owned(), OCI_LAYOUT),
-            ("index.json".to_owned(), &index_json(image, names)?),
-            ("manifest.json".to_owned(), &manifest_json(image, names)?),
-        ];
+            ("index.json".to_owned(), &index),
+            ("manifest.json".to_owned(), &manifest),
+        ]);
         let write = || {
             for (path, contents) in entries {
                 write_header(out, &path, contents.len() as u64)?;
@@ -164,10 +164,10 @@ fn write_padding(out: &mut dyn Write, size: u64) -> io::Result<()> {
     out.write_all(&[0; BLOCK as usize][..padding as usize])
 }
 
-fn index_json(image: &Image, names: &ArchiveNames) -> Result<Vec<u8>, ImageError> {
-    let mut descriptor = image.descriptor()?;
+fn index_json(images: &Images, names: &ArchiveNames) -> Result<Vec<u8>, ImageError> {
+    let mut descriptor = images.descriptor()?;
     descriptor.set_annotations(Some(
-        [(ANNOTATION_IMAGE_NAME, names.full.as_str()), (ANNOTATION_REF_NAME, image.name.tag())]
+        [(ANNOTATION_IMAGE_NAME, names.full.as_str()), (ANNOTATION_REF_NAME, images.name().tag())]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
     ));
@@ -181,20 +181,22 @@ fn index_json(image: &Image, names: &ArchiveNames) -> Result<Vec<u8>, ImageError
 }
 
 /// `docker save`'s list of images (moby: image/spec, v1.2, "Combined Image JSON + Filesystem Changeset Format").
-fn manifest_json(image: &Image, names: &ArchiveNames) -> Result<Vec<u8>, ImageError> {
-    let layers: Vec<_> = image.layers.iter().map(|layer| blob_path(&layer.digest)).collect();
-    Ok(canonical_json(&json!([{
-        "Config": blob_path(&image.config_digest),
-        "RepoTags": [names.repo_tag],
-        "Layers": layers,
-    }]))?)
+///
+/// It knows no platforms, and a name stands for one image: the first one, of the platform that the user named first. Of
+/// two entries with one name Docker's classic store would keep the last, and skopeo would take neither unasked.
+fn manifest_json(images: &[Image], names: &ArchiveNames) -> Result<Vec<u8>, ImageError> {
+    let entry = |image: &Image| {
+        let layers: Vec<_> = image.layers.iter().map(|layer| blob_path(&layer.digest)).collect();
+        json!({ "Config": blob_path(&image.config_digest), "RepoTags": [names.repo_tag], "Layers": layers })
+    };
+    Ok(canonical_json(&images.iter().take(1).map(entry).collect::<Vec<_>>())?)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::StreamSink;
     use super::super::conformance::whole_archive;
-    use super::super::samples::image;
-    use super::super::{StreamSink, deliver};
+    use super::super::samples::{deliver, image, index};
     use super::*;
     use crate::event::Silent;
 
@@ -234,6 +236,43 @@ mod tests {
         644 0 0 manifest.json
         [{"Config":"blobs/sha256/913f81c43c8edde2c9da87bd59da026c2361b0d5b181d485bf2997d403244c26","Layers":["blobs/sha256/cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2","blobs/sha256/28720365c5e7476a011e4f43ac003ee5f16247a263b9d623aa85ed311d73bf39","blobs/sha256/cae662172fd450bb0cd710a769079c05bfc5d8e35efa6576edc7d0377afdd4a2"],"RepoTags":["hello:v1"]}]
         "#);
+    }
+
+    #[test]
+    fn an_archive_of_two_platforms_has_one_index_and_shows_docker_the_first() {
+        let (images, blobs) = index("v1", &[("arm64", &["base", "arm"]), ("amd64", &["base", "amd"])]);
+        let mut out = Vec::new();
+        super::super::deliver(&images, &blobs, &mut StreamSink::new(&mut out), &Silent).unwrap();
+        let entries = whole_archive(&out).unwrap();
+        let paths: Vec<_> = entries.iter().map(|(path, _)| path.clone()).collect();
+        let layers = ["base", "arm", "amd"].map(|text| blob_path(&Digest::of(text.as_bytes())));
+        let documents: Vec<_> = images.documents().iter().map(|(digest, _)| blob_path(digest)).collect();
+        let descriptions = ["oci-layout", "index.json", "manifest.json"].map(str::to_owned);
+        assert_eq!(paths, [&layers[..], &documents, &descriptions].concat());
+        let json = |path: &str| -> serde_json::Value {
+            let (_, contents) = entries.iter().find(|(entry, _)| entry == path).unwrap();
+            serde_json::from_slice(contents).unwrap()
+        };
+        insta::assert_snapshot!(serde_json::to_string_pretty(&json("index.json")).unwrap(), @r#"
+        {
+          "manifests": [
+            {
+              "annotations": {
+                "io.containerd.image.name": "docker.io/library/hello:v1",
+                "org.opencontainers.image.ref.name": "v1"
+              },
+              "digest": "sha256:cfc7481cbd55dfaeddcee93adac21174a6abc778303e27da623ec093f52a8768",
+              "mediaType": "application/vnd.oci.image.index.v1+json",
+              "size": 491
+            }
+          ],
+          "mediaType": "application/vnd.oci.image.index.v1+json",
+          "schemaVersion": 2
+        }
+        "#);
+        let first = &images.all()[0];
+        assert_eq!(json("manifest.json")[0]["Config"], blob_path(&first.config_digest));
+        assert_eq!(json("manifest.json").as_array().unwrap().len(), 1);
     }
 
     #[test]

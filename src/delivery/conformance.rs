@@ -8,10 +8,11 @@ use std::rc::Rc;
 
 use rstest::rstest;
 
-use super::samples::{Blobs, Ending, Watcher, fake, image};
-use super::{DeliveryError, FileSink, LayoutSink, NoPast, Runtime, Sink, StreamSink, deliver};
+use super::samples::{Blobs, Ending, Watcher, deliver, fake, image, index};
+use super::{DeliveryError, FileSink, LayoutSink, NoPast, Runtime, Sink, StreamSink};
+use crate::blob::Digest;
 use crate::event::{Event, Observer, Silent, Stage};
-use crate::image::Image;
+use crate::image::{Image, Images};
 
 /// A target of one kind, new and empty.
 trait Bench {
@@ -187,7 +188,7 @@ fn a_second_delivery_sends_nothing(#[values("layout", "docker", "podman")] kind:
     assert!(bench.keeps());
     let (image, blobs) = sample();
     deliver(&image, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
-    let held = bench.sink(&Silent).has(&image, &NoPast).unwrap();
+    let held = bench.sink(&Silent).has(&image.clone().into(), &NoPast).unwrap();
     assert_eq!(held, image.layers.iter().map(|layer| layer.digest).collect());
     let (before, asked) = (bench.visible(), blobs.asked.lock().unwrap().len());
     let again = deliver(&image, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
@@ -250,4 +251,50 @@ fn an_image_without_layers_arrives(#[values("file", "stream", "layout", "docker"
     let (image, blobs) = image("v1", &[]);
     deliver(&image, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
     assert_ne!(bench.visible(), before);
+}
+
+/// Two platforms that share a layer; the second has one twice.
+fn two_platforms(tag: &str) -> (Images, Blobs) {
+    index(tag, &[("amd64", &["base", "for amd64"]), ("arm64", &["for arm64", "base", "for arm64"])])
+}
+
+#[rstest]
+fn images_of_two_platforms_arrive_whole_and_each_blob_once(#[values("file", "stream", "layout")] kind: &str) {
+    let bench = bench(kind);
+    let (images, blobs) = two_platforms("v1");
+    let before = bench.visible();
+    let delivered = super::deliver(&images, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
+    assert_ne!(bench.visible(), before);
+    assert_eq!((delivered.layers_sent, delivered.layers_held), (3, 0));
+    let expected: Vec<_> = ["base", "for amd64", "for arm64"].map(|text| Digest::of(text.as_bytes())).into();
+    assert_eq!(*blobs.asked.lock().unwrap(), expected);
+    if bench.keeps() {
+        let before = bench.visible();
+        let again = super::deliver(&images, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
+        assert_eq!((again.layers_sent, again.layers_held), (0, 3));
+        assert_eq!(bench.visible(), before);
+    }
+}
+
+#[rstest]
+fn bad_bytes_of_a_second_platform_leave_the_target_as_it_was(
+    #[values("file", "stream", "layout")] kind: &str,
+    #[values(Ending::Wrong, Ending::Short, Ending::Broken)] ending: Ending,
+) {
+    let bench = bench(kind);
+    let before = bench.visible();
+    let (images, blobs) = two_platforms("v1");
+    super::deliver(&images, &blobs.ending(ending), &mut *bench.sink(&Silent), &Silent).unwrap_err();
+    assert_eq!(bench.visible(), before);
+}
+
+#[rstest]
+fn a_runtime_is_not_even_asked_for_several_platforms(#[values(Runtime::Docker, Runtime::Podman)] runtime: Runtime) {
+    let bench = RuntimeBench::new(runtime);
+    let (images, blobs) = two_platforms("v1");
+    let error = super::deliver(&images, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap_err();
+    assert_eq!(error.to_string(), format!("{runtime} takes an image for one platform, not for several at once"));
+    assert!(error.hint().unwrap().contains("--file image.tar"));
+    assert_eq!(fs::read(bench.0.path().join("calls")).unwrap(), b"");
+    assert!(blobs.asked.lock().unwrap().is_empty());
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::blob::Digest;
 use crate::image::ImageError;
 
-use super::Runtime;
+use super::{Runtime, TargetError};
 
 /// An image that was not delivered. The target is as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,9 @@ pub enum DeliveryError {
         /// Bytes that came.
         found: u64,
     },
+    /// The target does not take such images.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// A document of the image could not be made.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -154,6 +157,7 @@ impl DeliveryError {
                 io::ErrorKind::FileTooLarge => Some("name a file on a file system that holds larger files".into()),
                 _ => None,
             },
+            Self::Target(error) => error.hint(),
             Self::IsDirectory { path } => {
                 Some(format!("name a file in it: --file {}", path.join("image.tar").display()))
             }

@@ -11,7 +11,7 @@ use super::written::{mark, token};
 use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Missing, Past, Sink, Spool};
 use crate::blob::Digest;
 use crate::crash;
-use crate::image::{Image, Layer};
+use crate::image::{Images, Layer};
 
 /// Writes the archive to a file.
 ///
@@ -26,7 +26,7 @@ pub struct FileSink {
     path: PathBuf,
     output: Option<Output>,
     archive: Archive,
-    /// The places of the image's layers in the temporary file, where some were written while they were made.
+    /// The places of the layers in the temporary file, where some were written while they were made.
     spool: Option<Spool>,
     /// Whether the file holds the image already.
     is_there: bool,
@@ -130,10 +130,9 @@ impl Sink for FileSink {
 
     /// All, where the file was given this very image when it was written last and has not been touched since; else
     /// nothing.
-    fn has(&mut self, image: &Image, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
-        if self.spool.as_ref().is_some_and(|spool| spool.fits(image.layers.iter().map(|layer| layer.size)))
-            && are_different(image)
-        {
+    fn has(&mut self, images: &Images, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
+        // They do not fit where two of the layers turned out to be one blob, which has one place in an archive.
+        if self.spool.as_ref().is_some_and(|spool| spool.fits(images.layers().iter().map(|layer| layer.size))) {
             return Ok(BTreeSet::new());
         }
         self.spool = None;
@@ -145,11 +144,11 @@ impl Sink for FileSink {
         };
         if let Output::Beside { target, .. } = &output
             && let Ok(target) = target.canonicalize()
-            && let Some(token) = token(&target, image)
+            && let Some(token) = token(&target, images)
             && past.knows_output(&target, &token)
         {
             self.is_there = true;
-            return Ok(image.layers.iter().map(|layer| layer.digest).collect());
+            return Ok(images.layers().iter().map(|layer| layer.digest).collect());
         }
         self.output = Some(output);
         Ok(BTreeSet::new())
@@ -183,7 +182,7 @@ impl Sink for FileSink {
         Ok(())
     }
 
-    fn finish(&mut self, image: &Image, past: &dyn Past) -> Result<Finish, DeliveryError> {
+    fn finish(&mut self, images: &Images, past: &dyn Past) -> Result<Finish, DeliveryError> {
         if self.is_there {
             return Ok(Finish::Committed);
         }
@@ -192,13 +191,18 @@ impl Sink for FileSink {
             Some(output) => output,
             None => self.open()?,
         };
-        std::mem::take(&mut self.archive).finish(output.file(), image, &ArchiveNames::portable(image), &failed)?;
+        std::mem::take(&mut self.archive).finish(
+            output.file(),
+            images,
+            &ArchiveNames::portable(images.name()),
+            &failed,
+        )?;
         if let Output::Beside { temporary, target } = output {
             let marked = mark(temporary.as_file());
             temporary.persist(&target).map_err(&failed)?;
             // A kill before this leaves the memory of what the file was before: that fits no longer.
             if let (true, Ok(target)) = (marked, target.canonicalize())
-                && let Some(token) = token(&target, image)
+                && let Some(token) = token(&target, images)
             {
                 past.remember_output(&target, &token);
             }
@@ -209,11 +213,6 @@ impl Sink for FileSink {
 
 fn new_spool(temporary: &PartialFile, sizes: impl IntoIterator<Item = u64>) -> io::Result<Spool> {
     Spool::new(temporary.as_file().try_clone()?, sizes)
-}
-
-/// Whether no two layers are one blob, which has one place in an archive.
-fn are_different(image: &Image) -> bool {
-    image.layers.iter().map(|layer| layer.digest).collect::<BTreeSet<_>>().len() == image.layers.len()
 }
 
 /// Writes a layer's header, and its bytes unless they are there.
@@ -250,9 +249,9 @@ pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Delivered;
     use super::super::conformance::{files, whole_archive};
-    use super::super::samples::{Ending, image};
-    use super::super::{Delivered, deliver};
+    use super::super::samples::{self, Ending, deliver, image};
     use super::*;
     use crate::event::Silent;
     use std::io::Write;
@@ -289,7 +288,7 @@ mod tests {
         let past = Remembering::default();
         let deliver = |tag: &str, layers: &[&str]| {
             let (image, blobs) = image(tag, layers);
-            super::super::deliver(&image, &blobs.with_past(&past), &mut FileSink::new(&path), &Silent).unwrap()
+            samples::deliver(&image, &blobs.with_past(&past), &mut FileSink::new(&path), &Silent).unwrap()
         };
         let sent = |delivered: Delivered| delivered.layers_sent;
         assert_eq!(sent(deliver("v1", &["base", "top"])), 2);

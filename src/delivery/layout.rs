@@ -16,9 +16,9 @@ use super::partial::{self, PartialFile};
 use super::{DeliveryError, Finish, Missing, Past, Sink};
 use crate::blob::{Digest, canonical_json};
 use crate::event::Observer;
-use crate::image::{Image, ImageError};
+use crate::image::{ImageError, Images};
 
-/// Adds the image to the OCI image layout in a directory, which is made where it is missing or empty.
+/// Adds an image, or several with their index, to the OCI image layout in a directory, which is made where it is missing or empty.
 ///
 /// - A blob that is there with the right length is not written again. Blobs become visible whole, synchronised and
 ///   renamed, before `index.json` names them.
@@ -179,7 +179,7 @@ fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DeliveryEr
 }
 
 impl Sink for LayoutSink<'_> {
-    fn has(&mut self, image: &Image, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
+    fn has(&mut self, images: &Images, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
         let is_new = fs::read_dir(&self.dir)
             .map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |mut entries| entries.next().is_none());
         let mut held = BTreeSet::new();
@@ -188,7 +188,7 @@ impl Sink for LayoutSink<'_> {
             return Ok(held);
         }
         self.prepare()?;
-        for layer in &image.layers {
+        for layer in images.layers() {
             if self.has_blob(&layer.digest, layer.size)? {
                 held.insert(layer.digest);
             }
@@ -207,15 +207,17 @@ impl Sink for LayoutSink<'_> {
         })
     }
 
-    fn finish(&mut self, image: &Image, _: &dyn Past) -> Result<Finish, DeliveryError> {
-        self.put_bytes(&image.config_digest, &image.config)?;
-        self.put_bytes(&image.manifest_digest, &image.manifest)?;
-        let mut descriptor = image.descriptor()?;
+    fn finish(&mut self, images: &Images, _: &dyn Past) -> Result<Finish, DeliveryError> {
+        for (digest, contents) in images.documents() {
+            self.put_bytes(&digest, contents)?;
+        }
+        let name = images.name();
+        let mut descriptor = images.descriptor()?;
         descriptor.set_annotations(Some(
             [
                 // The whole name, so that one layout holds many images: podman pull oci:DIR:NAME:TAG.
-                (ANNOTATION_REF_NAME, image.name.to_string()),
-                (ANNOTATION_IMAGE_NAME, image.name.familiar_in_full()),
+                (ANNOTATION_REF_NAME, name.to_string()),
+                (ANNOTATION_IMAGE_NAME, name.familiar_in_full()),
             ]
             .map(|(key, value)| (key.to_owned(), value))
             .into(),
@@ -228,7 +230,7 @@ impl Sink for LayoutSink<'_> {
         let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) else {
             return Err(self.foreign("its file index.json has no list of manifests"));
         };
-        let names_it = |entry: &Value| entry["annotations"][ANNOTATION_REF_NAME] == image.name.to_string();
+        let names_it = |entry: &Value| entry["annotations"][ANNOTATION_REF_NAME] == name.to_string();
         match manifests.iter().position(names_it) {
             Some(at) => {
                 manifests[at] = entry.clone();
@@ -250,8 +252,8 @@ impl Sink for LayoutSink<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::image;
-    use super::super::{Delivered, deliver};
+    use super::super::Delivered;
+    use super::super::samples::{deliver, image};
     use super::*;
     use crate::event::Silent;
 

@@ -7,11 +7,12 @@ use super::child::Child;
 use super::opening::Inspected;
 use super::runtime::{Listed, parse_id};
 use super::{
-    Archive, ArchiveNames, DeliveryError, Finish, Missing, Opening, Past, Runtime, RuntimeClient, Sink, docker, podman,
+    Archive, ArchiveNames, DeliveryError, Finish, Missing, Opening, Past, Runtime, RuntimeClient, Sink, TargetError,
+    docker, podman,
 };
 use crate::blob::Digest;
 use crate::event::{Event, Observer};
-use crate::image::{Image, LayerMediaType};
+use crate::image::{Image, ImageName, Images, LayerMediaType};
 
 /// An image is what was sent if its ID is the digest of the config (Docker's classic store, Podman), or of the manifest
 /// (Docker with containerd's image store).
@@ -31,10 +32,10 @@ fn is_name(runtime: Runtime, image: &Image, listed: &str) -> bool {
 }
 
 /// The names in the archive that the runtime gets.
-fn archive_names(runtime: Runtime, image: &Image) -> ArchiveNames {
+fn archive_names(runtime: Runtime, name: &ImageName) -> ArchiveNames {
     match runtime {
-        Runtime::Docker => ArchiveNames::portable(image),
-        Runtime::Podman => ArchiveNames::local(image),
+        Runtime::Docker => ArchiveNames::portable(name),
+        Runtime::Podman => ArchiveNames::local(name),
     }
 }
 
@@ -89,6 +90,14 @@ impl<'a> RuntimeSink<'a> {
         Self { opening: Some(opening), ..self }
     }
 
+    /// The image, where it is one: a runtime keeps one under a name.
+    fn only<'i>(&self, images: &'i Images) -> Result<&'i Image, TargetError> {
+        match images {
+            Images::One(image) => Ok(image),
+            Images::Several(_) => Err(TargetError::SeveralPlatforms { runtime: self.client.runtime() }),
+        }
+    }
+
     /// Lends the running load's pipe and archive; where the pipe breaks, the child says why.
     fn feed(
         &mut self,
@@ -112,10 +121,10 @@ impl<'a> RuntimeSink<'a> {
     }
 
     /// Ends the archive and sees the load through.
-    fn load(&mut self, image: &Image) -> Result<(), DeliveryError> {
-        let names = archive_names(self.client.runtime(), image);
+    fn load(&mut self, images: &Images) -> Result<(), DeliveryError> {
+        let names = archive_names(self.client.runtime(), images.name());
         let load =
-            self.feed(|archive, pipe| std::mem::take(archive).finish(pipe, image, &names, DeliveryError::Stream))?;
+            self.feed(|archive, pipe| std::mem::take(archive).finish(pipe, images, &names, DeliveryError::Stream))?;
         let ended = self.client.wait(load.child, self.observer)?;
         if ended.status.success() { Ok(()) } else { Err(self.client.failure(&LOAD, &ended)) }
     }
@@ -167,7 +176,8 @@ impl<'a> RuntimeSink<'a> {
 }
 
 impl Sink for RuntimeSink<'_> {
-    fn has(&mut self, image: &Image, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
+    fn has(&mut self, images: &Images, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
+        let image = self.only(images)?;
         // Only an answer from before the image was made can be out of date.
         let was_made_meanwhile = self.opening.is_some() && image.layers.iter().any(|layer| !layer.reused);
         let mut opening = match self.opening.take() {
@@ -217,7 +227,8 @@ impl Sink for RuntimeSink<'_> {
         Ok(())
     }
 
-    fn finish(&mut self, image: &Image, _: &dyn Past) -> Result<Finish, DeliveryError> {
+    fn finish(&mut self, images: &Images, _: &dyn Past) -> Result<Finish, DeliveryError> {
+        let image = self.only(images)?;
         let is_short = self.partial || matches!(self.there, There::Unnamed(_));
         match std::mem::replace(&mut self.there, There::Absent) {
             There::Named => return Ok(Finish::Committed),
@@ -232,7 +243,7 @@ impl Sink for RuntimeSink<'_> {
                     Err(error) => return Err(error),
                 }
             }
-            There::Absent => match self.load(image) {
+            There::Absent => match self.load(images) {
                 Ok(()) => {}
                 // Whatever the reason, the runtime did without some layers before and gets them all now.
                 Err(error @ DeliveryError::Command { .. }) if self.partial => return self.incomplete(image, &error),

@@ -3,8 +3,8 @@ use std::time::{Duration, Instant};
 
 use rstest::rstest;
 
-use super::super::samples::{Blobs, Watcher, fake, image, sabotage};
-use super::super::{Delivered, deliver};
+use super::super::Delivered;
+use super::super::samples::{self, Blobs, Watcher, deliver, fake, image, sabotage};
 use super::*;
 use crate::event::{Event, Silent};
 use crate::image::ImageName;
@@ -162,7 +162,7 @@ fn containerds_image_store_is_spared_the_blobs_of_images_that_came_from_here() {
 
     bench.sabotage("load", "cat >/dev/null; echo 'no space left on device' >&2; exit 1");
     blobs.delivered.insert(first.manifest_digest, first.layers.iter().map(|layer| layer.digest).collect());
-    let error = super::super::deliver(&second, &blobs, &mut bench.client.sink(&observer), &observer).unwrap_err();
+    let error = samples::deliver(&second, &blobs, &mut bench.client.sink(&observer), &observer).unwrap_err();
     assert!(error.to_string().contains("no space left"), "{error}");
     let said = || format!("{:?}", observer.seen.lock().unwrap());
     assert!(said().contains("sending the whole image"), "{}", said());

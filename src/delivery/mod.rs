@@ -1,4 +1,4 @@
-//! Delivery: an image goes to a file, a stream, a container runtime or an OCI image layout.
+//! Delivery: an image, or several with their index, goes to a file, a stream, a container runtime or an OCI image layout.
 //!
 //! [`deliver`] is the one way through; each target is a [`Sink`]. Whatever a sink already has is not sent, and nothing
 //! is visible at the target before [`Sink::finish`]: a sink that is dropped unfinished leaves the target as it was.
@@ -44,7 +44,7 @@ use std::path::Path;
 
 use crate::blob::Digest;
 use crate::event::{Event, Observer, Stage};
-use crate::image::{Image, Layer};
+use crate::image::{Images, Layer};
 
 /// Where a layer's bytes come from: the layer store, or packing on the way.
 pub trait BlobProvider: Sync {
@@ -73,8 +73,8 @@ pub trait BlobProvider: Sync {
 
 /// What earlier runs delivered, as far as it is remembered.
 pub trait Past: Sync {
-    /// The layers' blobs of an image that was delivered before, by the digest of its manifest; none where that is not
-    /// known.
+    /// The layers' blobs of an image that was delivered before, by the digest of its manifest, or of the index that
+    /// stood under its name; none where that is not known.
     fn blobs_of(&self, manifest: &Digest) -> BTreeSet<Digest> {
         let _ = manifest;
         BTreeSet::new()
@@ -122,7 +122,8 @@ pub enum Finish {
 
 /// A target of delivery.
 ///
-/// The calls come in this order: `spool` where layers are still to be made, `has`, `put` with the layers that it does not have, `finish`. All take the same image.
+/// The calls come in this order: `spool` where layers are still to be made, `has`, `put` with the layers that it does
+/// not have, `finish`. All take the same images.
 pub trait Sink {
     /// Places in which layers of these sizes can be written while they are made, the lowest first; `None` where the
     /// target takes layers only when all is known of them.
@@ -132,13 +133,13 @@ pub trait Sink {
     }
 
     /// The layers, by digest, that the target has already and that need not be put.
-    fn has(&mut self, image: &Image, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError>;
+    fn has(&mut self, images: &Images, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError>;
 
     /// Takes the layers that the target lacks, none where it has all. Where this fails the sink is used no more.
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError>;
 
-    /// Makes the image visible at the target, in one step.
-    fn finish(&mut self, image: &Image, past: &dyn Past) -> Result<Finish, DeliveryError>;
+    /// Makes the images visible at the target under their name, in one step.
+    fn finish(&mut self, images: &Images, past: &dyn Past) -> Result<Finish, DeliveryError>;
 }
 
 /// What a delivery did.
@@ -154,23 +155,23 @@ pub struct Delivered {
     pub bytes_held: u64,
 }
 
-/// Brings `image` to `sink`, its layers' bytes out of `provider`.
+/// Brings `images` to `sink`, their layers' bytes out of `provider`.
 pub fn deliver(
-    image: &Image,
+    images: &Images,
     provider: &dyn BlobProvider,
     sink: &mut dyn Sink,
     observer: &dyn Observer,
 ) -> Result<Delivered, DeliveryError> {
     let past = provider.past();
-    let held = sink.has(image, past)?;
-    let delivered = send(image, &held, provider, sink, observer)?;
-    if sink.finish(image, past)? == Finish::Committed {
+    let held = sink.has(images, past)?;
+    let delivered = send(images, &held, provider, sink, observer)?;
+    if sink.finish(images, past)? == Finish::Committed {
         observer.event(Event::Finished { stage: Stage::Delivering });
         return Ok(delivered);
     }
     observer.event(Event::Detail { message: "the target lost layers that it had; sending the whole image".to_owned() });
-    let delivered = send(image, &BTreeSet::new(), provider, sink, observer)?;
-    match sink.finish(image, past)? {
+    let delivered = send(images, &BTreeSet::new(), provider, sink, observer)?;
+    match sink.finish(images, past)? {
         Finish::Committed => {
             observer.event(Event::Finished { stage: Stage::Delivering });
             Ok(delivered)
@@ -180,17 +181,15 @@ pub fn deliver(
 }
 
 /// What [`deliver`] would do now. Nothing is sent, and the target stays as it is.
-pub fn foresee(image: &Image, past: &dyn Past, sink: &mut dyn Sink) -> Result<Delivered, DeliveryError> {
-    let held = sink.has(image, past)?;
-    Ok(divide(image, &held).1)
+pub fn foresee(images: &Images, past: &dyn Past, sink: &mut dyn Sink) -> Result<Delivered, DeliveryError> {
+    let held = sink.has(images, past)?;
+    Ok(divide(images, &held).1)
 }
 
 /// The layers that the target lacks, each blob once, and how many there are of both kinds.
-fn divide<'a>(image: &'a Image, held: &BTreeSet<Digest>) -> (Vec<&'a Layer>, Delivered) {
-    // Two layers may be one blob.
-    let mut seen = BTreeSet::new();
-    let blobs = image.layers.iter().filter(|layer| seen.insert(layer.digest));
-    let (there, missing): (Vec<_>, Vec<_>) = blobs.partition(|layer| held.contains(&layer.digest));
+fn divide<'a>(images: &'a Images, held: &BTreeSet<Digest>) -> (Vec<&'a Layer>, Delivered) {
+    let (there, missing): (Vec<_>, Vec<_>) =
+        images.layers().into_iter().partition(|layer| held.contains(&layer.digest));
     let bytes = |layers: &[&Layer]| layers.iter().map(|layer| layer.size).sum();
     let delivered = Delivered {
         layers_sent: missing.len(),
@@ -202,13 +201,13 @@ fn divide<'a>(image: &'a Image, held: &BTreeSet<Digest>) -> (Vec<&'a Layer>, Del
 }
 
 fn send(
-    image: &Image,
+    images: &Images,
     held: &BTreeSet<Digest>,
     provider: &dyn BlobProvider,
     sink: &mut dyn Sink,
     observer: &dyn Observer,
 ) -> Result<Delivered, DeliveryError> {
-    let (missing, delivered) = divide(image, held);
+    let (missing, delivered) = divide(images, held);
     observer.event(Event::Started { stage: Stage::Delivering, total_bytes: delivered.bytes_sent });
     provider.prepare(&missing);
     sink.put(&Missing::new(missing, provider, observer))?;

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{BlobError, BlobProvider, Past, Runtime, RuntimeClient};
+use super::{BlobError, BlobProvider, Delivered, DeliveryError, Past, Runtime, RuntimeClient, Sink};
 use crate::blob::{DiffId, Digest};
 use crate::event::{Event, Observer};
-use crate::image::{Image, ImageName, ImageSpec, Layer, LayerMediaType};
+use crate::image::{Image, ImageName, ImageSpec, Images, Layer, LayerMediaType};
 
 /// A layer that is these bytes.
 pub(super) fn layer(bytes: &[u8]) -> Layer {
@@ -32,6 +32,29 @@ pub(super) fn image(tag: &str, layers: &[&str]) -> (Image, Blobs) {
     let blobs = layers.iter().map(|text| (Digest::of(text.as_bytes()), text.as_bytes().to_vec())).collect();
     let delivered = BTreeMap::new();
     (image, Blobs { blobs, ending: Ending::Whole, threads: 1, asked: Mutex::default(), delivered })
+}
+
+/// Delivers one image.
+pub(super) fn deliver(
+    image: &Image,
+    provider: &dyn BlobProvider,
+    sink: &mut dyn Sink,
+    observer: &dyn Observer,
+) -> Result<Delivered, DeliveryError> {
+    super::deliver(&Images::from(image.clone()), provider, sink, observer)
+}
+
+/// Images of these layers, one a platform, named `hello:TAG`, with an index and all blobs.
+pub(super) fn index(tag: &str, platforms: &[(&str, &[&str])]) -> (Images, Blobs) {
+    let (_, mut blobs) = image(tag, &[]);
+    let mut images = Vec::new();
+    for (architecture, layers) in platforms {
+        let spec = ImageSpec::new(ImageName::new("hello", tag).unwrap(), architecture);
+        let layers_of = layers.iter().map(|text| layer(text.as_bytes())).collect();
+        images.push(Image::assemble(spec, layers_of).unwrap());
+        blobs.blobs.append(&mut image(tag, layers).1.blobs);
+    }
+    (Images::assemble(ImageName::new("hello", tag).unwrap(), images).unwrap(), blobs)
 }
 
 /// What a provider does at the end of each blob but the first.

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Past, Sink};
 use crate::blob::Digest;
-use crate::image::Image;
+use crate::image::Images;
 
 /// Writes the archive to a stream. What went out cannot be taken back, but it is no whole archive before the end.
 pub struct StreamSink<W> {
@@ -42,7 +42,7 @@ fn describe(error: io::Error) -> DeliveryError {
 }
 
 impl<W: Write> Sink for StreamSink<W> {
-    fn has(&mut self, _: &Image, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
+    fn has(&mut self, _: &Images, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
         Ok(BTreeSet::new())
     }
 
@@ -50,16 +50,20 @@ impl<W: Write> Sink for StreamSink<W> {
         missing.in_order(|layer, bytes| self.archive.put(&mut self.out, layer, bytes, describe))
     }
 
-    fn finish(&mut self, image: &Image, _: &dyn Past) -> Result<Finish, DeliveryError> {
-        std::mem::take(&mut self.archive).finish(&mut self.out, image, &ArchiveNames::portable(image), describe)?;
+    fn finish(&mut self, images: &Images, _: &dyn Past) -> Result<Finish, DeliveryError> {
+        std::mem::take(&mut self.archive).finish(
+            &mut self.out,
+            images,
+            &ArchiveNames::portable(images.name()),
+            describe,
+        )?;
         Ok(Finish::Committed)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::deliver;
-    use super::super::samples::image;
+    use super::super::samples::{deliver, image};
     use super::*;
     use crate::event::Silent;
 

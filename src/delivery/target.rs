@@ -47,6 +47,12 @@ pub enum TargetError {
         /// The image's layers.
         count: usize,
     },
+    /// Images for several platforms, for a runtime that keeps one under a name.
+    #[error("{runtime} takes an image for one platform, not for several at once")]
+    SeveralPlatforms {
+        /// The runtime.
+        runtime: Runtime,
+    },
     /// Two targets at once.
     #[error("--file and --layout exclude each other")]
     FileAndLayout,
@@ -61,6 +67,11 @@ impl TargetError {
                 runtime.program()
             )),
             Self::TooManyLayers { runtime, .. } => Some(format!("--max-layers {}", runtime.max_layers())),
+            Self::SeveralPlatforms { runtime } => Some(format!(
+                "give it one at a time, each with a tag of its own: --runtime {} --platform linux/arm64 --tag arm64; \
+                 or write them to a file or a layout: --file image.tar, --layout DIR",
+                runtime.program()
+            )),
             Self::FileAndLayout => None,
         }
     }
@@ -99,6 +110,14 @@ impl Target {
         }
     }
 
+    /// Whether the target takes images for that many platforms under one name.
+    pub fn accepts_platforms(&self, count: usize) -> Result<(), TargetError> {
+        match self {
+            Self::Runtime(client) if count > 1 => Err(TargetError::SeveralPlatforms { runtime: client.runtime() }),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the target takes that many layers.
     pub fn accepts_layers(&self, count: usize) -> Result<(), TargetError> {
         match self {
@@ -109,7 +128,8 @@ impl Target {
         }
     }
 
-    /// A sink on the target; `opening` is what [`Target::ask`] gave, if that was called. `stdout` is standard output, without a line buffer; only [`Target::Stdout`] writes to it.
+    /// A sink on the target; `opening` is what [`Target::ask`] gave, if that was called. `stdout` is standard output,
+    /// without a line buffer; only [`Target::Stdout`] writes to it.
     pub fn sink<'a>(
         &self,
         opening: Option<Opening>,
@@ -210,7 +230,7 @@ mod tests {
     #[test]
     fn a_target_opens_the_sink_that_it_names() {
         use super::super::conformance::whole_archive;
-        use super::super::{deliver, samples::image};
+        use super::super::samples::{deliver, image};
         use crate::event::Silent;
         let dir = tempfile::tempdir().unwrap();
         let client = fake(Runtime::Podman, &dir.path().join("podman"));

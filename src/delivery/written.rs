@@ -7,29 +7,29 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::ArchiveNames;
-use crate::image::Image;
+use crate::image::Images;
 
 /// The version of what an archive looks like: another one is another file for the same image.
 const ARCHIVE_VERSION: &str = "layerhold 2026 written archive, version 1";
 
-/// What says that a file holds the image's archive and has not been touched since: what it was given, and its state.
+/// What says that a file holds the images' archive and has not been touched since: what it was given, and its state.
 ///
 /// `None` where the file cannot be told from another, or may have lost what it was given: the times of a file that was
 /// never synchronised say nothing after a power failure, so that the token is good until the system starts again.
-pub(super) fn token(file: &Path, image: &Image) -> Option<[u8; 32]> {
+pub(super) fn token(file: &Path, images: &Images) -> Option<[u8; 32]> {
     let boot = fs::read("/proc/sys/kernel/random/boot_id").ok()?;
     let metadata = fs::symlink_metadata(file).ok().filter(fs::Metadata::is_file)?;
-    let names = ArchiveNames::portable(image);
+    let names = ArchiveNames::portable(images.name());
     let mut hasher = blake3::Hasher::new_derive_key(ARCHIVE_VERSION);
     let mut field = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
     field(&boot);
-    field(image.manifest_digest.to_string().as_bytes());
+    field(images.digest().to_string().as_bytes());
     field(names.full.as_bytes());
     field(names.repo_tag.as_bytes());
-    field(image.name.tag().as_bytes());
+    field(images.name().tag().as_bytes());
     for number in [metadata.dev(), metadata.ino(), metadata.size()] {
         field(&number.to_le_bytes());
     }

@@ -61,6 +61,12 @@ impl InstallEntry {
         self.systems.as_deref().or(all).is_none_or(|systems| systems.iter().any(|candidate| candidate == system))
     }
 
+    /// Whether it is one store path for several systems, though a program is built for one.
+    pub fn is_the_same_everywhere(&self) -> bool {
+        matches!(self.source, PackageSource::StorePath(_))
+            && self.systems.as_ref().is_none_or(|systems| systems.len() > 1)
+    }
+
     /// Reads one entry.
     pub(super) fn read(entry: &Cursor<'_>, schema: Schema) -> Result<Self, InvalidFile> {
         let [pkg_path, flake, store_path] = [entry.get("pkg-path")?, entry.get("flake")?, entry.get("store-path")?];

@@ -80,12 +80,14 @@ pub enum InstallError {
         environment: PathBuf,
     },
     /// The manifest asks for a package that the lockfile does not have.
-    #[error("the package '{install_id}' is not locked for {system}")]
+    #[error("the package '{install_id}' is not locked for {system}, and the manifest asks for it on {}", all_of(.asked))]
     NotLocked {
         /// Key of the package in `[install]`.
         install_id: String,
         /// The system that the image is for.
         system: System,
+        /// The package's `systems`, else `options.systems`; every system where neither is given.
+        asked: Option<Vec<String>>,
         /// Directory that holds `.flox`.
         environment: PathBuf,
     },
@@ -121,6 +123,10 @@ pub enum InstallError {
     },
 }
 
+fn all_of(systems: &Option<Vec<String>>) -> String {
+    systems.as_ref().map_or_else(|| "every system".to_owned(), |systems| systems.join(", "))
+}
+
 impl InstallError {
     /// The command that mends it.
     pub fn hint(&self) -> Option<String> {
@@ -131,7 +137,14 @@ impl InstallError {
             Self::UnknownOutput { environment, .. } => {
                 Some(format!("name other outputs: flox edit -d {}", super::quoted(environment)))
             }
-            Self::NotLocked { environment, .. } | Self::Unasked { environment, .. } => Some(relock_hint(environment)),
+            Self::NotLocked { install_id, system, environment, .. } => {
+                let environment = super::quoted(environment);
+                Some(format!(
+                    "resolve the packages again: flox upgrade -d {environment}; or do without it there, with \
+                     {install_id}.systems that lack \"{system}\": flox edit -d {environment}"
+                ))
+            }
+            Self::Unasked { environment, .. } => Some(relock_hint(environment)),
             Self::NoOutputs { environment, .. } => {
                 Some(format!("resolve the packages again: flox upgrade -d {}", super::quoted(environment)))
             }
@@ -237,7 +250,8 @@ impl Lockfile {
         for (install_id, entry) in &self.manifest.install {
             if entry.is_for(system.as_str(), self.manifest.systems.as_deref()) && !found.contains(install_id.as_str()) {
                 let (install_id, environment) = (install_id.clone(), environment.to_owned());
-                return Err(InstallError::NotLocked { install_id, system, environment });
+                let asked = entry.systems.clone().or_else(|| self.manifest.systems.clone());
+                return Err(InstallError::NotLocked { install_id, system, asked, environment });
             }
         }
         Ok(installed)

@@ -124,8 +124,15 @@ fn what_cannot_be_installed_says_which_package_and_what_to_do() {
     };
     check(
         locked(json!({ "a": { "pkg-path": "a" } }), json!([])),
-        "the package 'a' is not locked for x86_64-linux",
-        "lock it: flox list -d /proj",
+        "the package 'a' is not locked for x86_64-linux, and the manifest asks for it on every system",
+        "resolve the packages again: flox upgrade -d /proj; or do without it there, with a.systems that lack \
+         \"x86_64-linux\": flox edit -d /proj",
+    );
+    check(
+        locked(json!({ "a": { "pkg-path": "a", "systems": ["aarch64-linux", "x86_64-linux"] } }), json!([])),
+        "the package 'a' is not locked for x86_64-linux, and the manifest asks for it on aarch64-linux, x86_64-linux",
+        "resolve the packages again: flox upgrade -d /proj; or do without it there, with a.systems that lack \
+         \"x86_64-linux\": flox edit -d /proj",
     );
     check(
         locked(json!({}), json!([package("a", &["out"], None)])),

@@ -40,7 +40,7 @@ pub use manifest::{ActivateMode, Manifest};
 pub use open::{Environment, Hub, OpenError};
 pub use realise::{RealiseError, RealiseRequest, Realised, realise};
 pub use schema::{Schema, UnknownSchema};
-pub use system::{System, UnknownSystem};
+pub use system::{System, UnknownPlatform};
 pub use user::UserSpec;
 pub use vars::VarError;
 

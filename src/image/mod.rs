@@ -3,11 +3,13 @@
 //! Everything here is pure: the same specification and the same layers give the same bytes, hence the same image ID.
 
 mod config;
+mod index;
 mod layer;
 mod name;
 mod timestamp;
 
 pub use config::ImageSpec;
+pub use index::{ImageIndex, Images};
 pub use layer::{Layer, LayerMediaType, UnknownMediaType};
 pub use name::{ImageName, NameError};
 pub use timestamp::{Timestamp, TimestampError};
@@ -22,6 +24,8 @@ use crate::blob::{Digest, canonical_json};
 pub struct Image {
     /// What it is called.
     pub name: ImageName,
+    /// The architecture that it runs on, Go's name: `amd64`, `arm64`.
+    pub architecture: String,
     /// The image configuration, canonical JSON (OCI image specification, config.md).
     pub config: Vec<u8>,
     /// The digest of `config`: the image ID (config.md, "ImageID").
@@ -62,7 +66,14 @@ impl Image {
             )
             .build()?;
         let manifest = canonical_json(&manifest)?;
-        Ok(Self { name: spec.name, config, config_digest, manifest_digest: Digest::of(&manifest), manifest, layers })
+        let manifest_digest = Digest::of(&manifest);
+        let ImageSpec { name, architecture, .. } = spec;
+        Ok(Self { name, architecture, config, config_digest, manifest, manifest_digest, layers })
+    }
+
+    /// The platform that it runs on, as runtimes spell it: `linux/arm64`.
+    pub fn platform(&self) -> String {
+        format!("linux/{}", self.architecture)
     }
 
     /// The descriptor under which an index lists this image (without annotations).

@@ -48,7 +48,7 @@ pub use gc::{DoomedImage, DoomedIndex, DoomedLayer, GcPlan, GcPolicy, IndexReaso
 pub use lease::Lease;
 pub use memory::Shelf;
 pub use outputs::OutputToken;
-pub use record::{Content, GraphNode, ImageRecord, LayerRecord};
+pub use record::{Content, GraphNode, ImageRecord, LayerRecord, PlatformRecord};
 pub use report::{ImageRow, LayerRow, PathRow, Wanted, WhyRow};
 pub use verify::{Damage, Verified};
 
@@ -330,13 +330,14 @@ impl LayerStore {
         })
     }
 
-    /// The layers' blobs of a recorded image, by the digest of its manifest; none where there is no such image.
+    /// The layers' blobs of a recorded image, by the digest of its manifest or of its index; none where there is no such
+    /// image.
     pub fn blobs_of_image(&self, manifest: &Digest) -> Result<BTreeSet<Digest>, StoreError> {
         let images = self.images()?;
-        let Some(image) = images.iter().find(|image| image.record.manifest_digest == *manifest) else {
+        let Some(layers) = images.iter().find_map(|image| image.record.layers_of(manifest)) else {
             return Ok(BTreeSet::new());
         };
-        let blobs = image.record.layers.par_iter().map(|key| LayerRecord::read(&self.record(key)));
+        let blobs = layers.par_iter().map(|key| LayerRecord::read(&self.record(key)));
         Ok(blobs.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().map(|record| record.digest).collect())
     }
 

@@ -40,18 +40,21 @@ pub struct Content {
     pub size: u64,
 }
 
-/// What is known of an image that was made.
+/// What is known of an image that was made, or of images for several platforms under one name: they stay and go together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// Repository name.
     pub name: String,
     /// Tag.
     pub tag: String,
-    /// Digest of the configuration.
+    /// Digest of the configuration; of images for several platforms, of their index.
     pub image_id: Digest,
-    /// Digest of the manifest.
+    /// Digest of the manifest, or of the index.
     pub manifest_digest: Digest,
-    /// Keys of its layers, the bottom one first.
+    /// The image for each platform.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<PlatformRecord>,
+    /// Keys of its layers, the bottom one first; of several images, what the others have beside the first at the end.
     #[serde(with = "keys_as_hex")]
     pub layers: Vec<LayerKey>,
     /// Length of all its blobs in bytes, whether the store keeps them or not.
@@ -62,6 +65,19 @@ pub struct ImageRecord {
     pub used_at: u64,
     /// What it holds, and what each of those refers to.
     pub graph: Vec<GraphNode>,
+}
+
+/// The image for one platform.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformRecord {
+    /// The platform, as runtimes spell it: `linux/arm64`.
+    pub platform: String,
+    /// Digest of its configuration.
+    pub image_id: Digest,
+    /// Digest of its manifest.
+    pub manifest_digest: Digest,
+    /// Its layers, the bottom one first: places in [`ImageRecord::layers`].
+    pub layers: Vec<usize>,
 }
 
 /// One thing that an image holds.
@@ -107,6 +123,23 @@ impl ImageRecord {
     pub(super) fn is_but_for_its_use(&self, before: &Self) -> bool {
         let digits = |record: &Self| record.used_at.to_string().len();
         digits(self) == digits(before) && *self == Self { used_at: self.used_at, ..before.clone() }
+    }
+
+    /// Whether the digest is its own, or that of one of its platforms: of a configuration, a manifest or an index.
+    pub(super) fn is_called(&self, digest: &Digest) -> bool {
+        let own = [&self.image_id, &self.manifest_digest];
+        let theirs = self.platforms.iter().flat_map(|platform| [&platform.image_id, &platform.manifest_digest]);
+        own.into_iter().chain(theirs).any(|known| known == digest)
+    }
+
+    /// The layers of the image with this manifest, or of all images of the index with this digest; `None` where neither
+    /// is here.
+    pub(super) fn layers_of(&self, manifest: &Digest) -> Option<Vec<LayerKey>> {
+        if self.manifest_digest == *manifest {
+            return Some(self.layers.clone());
+        }
+        let platform = self.platforms.iter().find(|platform| platform.manifest_digest == *manifest)?;
+        Some(platform.layers.iter().filter_map(|&at| self.layers.get(at).copied()).collect())
     }
 
     /// One file for one image under one name and tag, whatever characters they have.

@@ -17,8 +17,10 @@ pub struct ImageRow {
     pub name: String,
     /// Tag.
     pub tag: String,
-    /// Digest of its configuration.
+    /// Digest of its configuration; of images for several platforms, of their index.
     pub image_id: Digest,
+    /// The platforms that it is for: `linux/amd64`.
+    pub platforms: Vec<String>,
     /// When it was made first, in seconds after the epoch.
     pub made_at: u64,
     /// When it was made last, in seconds after the epoch.
@@ -74,7 +76,7 @@ pub struct PathRow {
 pub struct WhyRow {
     /// The image, as `NAME:TAG`.
     pub image: String,
-    /// Digest of its configuration.
+    /// Digest of its configuration; of images for several platforms, of their index.
     pub image_id: Digest,
     /// The layer that has it; absent where the image itself was asked for, or the layer is gone.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,6 +118,7 @@ impl LayerStore {
                     .sum();
                 ImageRow {
                     image_id: image.record.image_id,
+                    platforms: image.record.platforms.into_iter().map(|platform| platform.platform).collect(),
                     made_at: image.record.made_at,
                     used_at: image.record.used_at,
                     size: image.record.size,
@@ -201,7 +204,7 @@ impl LayerStore {
                     };
                     if image.layers.iter().any(|key| has(&key)) {
                         rows.push(row(Some(*digest), Vec::new()));
-                    } else if image.image_id == *digest || image.manifest_digest == *digest {
+                    } else if image.is_called(digest) {
                         rows.push(row(None, Vec::new()));
                     }
                 }
@@ -254,7 +257,8 @@ impl OnDisk {
 pub enum Wanted {
     /// A store path, without its directory.
     StorePath(String),
-    /// A layer, by digest or diff ID, or an image, by ID or manifest digest.
+    /// A layer, by digest or diff ID; an image, by ID or manifest digest; images for several platforms, also by the
+    /// digest of their index.
     Digest(Digest),
 }
 

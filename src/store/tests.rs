@@ -190,6 +190,7 @@ fn image(name: &str, used_at: u64, layers: &[&LayerRecord]) -> ImageRecord {
         tag: "latest".to_owned(),
         image_id: Digest::of(name.as_bytes()),
         manifest_digest: Digest::of(name.as_bytes()),
+        platforms: vec![],
         layers: layers.iter().map(|record| record.key).collect(),
         size: layers.iter().map(|record| record.size).sum(),
         made_at: used_at,
@@ -210,6 +211,49 @@ fn filled_store(directory: &Path) -> (LayerStore, [LayerRecord; 4]) {
     store.record_image(&image("first", 1, &[&records[0], &records[1]])).unwrap();
     store.record_image(&image("second", 2, &[&records[0], &records[2]])).unwrap();
     (store, records)
+}
+
+#[test]
+fn images_of_an_index_are_found_by_any_of_their_digests_and_go_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, [shared, amd, arm, _]) = filled_store(directory.path());
+    let platform = |name: &str, layers: &[usize]| PlatformRecord {
+        platform: format!("linux/{name}"),
+        image_id: Digest::of(format!("image {name}").as_bytes()),
+        manifest_digest: Digest::of(format!("manifest {name}").as_bytes()),
+        layers: layers.to_vec(),
+    };
+    let platforms = vec![platform("amd64", &[0, 1]), platform("arm64", &[2, 0])];
+    store
+        .record_image(&ImageRecord { platforms: platforms.clone(), ..image("index", 3, &[&shared, &amd, &arm]) })
+        .unwrap();
+
+    let blobs = |digest: Digest| store.blobs_of_image(&digest).unwrap();
+    assert_eq!(blobs(Digest::of(b"index")), [shared.digest, amd.digest, arm.digest].into());
+    assert_eq!(blobs(platforms[0].manifest_digest), [shared.digest, amd.digest].into());
+    assert_eq!(blobs(platforms[1].manifest_digest), [shared.digest, arm.digest].into());
+    assert_eq!(blobs(platforms[0].image_id), BTreeSet::new(), "an image ID is no manifest's digest");
+    for digest in platforms.iter().flat_map(|platform| [platform.image_id, platform.manifest_digest]) {
+        let rows = store.why(&Wanted::Digest(digest)).unwrap();
+        assert_eq!(rows.iter().map(|row| &*row.image).collect::<Vec<_>>(), ["index:latest"]);
+    }
+    let rows = store.image_rows().unwrap();
+    assert_eq!(
+        (&*rows[0].name, &rows[0].platforms[..]),
+        ("index", &["linux/amd64", "linux/arm64"].map(str::to_owned)[..])
+    );
+
+    // The others go first, then it goes whole.
+    let gone = |max_size| {
+        let plan = store.gc(&GcPolicy { max_size: Some(max_size), now: 4, ..GcPolicy::default() }).unwrap();
+        plan.images.into_iter().map(|image| image.image.name).collect::<Vec<_>>()
+    };
+    assert!(store.pin("index").unwrap());
+    assert_eq!(gone(0), ["first", "second"]);
+    assert_eq!(store.lookup(&[shared.key, amd.key, arm.key]).unwrap().iter().flatten().count(), 3);
+    assert!(store.unpin("index").unwrap());
+    assert_eq!(gone(0), ["index"]);
+    assert_eq!(store.lookup(&[shared.key, amd.key, arm.key]).unwrap().iter().flatten().count(), 0);
 }
 
 #[test]

@@ -3,19 +3,28 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
+use std::rc::Rc;
 
 use layerhold::blob::Digest;
 use serde_json::Value;
 
-/// An image archive that both `docker load` and readers of image layouts understand.
+/// An image of an archive that both `docker load` and readers of image layouts understand.
 pub(crate) struct Archive {
-    files: BTreeMap<String, Vec<u8>>,
+    files: Rc<BTreeMap<String, Vec<u8>>>,
     /// The image's configuration.
     pub(crate) config: Value,
     /// The OCI manifest.
     pub(crate) manifest: Value,
     /// The manifest's digest, as `index.json` has it.
     pub(crate) manifest_digest: String,
+}
+
+/// An archive of images for several platforms.
+pub(crate) struct Platforms {
+    /// The digest of their index, as `index.json` has it.
+    pub(crate) digest: String,
+    /// The images by platform, in the order of the index.
+    pub(crate) images: Vec<(String, Archive)>,
 }
 
 /// A node of a layer.
@@ -48,31 +57,18 @@ impl Archive {
 
     /// The same, of bytes.
     pub(crate) fn read(bytes: impl AsRef<[u8]>) -> Self {
-        let mut files = BTreeMap::new();
-        for entry in tar::Archive::new(bytes.as_ref()).entries().unwrap() {
-            let mut entry = entry.unwrap();
-            let path = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
-            if entry.header().entry_type().is_file() {
-                let mut contents = Vec::new();
-                entry.read_to_end(&mut contents).unwrap();
-                assert!(files.insert(path.clone(), contents).is_none(), "{path} stands in the archive twice");
-            }
-        }
-        for (path, contents) in &files {
-            if let Some(hex) = path.strip_prefix("blobs/sha256/") {
-                assert_eq!(Digest::of(contents).hex(), hex, "a blob is what its name says");
-            }
-        }
-        let json = |path: &str| -> Value { serde_json::from_slice(&files[path]).unwrap() };
-        assert_eq!(json("oci-layout")["imageLayoutVersion"], "1.0.0");
-        let blob_json = |digest: &Value| json(&blob_path(digest));
-        let index = json("index.json");
-        assert_eq!(index["manifests"].as_array().unwrap().len(), 1);
-        let manifest_digest = index["manifests"][0]["digest"].clone();
-        let manifest = blob_json(&manifest_digest);
-        let config = blob_json(&manifest["config"]["digest"]);
-        let manifest_digest = manifest_digest.as_str().unwrap().to_owned();
-        let archive = Self { files, config, manifest, manifest_digest };
+        let files = Rc::new(files(bytes.as_ref()));
+        let archive = Self::of(&files, &only_entry(&files));
+        archive.check_dockers_list();
+        archive
+    }
+
+    /// The image with this manifest.
+    fn of(files: &Rc<BTreeMap<String, Vec<u8>>>, manifest_digest: &str) -> Self {
+        let blob_json = |digest: &str| -> Value { serde_json::from_slice(&files[&blob_path(digest)]).unwrap() };
+        let manifest = blob_json(manifest_digest);
+        let config = blob_json(manifest["config"]["digest"].as_str().unwrap());
+        let archive = Self { files: files.clone(), config, manifest, manifest_digest: manifest_digest.to_owned() };
         archive.check();
         archive
     }
@@ -80,7 +76,7 @@ impl Archive {
     fn check(&self) {
         let descriptors = self.manifest["layers"].as_array().unwrap();
         for descriptor in descriptors.iter().chain([&self.manifest["config"]]) {
-            let blob = &self.files[&blob_path(&descriptor["digest"])];
+            let blob = &self.files[&blob_path(descriptor["digest"].as_str().unwrap())];
             assert_eq!(descriptor["size"].as_u64(), Some(blob.len() as u64), "of {descriptor}");
         }
         let diff_ids = self.config["rootfs"]["diff_ids"].as_array().unwrap();
@@ -91,11 +87,17 @@ impl Archive {
         let history = self.config["history"].as_array().unwrap();
         let filled = history.iter().filter(|entry| entry["empty_layer"] != true).count();
         assert_eq!(filled, diff_ids.len(), "one entry of the history a layer");
-        // Docker's own list names the same files.
+    }
+
+    /// Docker's own list names the same files.
+    fn check_dockers_list(&self) {
+        let descriptors = self.manifest["layers"].as_array().unwrap();
         let docker: Value = serde_json::from_slice(&self.files["manifest.json"]).unwrap();
+        assert_eq!(docker.as_array().unwrap().len(), 1);
         let image = &docker[0];
-        assert_eq!(image["Config"].as_str().unwrap(), blob_path(&self.manifest["config"]["digest"]));
-        let layers: Vec<_> = descriptors.iter().map(|descriptor| blob_path(&descriptor["digest"])).collect();
+        assert_eq!(image["Config"].as_str().unwrap(), blob_path(&self.image_id()));
+        let layers: Vec<_> =
+            descriptors.iter().map(|descriptor| blob_path(descriptor["digest"].as_str().unwrap())).collect();
         assert_eq!(image["Layers"], serde_json::to_value(layers).unwrap());
     }
 
@@ -119,7 +121,7 @@ impl Archive {
     /// One layer's tar, uncompressed.
     pub(crate) fn layer_tar(&self, at: usize) -> Vec<u8> {
         let descriptor = &self.manifest["layers"][at];
-        let blob = &self.files[&blob_path(&descriptor["digest"])];
+        let blob = &self.files[&blob_path(descriptor["digest"].as_str().unwrap())];
         let mut tar = Vec::new();
         match descriptor["mediaType"].as_str().unwrap().rsplit_once('+').map(|(_, codec)| codec) {
             None => tar.clone_from(blob),
@@ -175,6 +177,68 @@ impl Archive {
     }
 }
 
-fn blob_path(digest: &Value) -> String {
-    format!("blobs/{}", digest.as_str().unwrap().replace(':', "/"))
+impl Platforms {
+    /// Reads an archive and checks all that ties its parts together.
+    pub(crate) fn open(file: &Path) -> Self {
+        let files = Rc::new(files(&std::fs::read(file).unwrap()));
+        let digest = only_entry(&files);
+        let index: Value = serde_json::from_slice(&files[&blob_path(&digest)]).unwrap();
+        assert_eq!(index["mediaType"], "application/vnd.oci.image.index.v1+json");
+        let image = |entry: &Value| {
+            let platform = &entry["platform"];
+            let image = Archive::of(&files, entry["digest"].as_str().unwrap());
+            assert_eq!(image.config["architecture"], platform["architecture"]);
+            assert_eq!(image.config["os"], platform["os"]);
+            (format!("{}/{}", platform["os"].as_str().unwrap(), platform["architecture"].as_str().unwrap()), image)
+        };
+        let images: Vec<_> = index["manifests"].as_array().unwrap().iter().map(image).collect();
+        images[0].1.check_dockers_list();
+        Self { digest, images }
+    }
+
+    /// The image for a platform.
+    pub(crate) fn image(&self, platform: &str) -> &Archive {
+        &self.images.iter().find(|(found, _)| found == platform).unwrap().1
+    }
+
+    /// The digests of all layers, each once.
+    pub(crate) fn layer_digests(&self) -> std::collections::BTreeSet<String> {
+        self.images.iter().flat_map(|(_, image)| image.layer_digests()).collect()
+    }
+}
+
+/// The files of an archive, every blob what its name says.
+fn files(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in tar::Archive::new(bytes).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+        if entry.header().entry_type().is_file() {
+            let mut contents = Vec::new();
+            entry.read_to_end(&mut contents).unwrap();
+            assert!(files.insert(path.clone(), contents).is_none(), "{path} stands in the archive twice");
+        }
+    }
+    for (path, contents) in &files {
+        if let Some(hex) = path.strip_prefix("blobs/sha256/") {
+            assert_eq!(Digest::of(contents).hex(), hex, "a blob is what its name says");
+        }
+    }
+    let json = |path: &str| -> Value { serde_json::from_slice(&files[path]).unwrap() };
+    assert_eq!(json("oci-layout")["imageLayoutVersion"], "1.0.0");
+    files
+}
+
+/// The digest of the one entry of `index.json`.
+fn only_entry(files: &BTreeMap<String, Vec<u8>>) -> String {
+    let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+    let entries = index["manifests"].as_array().unwrap();
+    assert_eq!(entries.len(), 1);
+    let (digest, size) = (entries[0]["digest"].as_str().unwrap(), entries[0]["size"].as_u64());
+    assert_eq!(size, Some(files[&blob_path(digest)].len() as u64));
+    digest.to_owned()
+}
+
+fn blob_path(digest: &str) -> String {
+    format!("blobs/{}", digest.replace(':', "/"))
 }

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use insta::assert_snapshot;
 use layerhold::blob::{DiffId, Digest, LayerKey, LayerKeyBuilder};
-use layerhold::store::{Content, GraphNode, ImageRecord, LayerRecord, LayerStore};
+use layerhold::store::{Content, GraphNode, ImageRecord, LayerRecord, LayerStore, PlatformRecord};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -54,18 +54,25 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-fn image(store: &LayerStore, name: &str, tag: &str, age: u64, layers: &[&LayerRecord]) {
+fn image(store: &LayerStore, name: &str, tag: &str, platforms: &[&str], age: u64, layers: &[&LayerRecord]) {
     let names: Vec<_> = layers.iter().rev().flat_map(|layer| &layer.contents).map(|content| &content.name).collect();
     let node = |(at, name): (usize, &&String)| GraphNode {
         name: (*name).clone(),
         root: at == 0,
         references: (at + 1..names.len().min(at + 2)).collect(),
     };
+    let platform = |platform: &&str| PlatformRecord {
+        platform: (*platform).to_owned(),
+        image_id: Digest::of(format!("{name}:{tag} {platform}").as_bytes()),
+        manifest_digest: Digest::of(format!("manifest of {name}:{tag} {platform}").as_bytes()),
+        layers: (0..layers.len()).collect(),
+    };
     let record = ImageRecord {
         name: name.to_owned(),
         tag: tag.to_owned(),
         image_id: Digest::of(format!("{name}:{tag}").as_bytes()),
         manifest_digest: Digest::of(tag.as_bytes()),
+        platforms: platforms.iter().map(platform).collect(),
         layers: layers.iter().map(|layer| layer.key).collect::<Vec<LayerKey>>(),
         size: layers.iter().map(|layer| layer.size).sum(),
         made_at: now() - age - DAY,
@@ -92,9 +99,9 @@ impl Filled {
         let own_files = layer(&store, &[], Some(&[4; 1_000]));
         let postgresql = layer(&store, &[POSTGRESQL], None);
         layer(&store, &[LOOSE], Some(&[5; 5_000]));
-        image(&store, "web", "v1", 9 * DAY, &[&base, &web_1, &own_files]);
-        image(&store, "web", "v2", 2 * DAY, &[&base, &web_2]);
-        image(&store, "db", "latest", 3 * HOUR, &[&postgresql]);
+        image(&store, "web", "v1", &["linux/amd64"], 9 * DAY, &[&base, &web_1, &own_files]);
+        image(&store, "web", "v2", &["linux/amd64"], 2 * DAY, &[&base, &web_2]);
+        image(&store, "db", "latest", &["linux/amd64", "linux/arm64"], 3 * HOUR, &[&postgresql]);
         Self { sandbox }
     }
 

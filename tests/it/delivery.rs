@@ -12,7 +12,7 @@ use layerhold::delivery::{
     BlobError, BlobProvider, Delivered, DeliveryError, FileSink, LayoutSink, Runtime, RuntimeClient, Sink, deliver,
 };
 use layerhold::event::Silent;
-use layerhold::image::{Image, ImageName, ImageSpec, Layer, LayerMediaType};
+use layerhold::image::{Image, ImageName, ImageSpec, Images, Layer, LayerMediaType};
 
 /// Blobs in memory.
 #[derive(Default)]
@@ -75,7 +75,7 @@ impl Blobs {
     }
 
     fn deliver(&self, image: &Image, sink: &mut dyn Sink) -> Result<Delivered, DeliveryError> {
-        deliver(image, self, sink, &Silent)
+        deliver(&Images::from(image.clone()), self, sink, &Silent)
     }
 }
 

@@ -22,5 +22,7 @@ mod golden;
 mod hostile;
 mod house;
 mod laws;
+mod platform_peers;
+mod platforms;
 mod runtimes;
 mod surroundings;

@@ -146,9 +146,14 @@ impl LoadedImage {
         self.peer.run_image(options, &self.reference, args)
     }
 
+    /// What the runtime says of it, in its client's language of formats.
+    pub(crate) fn inspect(&self, format: &str) -> String {
+        self.peer.run(["image", "inspect", "--format", format, &self.reference])
+    }
+
     /// The image's ID as the runtime has it, `sha256:...`.
     pub(crate) fn id(&self) -> String {
-        let id = self.peer.run(["image", "inspect", "--format", "{{.Id}}", &self.reference]);
+        let id = self.inspect("{{.Id}}");
         format!("sha256:{}", id.trim().trim_start_matches("sha256:"))
     }
 }

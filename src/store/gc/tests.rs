@@ -14,6 +14,7 @@ fn inventory(layers: usize, images: &[&[usize]]) -> Inventory {
             tag: "latest".to_owned(),
             image_id: Digest::of(&n.to_le_bytes()),
             manifest_digest: Digest::of(b""),
+            platforms: vec![],
             layers: layers.iter().map(|&n| key(n)).collect(),
             size: 0,
             made_at: 0,

@@ -1,0 +1,186 @@
+//! What an image is made of on one platform: its ingredients, their closure, the layers planned of it.
+
+use super::Request;
+use crate::environment::{
+    self, ActivateMode, Built, ContainerConfig, Environment, InstallEntry, Installed, Lockfile, Package, RealiseError,
+    Realised, System,
+};
+use crate::error::Error;
+use crate::event::{Event, Observer, Stage};
+use crate::image::{ImageName, ImageSpec};
+use crate::nix::{Closure, ClosureError, LocalStore, Source, StorePath};
+use crate::pack::LayerContents;
+use crate::plan::{self, LayerPlan};
+
+/// The environment as flox built it, or the packages to render one from.
+pub(super) struct Ingredients {
+    system: System,
+    built: Option<StorePath>,
+    packages: Vec<Package>,
+    shell: Option<StorePath>,
+    mode: ActivateMode,
+    lockfile: Option<Vec<u8>>,
+}
+
+impl Ingredients {
+    /// What the environment's files say that the image is made of; the store is asked only for what flox built.
+    pub(super) fn choose(
+        request: &Request<'_>,
+        system: System,
+        environment: &Environment,
+        nix: &LocalStore<'_>,
+        observer: &dyn Observer,
+    ) -> Result<Self, Error> {
+        let mode = request.mode.or(environment.manifest.activate_mode).unwrap_or_default();
+        let lock_of = |path: &StorePath| nix.read_file(path, "manifest.lock");
+        let built = environment.built(system, mode, &lock_of);
+        observer.event(Event::Detail { message: request.of_platform(system, &built) });
+        let built = match built {
+            Built::Usable(path) => Some(path),
+            Built::Missing | Built::Unusable { .. } => None,
+        };
+        let packages: Vec<_> = environment.installed(system)?.into_iter().filter_map(package).collect();
+        if !request.goes_without_saying(system) {
+            warn_of_store_paths(environment, system, &packages, observer);
+        }
+        let lockfile = environment.lockfile.as_ref().map(Lockfile::to_json);
+        Ok(Self { system, built, packages, shell: request.shells.get(&system).cloned(), mode, lockfile })
+    }
+
+    /// Where the closure begins.
+    fn roots(&self) -> Vec<StorePath> {
+        let environment = match &self.built {
+            Some(built) => vec![built.clone()],
+            None => self.packages.iter().map(|package| package.path.clone()).collect(),
+        };
+        environment.into_iter().chain(self.shell.clone()).collect()
+    }
+
+    /// What the user installs, where the closure has it.
+    fn installed(&self) -> impl Iterator<Item = &StorePath> {
+        self.packages.iter().map(|package| &package.path)
+    }
+}
+
+/// A package that is given as a store path is what it is: nobody can tell which kind of machine it was built for.
+fn warn_of_store_paths(environment: &Environment, system: System, packages: &[Package], observer: &dyn Observer) {
+    let entry = |package: &Package| environment.manifest.install.get(&package.name);
+    let of_any = |package: &&Package| entry(package).is_some_and(InstallEntry::is_the_same_everywhere);
+    let names: Vec<_> = packages.iter().filter(of_any).map(|package| format!("'{}'", package.name)).collect();
+    if !names.is_empty() {
+        let message = format!(
+            "the image for {} gets the store paths of {} as they are, whatever they were built for; \
+             say in the manifest what systems they are for",
+            system.platform(),
+            names.join(", ")
+        );
+        observer.event(Event::Warning { message });
+    }
+}
+
+/// A `log` output is a package's build log: a single file, which flox leaves out of environments.
+fn package(installed: Installed) -> Option<Package> {
+    let Installed { install_id, output, path, priority } = installed;
+    (output.as_deref() != Some("log")).then_some(Package { name: install_id, path, priority })
+}
+
+/// The ingredients with every store path that the image holds.
+pub(super) struct Platform {
+    ingredients: Ingredients,
+    pub(super) closure: Closure,
+}
+
+impl Platform {
+    /// Computes the closure. Without a Nix database that vouches for the paths they are read and hashed, as far as they
+    /// are not remembered: who waits for it sees why.
+    pub(super) fn gather(
+        ingredients: Ingredients,
+        nix: &LocalStore<'_>,
+        observer: &dyn Observer,
+    ) -> Result<Self, ClosureError> {
+        let closure = || Closure::compute(nix, ingredients.roots());
+        let closure = match nix.has_database() {
+            true => closure()?,
+            false => {
+                observer.event(Event::Started { stage: Stage::Hashing, total_bytes: 0 });
+                let closure = closure();
+                observer.event(Event::Finished { stage: Stage::Hashing });
+                closure?
+            }
+        };
+        Ok(Self { ingredients, closure })
+    }
+
+    /// Renders the environment and plans the layers, at once.
+    pub(super) fn compose(
+        &self,
+        environment: &Environment,
+        source: &dyn Source,
+        max_layers: usize,
+    ) -> Result<Composed<'_>, RealiseError> {
+        let (realised, plan) = rayon::join(|| self.realise(environment, source), || self.plan(max_layers));
+        Ok(Composed { platform: self, plan, realised: realised? })
+    }
+
+    /// The image's own files: the environment's tree, its activation, accounts.
+    fn realise(&self, environment: &Environment, source: &dyn Source) -> Result<Realised, RealiseError> {
+        let Ingredients { built, packages, shell, mode, lockfile, .. } = &self.ingredients;
+        environment::realise(&environment::RealiseRequest {
+            name: &environment.name,
+            manifest: &environment.manifest,
+            lockfile: lockfile.as_deref(),
+            packages,
+            built: built.as_ref(),
+            closure: &self.closure,
+            source,
+            mode: *mode,
+            shell: shell.as_ref(),
+        })
+    }
+
+    /// The layers below the one of own files.
+    fn plan(&self, max_layers: usize) -> LayerPlan {
+        plan::plan(&self.closure, self.ingredients.installed(), max_layers - 1)
+    }
+}
+
+/// All that the image's layers and its configuration are made of.
+pub(super) struct Composed<'a> {
+    platform: &'a Platform,
+    plan: LayerPlan,
+    realised: Realised,
+}
+
+impl Composed<'_> {
+    /// How many layers the image has.
+    pub(super) fn layer_count(&self) -> usize {
+        self.plan.layers.len() + 1
+    }
+
+    /// The planned layers with what goes into them, and the thin layer of own files above.
+    pub(super) fn contents(&self) -> Vec<LayerContents<'_>> {
+        let closure = &self.platform.closure;
+        let store_paths = |paths: &Vec<StorePath>| paths.iter().filter_map(|path| closure.get(path)).collect();
+        let below = self.plan.layers.iter().map(|paths| LayerContents::StorePaths(store_paths(paths)));
+        let top = LayerContents::RootFs { root: &self.realised.rootfs, store_paths: &self.realised.generated };
+        below.chain([top]).collect()
+    }
+
+    /// What the image is to be, its layers left out.
+    pub(super) fn spec(&self, request: &Request<'_>, name: ImageName, config: &ContainerConfig) -> ImageSpec {
+        let realised = &self.realised;
+        let mut spec = ImageSpec::new(name, self.platform.ingredients.system.architecture());
+        spec.created = request.created;
+        spec.entrypoint = realised.entrypoint.clone();
+        spec.cmd = Some(realised.cmd.clone()).filter(|cmd| !cmd.is_empty());
+        spec.env = realised.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        spec.user = config.user.as_ref().map(|user| user.text.clone());
+        spec.exposed_ports = config.exposed_ports.clone();
+        spec.volumes = config.volumes.clone();
+        spec.working_dir = config.working_dir.clone();
+        spec.labels = config.labels.clone();
+        spec.labels.extend(request.labels.clone());
+        spec.stop_signal = config.stop_signal.clone();
+        spec
+    }
+}
