@@ -11,19 +11,20 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Write;
-use std::path::PathBuf;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::delivery::{self, Delivered, Target, TargetRequest};
 use crate::environment::{self, ActivateMode, Selection, Surroundings, System};
 use crate::error::Error;
 use crate::event::Observer;
 use crate::image::{Image, ImageName, Images, Timestamp};
-use crate::layers::{self, Layers, Trouble, Workshop};
+use crate::layers::{self, Layers, MadeBefore, Trouble, Workshop};
 use crate::memo::Memo;
-use crate::nix::{Hashing, LocalStore, StorePath};
+use crate::nix::{Hashing, LocalStore, SourceError, StorePath};
 use crate::pack::{Compression, Packer};
 use crate::store::LayerStore;
+use crate::substitute::{self, Caches, Reach};
 use platform::{Composed, Ingredients, Platform};
 
 /// What is asked for.
@@ -38,8 +39,10 @@ pub struct Request<'a> {
     pub this_system: Option<System>,
     /// How the environment is activated; `None` leaves it to the manifest.
     pub mode: Option<ActivateMode>,
-    /// The root of the Nix store.
-    pub store: PathBuf,
+    /// The root of the Nix store; where none is named, `/`, if there is a store.
+    pub store: Option<PathBuf>,
+    /// The binary caches for what the Nix store does not have.
+    pub substituters: substitute::Settings,
     /// Store paths with a bash, for an environment without one.
     pub shells: BTreeMap<System, StorePath>,
     /// Where the image goes.
@@ -78,6 +81,22 @@ pub struct Report {
 }
 
 impl Request<'_> {
+    /// The Nix store and the binary caches. None of these is asked before a path is wanted that the store does not have.
+    fn reach<'r>(&self, memo: &'r Memo<'r>, observer: &'r dyn Observer) -> Result<Reach<'r>, Error> {
+        let hashing = Hashing { memo, observer, now: self.now };
+        let now = self.now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let caches = match self.substituters.addresses.is_empty() {
+            true => None,
+            false => Some(Caches::new(self.substituters.clone(), memo, observer, now)?),
+        };
+        let root = self.store.as_deref().unwrap_or(Path::new("/"));
+        let local = match LocalStore::open(root, hashing) {
+            Err(SourceError::NoStore { .. }) if self.store.is_none() && caches.is_some() => None,
+            opened => Some(opened?),
+        };
+        Ok(Reach::new(local, caches))
+    }
+
     /// Goes through a stage for each platform. What fails says whose image it would be, unless that goes without saying.
     fn for_each<T, U, E: Into<Error>>(
         &self,
@@ -124,18 +143,27 @@ pub fn containerize(
     let mut opening = target.ask(&name, layers::media_type(request.compression))?;
 
     let memo = Memo::new(request.cache, observer);
-    let nix = LocalStore::open(&request.store, Hashing { memo: &memo, observer, now: request.now })?;
+    let nix = request.reach(&memo, observer)?;
     let ingredients = request
         .for_each(&request.systems, |&system| Ingredients::choose(&request, system, &environment, &nix, observer))?;
     let platforms = request.for_each(ingredients, |ingredients| Platform::gather(ingredients, &nix, observer))?;
     memo.save();
 
-    let composed = request.for_each(&platforms, |platform| platform.compose(&environment, &nix, request.max_layers))?;
-    composed.iter().try_for_each(|composed| target.accepts_layers(composed.layer_count()))?;
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);
     let workshop = Workshop { packer: &packer, store: request.cache, observer, trouble: &trouble };
-    let sought = Layers::look_up(workshop, composed.iter().map(Composed::contents).collect());
+    let far = platforms.iter().map(|platform| platform.far_layers(&nix, request.max_layers)).collect();
+    platforms.iter().filter_map(Platform::layer_count).try_for_each(|count| target.accepts_layers(count))?;
+    let far = Layers::look_up(workshop, far, MadeBefore::default());
+    if let (false, Some(opening)) = (far.is_complete(), &mut opening) {
+        opening.accepts(observer)?;
+    }
+    let made_before = far.make_before()?;
+
+    let composed = request.for_each(&platforms, |platform| platform.compose(&environment, &nix, request.max_layers))?;
+    memo.save();
+    composed.iter().try_for_each(|composed| target.accepts_layers(composed.layer_count()))?;
+    let sought = Layers::look_up(workshop, composed.iter().map(Composed::contents).collect(), made_before);
     if let (false, Some(opening)) = (sought.is_complete(), &mut opening) {
         opening.accepts(observer)?;
     }

@@ -6,6 +6,7 @@ use crate::image::{ImageError, NameError};
 use crate::layers::LayersError;
 use crate::nix::{ClosureError, SourceError};
 use crate::store::StoreError;
+use crate::substitute::SubstituteError;
 
 /// A run that failed, as the stage that failed says it.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum Error {
     /// The Nix store cannot be read.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The binary caches cannot be asked.
+    #[error(transparent)]
+    Substitute(#[from] SubstituteError),
     /// Something that the environment needs is not in the Nix store.
     #[error(transparent)]
     Closure(#[from] ClosureError),
@@ -65,6 +69,7 @@ impl Error {
             Self::Name(error) => error.hint(),
             Self::Target(error) => error.hint(),
             Self::Source(error) => error.hint(),
+            Self::Substitute(error) => error.hint(),
             Self::Closure(error) => error.hint(),
             Self::Realise(error) => error.hint(),
             Self::Platform { error, system, here } => match &**error {

@@ -2,6 +2,7 @@
 
 mod workshop;
 
+use workshop::Obtained;
 pub use workshop::{Trouble, Workshop};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,8 +60,17 @@ pub struct Sought<'a> {
     keys: Vec<LayerKey>,
     /// Each image's layers, the bottom one first, as places in the lists beside this.
     images: Vec<Vec<usize>>,
-    known: Vec<Option<LayerRecord>>,
+    known: Vec<Option<Obtained>>,
     lease: Option<Lease>,
+    made_before: MadeBefore,
+}
+
+/// Layers that were made in this run before the others, because something in them lies far away: their store paths are
+/// fetched once, and what is in them is known afterwards.
+#[derive(Default)]
+pub struct MadeBefore {
+    layers: BTreeMap<LayerKey, Obtained>,
+    _lease: Option<Lease>,
 }
 
 impl<'a> Sought<'a> {
@@ -77,16 +87,23 @@ impl<'a> Sought<'a> {
         }
         let layers = self.known.par_iter().zip(&self.contents);
         let sizes = layers.map(|(known, contents)| match known {
-            Some(record) => Ok(record.size),
+            Some(known) => Ok(known.record.size),
             None => Ok(packer.tar_size(contents)?),
         });
         sizes.collect::<Result<_, LayersError>>().map(Some)
     }
 
+    /// As [`Sought::pack_missing`], for layers that are only the beginning of what an image has.
+    pub fn make_before(self) -> Result<MadeBefore, LayersError> {
+        let Self { workshop, contents, keys, known, lease, .. } = self;
+        let obtained = workshop::pack_missing(workshop, &contents, &keys, known, None)?;
+        Ok(MadeBefore { layers: keys.into_iter().zip(obtained).collect(), _lease: lease })
+    }
+
     /// Packs, in parallel, the layers that the store does not know; where there is a spool with places of these sizes,
     /// straight to their places.
     pub fn pack_missing(self, spool: Option<&Spool>) -> Result<Layers<'a>, LayersError> {
-        let Self { workshop, contents, keys, images, known, lease } = self;
+        let Self { workshop, contents, keys, images, known, lease, made_before } = self;
         let obtained = workshop::pack_missing(workshop, &contents, &keys, known, spool)?;
         let known_blobs =
             obtained.iter().filter_map(|layer| Some((layer.record.digest, layer.made.clone()?))).collect();
@@ -106,7 +123,7 @@ impl<'a> Sought<'a> {
             by_digest,
             known_blobs,
             damaged,
-            _lease: lease,
+            _leases: (lease, made_before),
         })
     }
 }
@@ -126,13 +143,18 @@ pub struct Layers<'a> {
     known_blobs: Mutex<BTreeMap<Digest, BlobStamp>>,
     /// Kept blobs that turned out to be damaged: their layers are made again.
     damaged: Mutex<BTreeSet<Digest>>,
-    /// Keeps the layers from garbage collection until they are delivered.
-    _lease: Option<Lease>,
+    /// Keep the layers from garbage collection until they are delivered.
+    _leases: (Option<Lease>, MadeBefore),
 }
 
 impl<'a> Layers<'a> {
-    /// Looks every layer of these images up in the store, and packs nothing yet. What several images have is one layer.
-    pub fn look_up(workshop: Workshop<'a>, images: Vec<Vec<LayerContents<'a>>>) -> Sought<'a> {
+    /// Looks every layer of these images up, among those `made_before` and in the store, and packs nothing yet. What
+    /// several images have is one layer.
+    pub fn look_up(
+        workshop: Workshop<'a>,
+        images: Vec<Vec<LayerContents<'a>>>,
+        mut made_before: MadeBefore,
+    ) -> Sought<'a> {
         let (mut contents, mut keys, mut places) = (Vec::new(), Vec::new(), BTreeMap::new());
         let mut place_of = |layer: LayerContents<'a>| {
             let key = layer.key(workshop.packer.compression());
@@ -143,10 +165,17 @@ impl<'a> Layers<'a> {
             })
         };
         let images = images.into_iter().map(|layers| layers.into_iter().map(&mut place_of).collect()).collect();
+        if keys.is_empty() {
+            return Sought { workshop, contents, keys, images, known: Vec::new(), lease: None, made_before };
+        }
         let lease = workshop.with_store("protect layers in use", |store| store.lease(&keys));
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
-        let known = found.unwrap_or_else(|| vec![None; keys.len()]);
-        Sought { workshop, contents, keys, images, known, lease }
+        let found = found.unwrap_or_else(|| vec![None; keys.len()]);
+        let known = keys.iter().zip(found).map(|(key, found)| {
+            let made = made_before.layers.remove(key);
+            made.or_else(|| found.map(Obtained::reused))
+        });
+        Sought { workshop, contents, known: known.collect(), keys, images, lease, made_before }
     }
 
     /// Each image's layers, the bottom one first.

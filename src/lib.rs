@@ -15,6 +15,8 @@ pub mod sha256;
 
 pub mod nix;
 
+pub mod substitute;
+
 pub mod environment;
 
 pub mod plan;
@@ -22,7 +24,6 @@ pub mod plan;
 pub mod pack;
 
 pub mod store;
-pub mod substitute;
 
 pub mod image;
 

@@ -106,10 +106,18 @@ pub(super) struct EnvironmentArgs {
     /// Activate for development or only to run [default: the manifest's options.activate.mode, else dev]
     #[arg(short, long, value_enum)]
     pub(super) mode: Option<ModeArg>,
-    /// Root of the Nix store: ROOT/nix/store and ROOT/nix/var/nix/db
-    #[arg(long, env = "LAYERHOLD_STORE", value_name = "ROOT", default_value = "/", value_hint = ValueHint::DirPath)]
-    #[arg(hide_env_values = true)]
-    pub(super) store: PathBuf,
+    /// Root of the Nix store: ROOT/nix/store and ROOT/nix/var/nix/db [default: /, if there is a store]
+    #[arg(long, env = "LAYERHOLD_STORE", value_name = "ROOT", value_hint = ValueHint::DirPath, hide_env_values = true)]
+    pub(super) store: Option<PathBuf>,
+    /// Binary cache for what the Nix store does not have, instead of those in nix.conf; repeat for more
+    #[arg(long = "substituter", value_name = "URL")]
+    pub(super) substituters: Vec<String>,
+    /// Key whose signatures count, beside those in nix.conf; repeat for more
+    #[arg(long = "trusted-public-key", value_name = "NAME:KEY")]
+    pub(super) keys: Vec<String>,
+    /// Ask nothing over the network
+    #[arg(long)]
+    pub(super) offline: bool,
     /// Store path of a bash to activate with, where the environment has none; repeat for several platforms
     #[arg(long, value_name = "[PLATFORM=]STORE-PATH")]
     pub(super) shell: Vec<String>,

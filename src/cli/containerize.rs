@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::platforms;
 use super::progress::Progress;
 use super::size;
+use super::substituters;
 use super::surroundings;
 use crate::containerize::{Report, Request, containerize};
 use crate::delivery::{Delivered, DeliveryError, Runtime, Target, TargetRequest, widen_pipe};
@@ -58,6 +59,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         this_system: platforms::this_system(),
         mode: args.environment.mode.map(Into::into),
         store: args.environment.store.clone(),
+        substituters: substituters::settings(&args.environment, progress)?,
         shells,
         target: TargetRequest {
             file: args.target.file.clone(),

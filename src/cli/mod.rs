@@ -4,12 +4,14 @@
 
 mod args;
 mod cache;
+mod config;
 mod containerize;
 mod failure;
 mod interrupt;
 mod platforms;
 mod progress;
 mod size;
+mod substituters;
 mod surroundings;
 mod table;
 

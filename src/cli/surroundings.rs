@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
+use super::config::{self, Config};
 use super::failure::Failure;
 use super::size;
 use crate::event::{Event, Observer};
@@ -25,7 +24,7 @@ pub(super) fn cache_directory() -> Option<PathBuf> {
 }
 
 /// XDG's rule: a relative path is no answer.
-fn absolute(name: &str) -> Option<PathBuf> {
+pub(super) fn absolute(name: &str) -> Option<PathBuf> {
     variable(name).filter(|path| path.is_absolute())
 }
 
@@ -57,19 +56,6 @@ pub(super) fn open_cache_if_possible(observer: &dyn Observer) -> Option<LayerSto
         .ok()
 }
 
-/// `config.toml` in the configuration directory.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct Config {
-    cache: CacheConfig,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-struct CacheConfig {
-    max_size: Option<String>,
-}
-
 /// The most bytes that the layer store may take: `LAYERHOLD_CACHE_MAX_SIZE`, else `cache.max-size` in the config file,
 /// else 20 GiB or a tenth of the disk, whichever is less.
 pub(super) fn cache_max_size(cache: &Path) -> Result<u64, Failure> {
@@ -78,26 +64,11 @@ pub(super) fn cache_max_size(cache: &Path) -> Result<u64, Failure> {
         return size::parse(&value.to_string_lossy())
             .map_err(|error| Failure::usage(format!("LAYERHOLD_CACHE_MAX_SIZE: {error}"), Some(hint)));
     }
-    if let Some((file, text)) = read_config()? {
-        let fail = |why: String| {
-            let hint = "what it may hold: [cache], and below that max-size = \"50GiB\"".to_owned();
-            Failure::new(format!("{}: {why}", file.display()), Some(hint))
-        };
-        let config: Config = toml::from_str(&text).map_err(|error| fail(error.to_string().trim_end().to_owned()))?;
-        if let Some(value) = config.cache.max_size {
-            return size::parse(&value).map_err(|error| fail(format!("cache.max-size: {error}")));
-        }
+    if let Some((file, config)) = Config::read()?
+        && let Some(value) = config.cache.max_size
+    {
+        return size::parse(&value).map_err(|error| config::invalid(&file, &format!("cache.max-size: {error}")));
     }
     let disk = rustix::fs::statvfs(cache).map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
     Ok(DEFAULT_CACHE_SIZE.min(disk / 10))
-}
-
-fn read_config() -> Result<Option<(PathBuf, String)>, Failure> {
-    let directory = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
-    let Some(file) = directory.map(|directory| directory.join("layerhold/config.toml")) else { return Ok(None) };
-    match std::fs::read_to_string(&file) {
-        Ok(text) => Ok(Some((file, text))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::new(format!("cannot read '{}': {error}", file.display()), None)),
-    }
 }

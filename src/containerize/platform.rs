@@ -1,5 +1,7 @@
 //! What an image is made of on one platform: its ingredients, their closure, the layers planned of it.
 
+use std::sync::OnceLock;
+
 use super::Request;
 use crate::environment::{
     self, ActivateMode, Built, ContainerConfig, Environment, InstallEntry, Installed, Lockfile, Package, RealiseError,
@@ -8,9 +10,10 @@ use crate::environment::{
 use crate::error::Error;
 use crate::event::{Event, Observer, Stage};
 use crate::image::{ImageName, ImageSpec};
-use crate::nix::{Closure, ClosureError, LocalStore, Source, StorePath};
+use crate::nix::{Closure, ClosureError, Source, StorePath};
 use crate::pack::LayerContents;
 use crate::plan::{self, LayerPlan};
+use crate::substitute::Reach;
 
 /// The environment as flox built it, or the packages to render one from.
 pub(super) struct Ingredients {
@@ -28,7 +31,7 @@ impl Ingredients {
         request: &Request<'_>,
         system: System,
         environment: &Environment,
-        nix: &LocalStore<'_>,
+        nix: &Reach<'_>,
         observer: &dyn Observer,
     ) -> Result<Self, Error> {
         let mode = request.mode.or(environment.manifest.activate_mode).unwrap_or_default();
@@ -88,6 +91,7 @@ fn package(installed: Installed) -> Option<Package> {
 pub(super) struct Platform {
     ingredients: Ingredients,
     pub(super) closure: Closure,
+    plan: OnceLock<LayerPlan>,
 }
 
 impl Platform {
@@ -95,11 +99,11 @@ impl Platform {
     /// are not remembered: who waits for it sees why.
     pub(super) fn gather(
         ingredients: Ingredients,
-        nix: &LocalStore<'_>,
+        nix: &Reach<'_>,
         observer: &dyn Observer,
     ) -> Result<Self, ClosureError> {
         let closure = || Closure::compute(nix, ingredients.roots());
-        let closure = match nix.has_database() {
+        let closure = match nix.is_vouched_for() {
             true => closure()?,
             false => {
                 observer.event(Event::Started { stage: Stage::Hashing, total_bytes: 0 });
@@ -108,7 +112,22 @@ impl Platform {
                 closure?
             }
         };
-        Ok(Self { ingredients, closure })
+        Ok(Self { ingredients, closure, plan: OnceLock::new() })
+    }
+
+    /// The planned layers of which something lies far away; an environment is rendered of what is known of them once
+    /// they are made. Where nothing does, nothing is planned yet.
+    pub(super) fn far_layers(&self, source: &dyn Source, max_layers: usize) -> Vec<LayerContents<'_>> {
+        if !self.closure.paths().any(|info| source.is_far(&info.path)) {
+            return Vec::new();
+        }
+        let is_far = |paths: &&Vec<StorePath>| paths.iter().any(|path| source.is_far(path));
+        self.plan(max_layers).layers.iter().filter(is_far).map(|paths| self.layer(paths)).collect()
+    }
+
+    /// How many layers the image will have, where that is known before its environment is rendered.
+    pub(super) fn layer_count(&self) -> Option<usize> {
+        Some(self.plan.get()?.layers.len() + 1)
     }
 
     /// Renders the environment and plans the layers, at once.
@@ -139,15 +158,19 @@ impl Platform {
     }
 
     /// The layers below the one of own files.
-    fn plan(&self, max_layers: usize) -> LayerPlan {
-        plan::plan(&self.closure, self.ingredients.installed(), max_layers - 1)
+    fn plan(&self, max_layers: usize) -> &LayerPlan {
+        self.plan.get_or_init(|| plan::plan(&self.closure, self.ingredients.installed(), max_layers - 1))
+    }
+
+    fn layer(&self, paths: &[StorePath]) -> LayerContents<'_> {
+        LayerContents::StorePaths(paths.iter().filter_map(|path| self.closure.get(path)).collect())
     }
 }
 
 /// All that the image's layers and its configuration are made of.
 pub(super) struct Composed<'a> {
     platform: &'a Platform,
-    plan: LayerPlan,
+    plan: &'a LayerPlan,
     realised: Realised,
 }
 
@@ -159,9 +182,7 @@ impl Composed<'_> {
 
     /// The planned layers with what goes into them, and the thin layer of own files above.
     pub(super) fn contents(&self) -> Vec<LayerContents<'_>> {
-        let closure = &self.platform.closure;
-        let store_paths = |paths: &Vec<StorePath>| paths.iter().filter_map(|path| closure.get(path)).collect();
-        let below = self.plan.layers.iter().map(|paths| LayerContents::StorePaths(store_paths(paths)));
+        let below = self.plan.layers.iter().map(|paths| self.platform.layer(paths));
         let top = LayerContents::RootFs { root: &self.realised.rootfs, store_paths: &self.realised.generated };
         below.chain([top]).collect()
     }

@@ -44,7 +44,7 @@ pub(super) struct Obtained {
 }
 
 impl Obtained {
-    fn reused(record: LayerRecord) -> Self {
+    pub(super) fn reused(record: LayerRecord) -> Self {
         Self { record, reused: true, made: None, state: None }
     }
 }
@@ -54,10 +54,9 @@ pub(super) fn pack_missing(
     workshop: Workshop<'_>,
     contents: &[LayerContents<'_>],
     keys: &[LayerKey],
-    known: Vec<Option<LayerRecord>>,
+    known: Vec<Option<Obtained>>,
     spool: Option<&Spool>,
 ) -> Result<Vec<Obtained>, LayersError> {
-    let known: Vec<_> = known.into_iter().map(|record| record.map(Obtained::reused)).collect();
     let mut missing: Vec<_> = (0..contents.len()).filter(|&at| known[at].is_none()).collect();
     if missing.is_empty() {
         return Ok(known.into_iter().flatten().collect());
@@ -169,14 +168,15 @@ impl Workshop<'_> {
         Ok(Obtained { record, reused: false, made, state })
     }
 
-    /// Packs one layer, and keeps its bytes where they cost more to make than to read: an uncompressed layer's go to
-    /// their place at the target, if that has one, or are made again from the store paths when they are wanted.
+    /// Packs one layer, and keeps its bytes where they cost more to make than to read. An uncompressed layer's whose store
+    /// paths are all on this machine do not: they go to their place at the target, if that has one, or are made again
+    /// when they are wanted.
     fn pack_blob(&self, contents: &LayerContents<'_>, place: Option<(&Spool, usize)>) -> Result<Made, LayersError> {
         let to_nowhere = || -> Result<Made, LayersError> {
             let (packed, state) = self.packer.pack_in_state(contents, &mut io::sink())?;
             Ok(Made { packed, blob: None, state })
         };
-        if self.packer.compression() == Compression::None {
+        if self.packer.compression() == Compression::None && !self.packer.is_far(contents) {
             let Some((spool, at, mut out)) = place.and_then(|(spool, at)| Some((spool, at, spool.writer(at)?))) else {
                 return to_nowhere();
             };

@@ -36,6 +36,11 @@ impl<'a> Packer<'a> {
         self.compression
     }
 
+    /// Whether something of the layer would have to be fetched from elsewhere.
+    pub fn is_far(&self, contents: &LayerContents<'_>) -> bool {
+        contents.store_paths().iter().any(|path| self.source.is_far(path))
+    }
+
     /// How many threads should pack at once, each one layer after the other.
     pub fn threads(&self) -> usize {
         // Of two that hash, one sleeps while the other works for both; and some wait for a disk.

@@ -68,8 +68,7 @@ impl FromStr for CacheAddress {
         }
         let mut url = Url::parse(text).map_err(|error| malformed(error.to_string()))?;
         let parameters: Vec<(String, String)> = url.query_pairs().into_owned().collect();
-        let parameter =
-            |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let parameter = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let priority = parameter("priority").map(str::parse).transpose();
         let priority = priority.map_err(|_| malformed("its priority is not a number".to_owned()))?;
         let is_trusted = parameter("trusted") == Some("true");
@@ -83,7 +82,9 @@ impl FromStr for CacheAddress {
                 }
                 Place::Http(url.clone())
             }
-            "file" => Place::File(url.to_file_path().map_err(|()| malformed("it names no local directory".to_owned()))?),
+            "file" => {
+                Place::File(url.to_file_path().map_err(|()| malformed("it names no local directory".to_owned()))?)
+            }
             "s3" => {
                 let name = url.host_str().ok_or_else(|| malformed("it names no bucket".to_owned()))?.to_owned();
                 let scheme = parameter("scheme").unwrap_or("https");
@@ -139,7 +140,12 @@ mod tests {
     #[case("https://user:secret@cache.example", "https://cache.example", None, false)]
     #[case("file:///var/cache/nars?compression=zstd", "file:///var/cache/nars", None, false)]
     #[case("s3://bucket?region=eu-west-1", "s3://bucket", None, false)]
-    #[case("s3://bucket?endpoint=127.0.0.1:9000&scheme=http", "s3://bucket?endpoint=http://127.0.0.1:9000", None, false)]
+    #[case(
+        "s3://bucket?endpoint=127.0.0.1:9000&scheme=http",
+        "s3://bucket?endpoint=http://127.0.0.1:9000",
+        None,
+        false
+    )]
     fn addresses_are_read_and_shown(
         #[case] text: &str,
         #[case] shown: &str,

@@ -1,5 +1,6 @@
 //! One binary cache: what it says of itself, its narinfos, its NARs.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use object_store::aws::AmazonS3Builder;
@@ -10,7 +11,7 @@ use super::credentials::Credentials;
 use super::error::SubstituteError;
 use super::fetch::{Patience, small_file};
 use super::narinfo;
-use super::transport::{Directory, FetchError, Http, Objects, Transport};
+use super::transport::{Client, Directory, FetchError, Http, Objects, Transport};
 use crate::nix::{STORE_DIR, StorePath};
 
 /// The longest `nix-cache-info` that is read, in bytes.
@@ -38,7 +39,10 @@ impl CacheInfo {
     /// Reads `nix-cache-info`.
     fn parse(text: &str) -> Self {
         let field = |name: &str| {
-            text.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| *key == name).map(|(_, value)| value.trim())
+            text.lines()
+                .filter_map(|line| line.split_once(':'))
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value.trim())
         };
         Self {
             store: field("StoreDir").unwrap_or(STORE_DIR).to_owned(),
@@ -51,7 +55,7 @@ impl Cache {
     /// Asks nothing yet.
     pub(super) fn new(
         address: CacheAddress,
-        client: &reqwest::Client,
+        client: &Arc<Client>,
         credentials: &Credentials,
     ) -> Result<Self, SubstituteError> {
         let unanswered = |source: FetchError| SubstituteError::Unanswered {
@@ -65,7 +69,7 @@ impl Cache {
         let transport: Box<dyn Transport> = match &address.place {
             Place::Http(base) => {
                 let login = credentials.login(base).map_err(|error| never(error.into()))?;
-                Box::new(Http { client: client.clone(), base: base.clone(), login })
+                Box::new(Http { client: Arc::clone(client), base: base.clone(), login })
             }
             Place::File(directory) => Box::new(Directory(directory.clone())),
             Place::S3(bucket) => Box::new(objects(bucket, credentials).map_err(|error| never(error.into()))?),
@@ -102,7 +106,11 @@ impl Cache {
 
     /// The bytes of a path's narinfo; `None` where the cache does not have the path. A bucket that may not be listed
     /// denies access to what it has not, and so may servers in front of one (nix: `HttpBinaryCacheStore`).
-    pub(super) async fn narinfo(&self, path: &StorePath, patience: Patience) -> Result<Option<Vec<u8>>, SubstituteError> {
+    pub(super) async fn narinfo(
+        &self,
+        path: &StorePath,
+        patience: Patience,
+    ) -> Result<Option<Vec<u8>>, SubstituteError> {
         let name = format!("{}.narinfo", path.hash_part());
         match small_file(&*self.transport, &name, narinfo::LONGEST, patience).await {
             Ok(bytes) => Ok(Some(bytes)),

@@ -15,11 +15,9 @@ use super::memory::CacheMemory;
 use super::nar::{self, NarFailure};
 use super::narinfo::NarInfo;
 use super::settings::Settings;
-use super::transport::{FetchError, Http};
+use super::transport::{Client, FetchError};
 use crate::event::{Event, Observer};
-use crate::nix::{
-    ContentHash, Node, PathInfo, Skeleton, Source, SourceError, StorePath, Visitor, WalkError,
-};
+use crate::nix::{ContentHash, Node, PathInfo, Skeleton, Source, SourceError, StorePath, Visitor, WalkError};
 
 /// How skeletons are compressed where they are remembered.
 const SKELETON_LEVEL: i32 = 3;
@@ -70,10 +68,11 @@ impl<'a> Caches<'a> {
             what: "anything".to_owned(),
             source,
         };
-        let client = Http::client(settings.connections, &settings.certificates).map_err(unanswered)?;
+        let client = Arc::new(Client::new(settings.connections, settings.certificates.clone()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.map_err(|error| unanswered(FetchError::File(error)))?;
-        let caches = settings.addresses.iter().map(|address| Cache::new(address.clone(), &client, &settings.credentials));
+        let caches =
+            settings.addresses.iter().map(|address| Cache::new(address.clone(), &client, &settings.credentials));
         Ok(Self {
             caches: caches.collect::<Result<_, _>>()?,
             patience: Patience::default(),
@@ -183,12 +182,17 @@ impl<'a> Caches<'a> {
     /// Reads a narinfo that a cache gave, and checks who vouches for it.
     fn read(&self, cache: &Cache, path: &StorePath, text: &[u8]) -> Result<NarInfo, SubstituteError> {
         let name = || cache.address.to_string();
-        let narinfo = NarInfo::parse(path, text)
-            .map_err(|source| SubstituteError::NarInfo { cache: name(), path: path.clone(), source })?;
+        let narinfo = NarInfo::parse(path, text).map_err(|source| SubstituteError::NarInfo {
+            cache: name(),
+            path: path.clone(),
+            source,
+        })?;
         if self.settings.require_signatures && !cache.address.is_trusted {
-            narinfo
-                .check(&self.settings.keys)
-                .map_err(|source| SubstituteError::Distrusted { cache: name(), path: path.clone(), source })?;
+            narinfo.check(&self.settings.keys).map_err(|source| SubstituteError::Distrusted {
+                cache: name(),
+                path: path.clone(),
+                source,
+            })?;
         }
         Ok(narinfo)
     }

@@ -57,7 +57,8 @@ impl Credentials {
             let decode = |text: &str| percent_decode(text);
             return Ok(Some(Login::Basic { user: decode(cache.username()), password: decode(password) }));
         }
-        let token = self.tokens.iter().filter(|(address, _)| covers(address, cache)).max_by_key(|(address, _)| address.len());
+        let token =
+            self.tokens.iter().filter(|(address, _)| covers(address, cache)).max_by_key(|(address, _)| address.len());
         if let Some((_, token)) = token {
             return Ok(Some(Login::Bearer(token.clone())));
         }
@@ -77,7 +78,9 @@ fn covers(address: &str, cache: &Url) -> bool {
 }
 
 fn percent_decode(text: &str) -> String {
-    let decoded = url::form_urlencoded::parse(format!("x={}", text.replace('+', "%2B")).as_bytes()).next().map(|(_, value)| value.into_owned());
+    let decoded = url::form_urlencoded::parse(format!("x={}", text.replace('+', "%2B")).as_bytes())
+        .next()
+        .map(|(_, value)| value.into_owned());
     decoded.unwrap_or_default()
 }
 

@@ -23,7 +23,7 @@ mod transport;
 pub use address::{CacheAddress, InvalidAddress};
 pub use caches::Caches;
 pub use codec::Codec;
-pub use credentials::{AwsCredentials, Credentials};
+pub use credentials::{AwsCredentials, Credentials, InvalidNetrc};
 pub use error::SubstituteError;
 pub use memory::{CacheMemory, NoCacheMemory};
 pub use narinfo::{InvalidNarInfo, NarInfo};

@@ -63,12 +63,9 @@ pub(super) fn show(
     match read {
         Err(NarError::Visitor(error)) => Err(NarFailure::Visitor(error)),
         Err(NarError::Read(error)) if Cancelled::caused(&error) => Err(NarFailure::Visitor(error)),
-        Err(_) if found_size > expected_size => cache_failed(SubstituteError::WrongSize {
-            cache: name,
-            path,
-            expected: expected_size,
-            found: found_size,
-        }),
+        Err(_) if found_size > expected_size => {
+            cache_failed(SubstituteError::WrongSize { cache: name, path, expected: expected_size, found: found_size })
+        }
         // An I/O error's own words are those of what it wraps, where it wraps something.
         Err(NarError::Read(error)) if error.get_ref().is_some() => {
             Err(error.into_inner().map_or_else(|| fetch("it could not be read".into()), fetch))

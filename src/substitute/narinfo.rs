@@ -95,19 +95,19 @@ impl NarInfo {
         let size = fields.nar_size.ok_or(missing("NarSize"))?;
         let nar_size = size.parse().ok().filter(|&size: &u64| size > 0);
         let nar_size = nar_size.ok_or_else(|| fail("NarSize", size, &"it is not a number of bytes"))?;
-        let file_size = fields.file_size.map(|size| {
-            size.parse::<u64>().map_err(|_| fail("FileSize", size, &"it is not a number of bytes"))
-        });
+        let file_size = fields
+            .file_size
+            .map(|size| size.parse::<u64>().map_err(|_| fail("FileSize", size, &"it is not a number of bytes")));
         let mut all_references = BTreeSet::new();
         for reference in fields.references.unwrap_or_default().split_whitespace() {
-            let reference = StorePath::from_base_name(reference)
-                .map_err(|error| fail("References", reference, &error.reason))?;
+            let reference =
+                StorePath::from_base_name(reference).map_err(|error| fail("References", reference, &error.reason))?;
             all_references.insert(reference);
         }
         let references = all_references.iter().filter(|reference| *reference != path).cloned().collect();
         let compression = fields.compression.unwrap_or("bzip2");
-        let codec = Codec::named(compression)
-            .ok_or_else(|| fail("Compression", compression, &"this tool does not know it"))?;
+        let codec =
+            Codec::named(compression).ok_or_else(|| fail("Compression", compression, &"this tool does not know it"))?;
         let url = fields.url.filter(|url| !url.is_empty()).ok_or(missing("URL"))?.to_owned();
         Ok(Self {
             info: PathInfo { path: found, content, nar_size, references },

@@ -6,9 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::caches::Caches;
-use crate::nix::{
-    LocalStore, PathInfo, Skeleton, Source, SourceError, StorePath, TreeState, Visitor, WalkError,
-};
+use crate::nix::{LocalStore, PathInfo, Skeleton, Source, SourceError, StorePath, TreeState, Visitor, WalkError};
 
 /// The local store first, as far as it has a path and vouches for it; then the caches.
 pub struct Reach<'a> {

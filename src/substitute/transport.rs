@@ -5,11 +5,12 @@ use std::future::Future;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt};
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt as _};
+use object_store::{GetOptions, GetRange, ObjectStore};
 use reqwest::{StatusCode, header};
 use url::Url;
 
@@ -111,30 +112,47 @@ pub(super) trait Transport: Send + Sync {
     fn get<'t>(&'t self, name: &'t str, from: u64) -> Asked<'t>;
 }
 
-/// A cache on an HTTP server.
-pub(super) struct Http {
-    pub(super) client: reqwest::Client,
-    pub(super) base: Url,
-    pub(super) login: Option<Login>,
+/// The HTTP client of all caches: one pool of connections, made at the first question, for to read the system's
+/// certificates takes longer than many a run.
+pub(super) struct Client {
+    /// How many connections to a server are kept.
+    connections: usize,
+    /// Certificates to trust beside the system's, in PEM.
+    certificates: Vec<u8>,
+    client: OnceLock<Result<reqwest::Client, String>>,
 }
 
-impl Http {
-    /// The client for all caches: one pool of connections. Proxies are those of the environment (`https_proxy`,
-    /// `no_proxy`); certificates those of the system (`SSL_CERT_FILE`), and those in `more_certificates`.
-    pub(super) fn client(connections: usize, more_certificates: &[u8]) -> Result<reqwest::Client, FetchError> {
+impl Client {
+    pub(super) fn new(connections: usize, certificates: Vec<u8>) -> Self {
+        Self { connections, certificates, client: OnceLock::new() }
+    }
+
+    fn get(&self) -> Result<&reqwest::Client, FetchError> {
+        let client = self.client.get_or_init(|| self.make().map_err(|error| innermost(&error)));
+        client.as_ref().map_err(|reason| FetchError::Connection { source: reason.as_str().into(), is_passing: false })
+    }
+
+    /// Proxies are those of the environment (`https_proxy`, `no_proxy`), certificates those of the system
+    /// (`SSL_CERT_FILE`) and our own.
+    fn make(&self) -> Result<reqwest::Client, reqwest::Error> {
         // Another part of the process may have chosen a provider; then that one serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let fail = |error| FetchError::connection(error, false);
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("layerhold/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
-            .pool_max_idle_per_host(connections);
-        if !more_certificates.is_empty() {
-            let certificates = reqwest::Certificate::from_pem_bundle(more_certificates).map_err(fail)?;
-            builder = builder.tls_certs_merge(certificates);
+            .pool_max_idle_per_host(self.connections);
+        if !self.certificates.is_empty() {
+            builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&self.certificates)?);
         }
-        builder.build().map_err(fail)
+        builder.build()
     }
+}
+
+/// A cache on an HTTP server.
+pub(super) struct Http {
+    pub(super) client: Arc<Client>,
+    pub(super) base: Url,
+    pub(super) login: Option<Login>,
 }
 
 impl Transport for Http {
@@ -142,7 +160,7 @@ impl Transport for Http {
         Box::pin(async move {
             let url = self.base.join(name).map_err(|error| FetchError::connection(error, false))?;
             let is_own = url.origin() == self.base.origin();
-            let mut request = self.client.get(url);
+            let mut request = self.client.get()?.get(url);
             if from > 0 {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
             }

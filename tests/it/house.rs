@@ -13,6 +13,7 @@ const ORDER: &[&str] = &[
     "parallel",
     "rootfs",
     "nix",
+    "substitute",
     "environment",
     "plan",
     "pack",

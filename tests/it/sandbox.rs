@@ -41,7 +41,10 @@ impl Sandbox {
     pub(crate) fn environment(&self) -> Vec<(String, String)> {
         let own = [("HOME", "home"), ("LAYERHOLD_CACHE", "cache"), ("TMPDIR", "tmp"), ("PATH", "bin")];
         let own = own.map(|(name, relative)| (name.to_owned(), self.path(relative).display().to_string()));
-        own.into_iter().chain(peers::environment()).collect()
+        // No Nix settings of this machine's, and nothing is asked of the world: a test names the caches that it wants.
+        let nix = [("NIX_CONF_DIR", "/nowhere"), ("NIX_CONFIG", "substituters =")];
+        let nix = nix.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        own.into_iter().chain(nix).chain(peers::environment()).collect()
     }
 
     /// Puts a program of the machine on the sandbox's `PATH`.

@@ -1,0 +1,59 @@
+//! The tool's own settings: `config.toml` in the configuration directory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::failure::Failure;
+use super::surroundings::absolute;
+
+/// What the file may hold.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(super) struct Config {
+    pub(super) cache: CacheConfig,
+    pub(super) substituters: SubstitutersConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(super) struct CacheConfig {
+    pub(super) max_size: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(super) struct SubstitutersConfig {
+    /// Instead of those in nix.conf.
+    pub(super) urls: Option<Vec<String>>,
+    /// Beside those in nix.conf.
+    pub(super) trusted_public_keys: Vec<String>,
+    pub(super) netrc_file: Option<PathBuf>,
+    /// Files that hold bearer tokens, by the addresses that they are for.
+    pub(super) tokens: BTreeMap<String, PathBuf>,
+}
+
+impl Config {
+    /// The file and what it holds; `None` where there is none.
+    pub(super) fn read() -> Result<Option<(PathBuf, Self)>, Failure> {
+        let directory = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
+        let Some(file) = directory.map(|directory| directory.join("layerhold/config.toml")) else { return Ok(None) };
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Failure::new(format!("cannot read '{}': {error}", file.display()), None)),
+        };
+        match toml::from_str(&text) {
+            Ok(config) => Ok(Some((file, config))),
+            Err(error) => Err(invalid(&file, error.to_string().trim_end())),
+        }
+    }
+}
+
+/// The file holds something that it should not.
+pub(super) fn invalid(file: &Path, why: &str) -> Failure {
+    let hint = "what it may hold: [cache], and below that max-size = \"50GiB\"; [substituters], and below that urls, \
+                trusted-public-keys, netrc-file, and [substituters.tokens]";
+    Failure::new(format!("{}: {why}", file.display()), Some(hint.to_owned()))
+}
