@@ -9,7 +9,6 @@ mod record;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -77,38 +76,6 @@ pub struct Report {
     pub cache_bytes: Option<u64>,
 }
 
-impl Request<'_> {
-    /// Goes through a stage for each platform. What fails says whose image it would be, unless that goes without saying.
-    fn for_each<T, U, E: Into<Error>>(
-        &self,
-        platforms: impl IntoIterator<Item = T>,
-        stage: impl Fn(T) -> Result<U, E>,
-    ) -> Result<Vec<U>, Error> {
-        let named = |(system, platform)| stage(platform).map_err(|error| self.name_platform(system, error.into()));
-        self.systems.iter().copied().zip(platforms).map(named).collect()
-    }
-
-    fn name_platform(&self, system: System, error: Error) -> Error {
-        match self.goes_without_saying(system) {
-            true => error,
-            false => Error::Platform { system, here: self.this_system == Some(system), error: Box::new(error) },
-        }
-    }
-
-    /// A message about one platform.
-    fn of_platform(&self, system: System, message: &dyn Display) -> String {
-        match self.goes_without_saying(system) {
-            true => message.to_string(),
-            false => format!("{}: {message}", system.platform()),
-        }
-    }
-
-    /// Whether images are made for this machine alone.
-    fn goes_without_saying(&self, system: System) -> bool {
-        self.this_system == Some(system) && self.systems.len() == 1
-    }
-}
-
 /// Exports an environment as an image, or as images for several platforms with their index; an archive for standard
 /// output goes to `stdout`.
 pub fn containerize(
@@ -145,10 +112,10 @@ pub fn containerize(
         _ => None,
     };
     let layers = sought.pack_missing(spool)?;
-    let images = composed.iter().zip(layers.descriptors()?).map(|(composed, layers)| {
+    let images = request.for_each(composed.iter().zip(layers.descriptors()?), |(composed, layers)| {
         Image::assemble(composed.spec(&request, name.clone(), &environment.manifest.containerize), layers)
-    });
-    let images = Images::assemble(name.clone(), images.collect::<Result<_, _>>()?)?;
+    })?;
+    let images = Images::assemble(name, images)?;
     if request.dry_run {
         let delivered = delivery::foresee(&images, &layers, &mut *sink)?;
         drop(sink);
