@@ -6,13 +6,13 @@
 
 mod platform;
 mod record;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use crate::delivery::{self, Delivered, Target, TargetRequest};
 use crate::environment::{self, ActivateMode, Selection, Surroundings, System};
@@ -21,10 +21,10 @@ use crate::event::Observer;
 use crate::image::{Image, ImageName, Images, Timestamp};
 use crate::layers::{self, Layers, MadeBefore, Trouble, Workshop};
 use crate::memo::Memo;
-use crate::nix::{Hashing, LocalStore, SourceError, StorePath};
+use crate::nix::StorePath;
 use crate::pack::{Compression, Packer};
 use crate::store::LayerStore;
-use crate::substitute::{self, Caches, Reach};
+use crate::substitute;
 use platform::{Composed, Ingredients, Platform};
 
 /// What is asked for.
@@ -80,54 +80,6 @@ pub struct Report {
     pub cache_bytes: Option<u64>,
 }
 
-impl Request<'_> {
-    /// The Nix store and the binary caches. None of these is asked before a path is wanted that the store does not have.
-    fn reach<'r>(&self, memo: &'r Memo<'r>, observer: &'r dyn Observer) -> Result<Reach<'r>, Error> {
-        let hashing = Hashing { memo, observer, now: self.now };
-        let now = self.now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let caches = match self.substituters.addresses.is_empty() {
-            true => None,
-            false => Some(Caches::new(self.substituters.clone(), memo, observer, now)?),
-        };
-        let root = self.store.as_deref().unwrap_or(Path::new("/"));
-        let local = match LocalStore::open(root, hashing) {
-            Err(SourceError::NoStore { .. }) if self.store.is_none() && caches.is_some() => None,
-            opened => Some(opened?),
-        };
-        Ok(Reach::new(local, caches))
-    }
-
-    /// Goes through a stage for each platform. What fails says whose image it would be, unless that goes without saying.
-    fn for_each<T, U, E: Into<Error>>(
-        &self,
-        platforms: impl IntoIterator<Item = T>,
-        stage: impl Fn(T) -> Result<U, E>,
-    ) -> Result<Vec<U>, Error> {
-        let named = |(system, platform)| stage(platform).map_err(|error| self.name_platform(system, error.into()));
-        self.systems.iter().copied().zip(platforms).map(named).collect()
-    }
-
-    fn name_platform(&self, system: System, error: Error) -> Error {
-        match self.goes_without_saying(system) {
-            true => error,
-            false => Error::Platform { system, here: self.this_system == Some(system), error: Box::new(error) },
-        }
-    }
-
-    /// A message about one platform.
-    fn of_platform(&self, system: System, message: &dyn Display) -> String {
-        match self.goes_without_saying(system) {
-            true => message.to_string(),
-            false => format!("{}: {message}", system.platform()),
-        }
-    }
-
-    /// Whether images are made for this machine alone.
-    fn goes_without_saying(&self, system: System) -> bool {
-        self.this_system == Some(system) && self.systems.len() == 1
-    }
-}
-
 /// Exports an environment as an image, or as images for several platforms with their index; an archive for standard
 /// output goes to `stdout`.
 pub fn containerize(
@@ -173,10 +125,10 @@ pub fn containerize(
         _ => None,
     };
     let layers = sought.pack_missing(spool)?;
-    let images = composed.iter().zip(layers.descriptors()?).map(|(composed, layers)| {
+    let images = request.for_each(composed.iter().zip(layers.descriptors()?), |(composed, layers)| {
         Image::assemble(composed.spec(&request, name.clone(), &environment.manifest.containerize), layers)
-    });
-    let images = Images::assemble(name.clone(), images.collect::<Result<_, _>>()?)?;
+    })?;
+    let images = Images::assemble(name, images)?;
     if request.dry_run {
         let delivered = delivery::foresee(&images, &layers, &mut *sink)?;
         drop(sink);

@@ -1,5 +1,6 @@
 //! What an image is made of on one platform: its ingredients, their closure, the layers planned of it.
 
+use std::fmt::Display;
 use std::sync::OnceLock;
 
 use super::Request;
@@ -14,6 +15,38 @@ use crate::nix::{Closure, ClosureError, Source, StorePath};
 use crate::pack::LayerContents;
 use crate::plan::{self, LayerPlan};
 use crate::substitute::Reach;
+
+impl Request<'_> {
+    /// Goes through a stage for each platform. What fails says whose image it would be, unless that goes without saying.
+    pub(super) fn for_each<T, U, E: Into<Error>>(
+        &self,
+        platforms: impl IntoIterator<Item = T>,
+        stage: impl Fn(T) -> Result<U, E>,
+    ) -> Result<Vec<U>, Error> {
+        let named = |(system, platform)| stage(platform).map_err(|error| self.name_platform(system, error.into()));
+        self.systems.iter().copied().zip(platforms).map(named).collect()
+    }
+
+    fn name_platform(&self, system: System, error: Error) -> Error {
+        match self.goes_without_saying(system) {
+            true => error,
+            false => Error::Platform { system, here: self.this_system == Some(system), error: Box::new(error) },
+        }
+    }
+
+    /// A message about one platform.
+    fn of_platform(&self, system: System, message: &dyn Display) -> String {
+        match self.goes_without_saying(system) {
+            true => message.to_string(),
+            false => format!("{}: {message}", system.platform()),
+        }
+    }
+
+    /// Whether images are made for this machine alone.
+    fn goes_without_saying(&self, system: System) -> bool {
+        self.this_system == Some(system) && self.systems.len() == 1
+    }
+}
 
 /// The environment as flox built it, or the packages to render one from.
 pub(super) struct Ingredients {

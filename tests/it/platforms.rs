@@ -256,6 +256,24 @@ fn json_describes_each_image_and_what_was_sent_of_all() {
 }
 
 #[test]
+fn layers_of_all_platforms_are_packed_together_and_what_is_shared_once() {
+    let project = Project::new("hello");
+    let mut command = project.sandbox.cmd();
+    command.args(["-v", "containerize", "-f", "both.tar", "--platform", &both(), "--store"]).arg(project.store.root());
+    let outcome = command.arg("-d").arg(project.environment.dir()).assert().success();
+    let said = String::from_utf8(outcome.get_output().stderr.clone()).unwrap();
+    assert_eq!(said.matches("Packing layers").count(), 1, "{said}");
+    let platforms = Platforms::open(&project.at("both.tar"));
+    let each_once = platforms.layer_digests().len();
+    assert!(said.contains(&format!(", {each_once} new (")), "{said}");
+    assert!(said.contains(&format!("sent: {each_once} of {each_once} layers")), "{said}");
+    // What Flox has built is looked for on each platform.
+    for (platform, _) in &platforms.images {
+        assert!(said.contains(&format!("{platform}: Flox has not built")), "{said}");
+    }
+}
+
+#[test]
 fn an_unchanged_run_writes_nothing() {
     let project = Project::new("hello");
     for (target, file) in [(["-f", "both.tar"], "both.tar"), (["--layout", "layout"], "layout/index.json")] {

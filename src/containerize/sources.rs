@@ -1,0 +1,29 @@
+//! Where store paths come from: the Nix store on this machine, binary caches.
+
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
+use super::Request;
+use crate::error::Error;
+use crate::event::Observer;
+use crate::memo::Memo;
+use crate::nix::{Hashing, LocalStore, SourceError};
+use crate::substitute::{Caches, Reach};
+
+impl Request<'_> {
+    /// The Nix store and the binary caches. None of these is asked before a path is wanted that the store does not have.
+    pub(super) fn reach<'r>(&self, memo: &'r Memo<'r>, observer: &'r dyn Observer) -> Result<Reach<'r>, Error> {
+        let hashing = Hashing { memo, observer, now: self.now };
+        let now = self.now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let caches = match self.substituters.addresses.is_empty() {
+            true => None,
+            false => Some(Caches::new(self.substituters.clone(), memo, observer, now)?),
+        };
+        let root = self.store.as_deref().unwrap_or(Path::new("/"));
+        let local = match LocalStore::open(root, hashing) {
+            Err(SourceError::NoStore { .. }) if self.store.is_none() && caches.is_some() => None,
+            opened => Some(opened?),
+        };
+        Ok(Reach::new(local, caches))
+    }
+}
