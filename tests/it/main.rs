@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod archive;
+mod cache_server;
 mod flox_fixture;
 mod nix_fixture;
 mod peers;
@@ -25,4 +26,5 @@ mod laws;
 mod platform_peers;
 mod platforms;
 mod runtimes;
+mod substitute;
 mod surroundings;
