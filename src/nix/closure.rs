@@ -20,12 +20,14 @@ pub struct Closure {
 #[derive(Debug, thiserror::Error)]
 pub enum ClosureError {
     /// A path is in no source.
-    #[error("'{path}' is not in the Nix store{}", referrers(.chain))]
+    #[error("'{path}' is {}{}", nowhere(.asked), referrers(.chain))]
     Missing {
         /// The missing path.
         path: StorePath,
         /// How it is reached: a root first, the path that refers to it last; empty where it is a root itself.
         chain: Vec<StorePath>,
+        /// The binary caches that were asked.
+        asked: Vec<String>,
     },
     /// A path is there in a way, but a source could not say what it is.
     #[error("'{path}' cannot be used{}", referrers(.chain))]
@@ -38,6 +40,13 @@ pub enum ClosureError {
         #[source]
         source: Box<SourceError>,
     },
+}
+
+fn nowhere(asked: &[String]) -> String {
+    match asked {
+        [] => "not in the Nix store".to_owned(),
+        caches => format!("neither in the Nix store nor in {}", caches.join(", ")),
+    }
 }
 
 fn referrers(chain: &[StorePath]) -> String {
@@ -63,14 +72,22 @@ impl ClosureError {
     /// What mends it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Missing { path, chain } => {
+            Self::Missing { path, chain, asked } => {
                 // A derivation is made, not fetched; and whoever lacks a root has rather named the wrong store.
                 let again = match (chain.is_empty(), path.name().ends_with(".drv")) {
                     (_, true) => "nothing builds it but the evaluation that made it: evaluate the environment again",
                     (true, _) => "where no substituter has it, build the environment again (flox activate, nix build)",
                     (false, _) => "where no substituter has it, build what refers to it again",
                 };
-                Some(format!("fetch it: nix-store --realise {path}; {again}; in another store: --store ROOT"))
+                if asked.is_empty() {
+                    return Some(format!(
+                        "fetch it: nix-store --realise {path}; {again}; in another store: --store ROOT"
+                    ));
+                }
+                let again = again.trim_start_matches("where no substituter has it, ");
+                Some(format!(
+                    "in another binary cache: --substituter URL; in none: {again}, and put it there: nix copy --to URL {path}"
+                ))
             }
             Self::Unusable { source, .. } => source.hint(),
         }
@@ -97,7 +114,10 @@ impl Closure {
                     let chain = || chain_to(path, &met);
                     let info = match info {
                         Ok(Some(info)) => info,
-                        Ok(None) => return Err(ClosureError::Missing { path: path.clone(), chain: chain() }),
+                        Ok(None) => {
+                            let (path, asked) = (path.clone(), source.asks());
+                            return Err(ClosureError::Missing { path, chain: chain(), asked });
+                        }
                         Err(source) => {
                             return Err(ClosureError::Unusable {
                                 path: path.clone(),

@@ -90,6 +90,11 @@ pub trait Source: Send + Sync {
     /// Is told which paths will be asked about next, so that a source far away can ask for many at once.
     fn prepare(&self, _paths: &[StorePath]) {}
 
+    /// The binary caches that are asked for what is not on this machine.
+    fn asks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Whether to walk `path` is to fetch it from elsewhere.
     fn is_far(&self, _path: &StorePath) -> bool {
         false

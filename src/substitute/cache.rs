@@ -1,7 +1,6 @@
 //! One binary cache: what it says of itself, its narinfos, its NARs.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use object_store::aws::AmazonS3Builder;
 use tokio::sync::OnceCell;
@@ -23,8 +22,8 @@ const DEFAULT_PRIORITY: u32 = 50;
 pub(super) struct Cache {
     pub(super) address: CacheAddress,
     pub(super) transport: Box<dyn Transport>,
-    /// Set once it did not answer: it is not asked again in this run.
-    is_down: AtomicBool,
+    /// Why it did not answer: then it is not asked again in this run.
+    failure: OnceLock<Arc<SubstituteError>>,
     info: OnceCell<Option<CacheInfo>>,
 }
 
@@ -64,7 +63,7 @@ impl Cache {
             source,
         };
         let never = |error: Box<dyn std::error::Error + Send + Sync>| {
-            unanswered(FetchError::Connection { source: error, is_passing: false })
+            unanswered(FetchError::Connection { error, is_passing: false })
         };
         let transport: Box<dyn Transport> = match &address.place {
             Place::Http(base) => {
@@ -74,16 +73,17 @@ impl Cache {
             Place::File(directory) => Box::new(Directory(directory.clone())),
             Place::S3(bucket) => Box::new(objects(bucket, credentials).map_err(|error| never(error.into()))?),
         };
-        Ok(Self { address, transport, is_down: AtomicBool::new(false), info: OnceCell::new() })
+        Ok(Self { address, transport, failure: OnceLock::new(), info: OnceCell::new() })
     }
 
     /// The cache is not asked again in this run; says whether it was until now.
-    pub(super) fn give_up(&self) -> bool {
-        !self.is_down.swap(true, Ordering::Relaxed)
+    pub(super) fn give_up(&self, error: &Arc<SubstituteError>) -> bool {
+        self.failure.set(Arc::clone(error)).is_ok()
     }
 
-    pub(super) fn is_given_up(&self) -> bool {
-        self.is_down.load(Ordering::Relaxed)
+    /// Why the cache is not asked any more.
+    pub(super) fn failure(&self) -> Option<&Arc<SubstituteError>> {
+        self.failure.get()
     }
 
     /// What the cache says of itself, asked for once.

@@ -152,7 +152,12 @@ impl<'a> Caches<'a> {
         let mut failure = None;
         for &at in self.order().await.iter().skip(first) {
             let cache = &self.caches[at];
-            if cache.is_given_up() || self.recall(cache, path.hash_part()) == Some(None) {
+            if self.recall(cache, path.hash_part()) == Some(None) {
+                continue;
+            }
+            // It may have the path: where nobody else has, this is why it cannot be had.
+            if let Some(error) = cache.failure() {
+                failure.get_or_insert_with(|| Arc::clone(error));
                 continue;
             }
             let found = match cache.narinfo(path, self.patience).await {
@@ -164,19 +169,17 @@ impl<'a> Caches<'a> {
                     self.remember(cache, path.hash_part(), Some(&text));
                 }),
                 Err(error) => {
-                    self.give_up(cache, &error);
-                    Err(error)
+                    let error = self.give_up(cache, error);
+                    failure.get_or_insert(error);
+                    continue;
                 }
             };
             match found {
                 Ok(narinfo) => return Known::At(Arc::new(Place { cache: at, narinfo, is_remembered: false })),
-                Err(error) => failure = failure.or(Some(error)),
+                Err(error) => drop(failure.get_or_insert_with(|| Arc::new(error))),
             }
         }
-        match failure {
-            Some(error) => Known::Failed(Arc::new(error)),
-            None => Known::Absent,
-        }
+        failure.map_or(Known::Absent, Known::Failed)
     }
 
     /// Reads a narinfo that a cache gave, and checks who vouches for it.
@@ -204,11 +207,13 @@ impl<'a> Caches<'a> {
                 if let Some(priority) = cache.address.priority {
                     return (priority, at);
                 }
-                let info = cache.info(self.patience).await;
-                if let Err(error) = &info {
-                    self.give_up(cache, error);
+                match cache.info(self.patience).await {
+                    Ok(info) => (info.map_or(u32::MAX, |info| info.priority), at),
+                    Err(error) => {
+                        self.give_up(cache, error);
+                        (u32::MAX, at)
+                    }
                 }
-                (info.ok().flatten().map_or(u32::MAX, |info| info.priority), at)
             });
             let mut order = futures_util::future::join_all(infos).await;
             order.sort_unstable();
@@ -218,11 +223,13 @@ impl<'a> Caches<'a> {
     }
 
     /// A cache that does not answer is not asked again; that is said once.
-    fn give_up(&self, cache: &Cache, error: &SubstituteError) {
-        if cache.give_up() && self.caches.len() > 1 {
-            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    fn give_up(&self, cache: &Cache, error: SubstituteError) -> Arc<SubstituteError> {
+        let error = Arc::new(error);
+        if cache.give_up(&error) && self.caches.len() > 1 {
+            let cause = std::error::Error::source(&*error).map(|cause| format!(": {cause}")).unwrap_or_default();
             self.observer.event(Event::Warning { message: format!("{error}{cause}; going on without it") });
         }
+        error
     }
 
     /// What a cache is remembered to have answered, while that is young enough: `Some(None)`, that it has nothing.
@@ -360,6 +367,10 @@ impl Source for Caches<'_> {
 
     fn prepare(&self, paths: &[StorePath]) {
         self.resolve(paths, &|_| false);
+    }
+
+    fn asks(&self) -> Vec<String> {
+        self.settings.addresses.iter().map(ToString::to_string).collect()
     }
 
     fn is_far(&self, path: &StorePath) -> bool {

@@ -59,7 +59,7 @@ pub enum SubstituteError {
         path: StorePath,
         /// Why.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: FetchError,
     },
     /// What arrived is no NAR.
     #[error("what the binary cache '{cache}' sends as '{path}' cannot be used")]
@@ -104,17 +104,20 @@ pub enum SubstituteError {
     },
 }
 
+/// What mends a cache that is wrong.
+const BLAME: &str = "tell whoever runs the cache; meanwhile another one: --substituter URL";
+
 impl SubstituteError {
     /// What mends it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unanswered { cache, source, .. } => Some(match source {
+            Self::Unanswered { cache, source, .. } | Self::Fetch { cache, source, .. } => Some(match source {
                 FetchError::Denied { .. } => format!(
-                    "give a password in a netrc file (netrc-file in nix.conf, or NETRC), or a token: [substituters.tokens] \
-                     with \"{cache}\" = \"FILE\" in config.toml"
+                    "give a password in a netrc file (netrc-file in nix.conf, or NETRC), or a token: \
+                     [substituters.tokens] with \"{cache}\" = \"FILE\" in config.toml"
                 ),
-                _ => "see whether the network and the cache work; another cache: --substituter URL; without any: \
-                      --offline"
+                FetchError::NotFound | FetchError::TooLong { .. } => BLAME.to_owned(),
+                _ => "see whether the network and the cache work, and run this again; another cache: --substituter URL"
                     .to_owned(),
             }),
             Self::AnotherStore { .. } => Some("leave it out: --substituter URL names the caches to ask".to_owned()),
@@ -126,14 +129,11 @@ impl SubstituteError {
                  is trusted, add ?trusted=true to its address"
                     .to_owned(),
             ),
-            Self::Fetch { .. } => Some("run this again: what has arrived whole is kept".to_owned()),
             Self::NarInfo { .. }
             | Self::Distrusted { .. }
             | Self::Malformed { .. }
             | Self::WrongHash { .. }
-            | Self::WrongSize { .. } => {
-                Some("tell whoever runs the cache; meanwhile another one: --substituter URL".to_owned())
-            }
+            | Self::WrongSize { .. } => Some(BLAME.to_owned()),
             Self::Offline { .. } => Some("run this again without --offline".to_owned()),
         }
     }

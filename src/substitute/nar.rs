@@ -39,16 +39,13 @@ pub(super) fn show(
     let download = Download::start(&*cache.transport, &narinfo.url, most, patience, (runtime, observer));
     let download = download.map_err(|error| match error {
         FetchError::Cancelled(cancelled) => NarFailure::Visitor(io::Error::other(cancelled)),
-        error => NarFailure::NotStarted(SubstituteError::Fetch {
-            cache: name.clone(),
-            path: path.clone(),
-            source: Box::new(error),
-        }),
+        error => {
+            NarFailure::NotStarted(SubstituteError::Fetch { cache: name.clone(), path: path.clone(), source: error })
+        }
     })?;
-    let fetch = |error: Box<dyn std::error::Error + Send + Sync>| {
-        NarFailure::Cache(SubstituteError::Fetch { cache: name.clone(), path: path.clone(), source: error })
-    };
-    let stream = narinfo.codec.reader(download).map_err(|error| fetch(error.into()))?;
+    let malformed =
+        |source| NarFailure::Cache(SubstituteError::Malformed { cache: name.clone(), path: path.clone(), source });
+    let stream = narinfo.codec.reader(download).map_err(|error| malformed(NarError::Read(error)))?;
     let mut measured = Measured { stream, observer, sha256: Sha256::new(), at: 0, most: expected_size };
     let flat = match narinfo.content_address() {
         Some(ContentAddress::Flat(hash)) => Some(hash),
@@ -66,12 +63,12 @@ pub(super) fn show(
         Err(_) if found_size > expected_size => {
             cache_failed(SubstituteError::WrongSize { cache: name, path, expected: expected_size, found: found_size })
         }
-        // An I/O error's own words are those of what it wraps, where it wraps something.
-        Err(NarError::Read(error)) if error.get_ref().is_some() => {
-            Err(error.into_inner().map_or_else(|| fetch("it could not be read".into()), fetch))
-        }
-        Err(NarError::Read(error)) => Err(fetch(error.into())),
-        Err(source) => cache_failed(SubstituteError::Malformed { cache: name, path, source }),
+        Err(NarError::Read(error)) => Err(match error.downcast::<FetchError>() {
+            Ok(source) => NarFailure::Cache(SubstituteError::Fetch { cache: name, path, source }),
+            // The codec's own complaint.
+            Err(error) => malformed(NarError::Read(error)),
+        }),
+        Err(source) => Err(malformed(source)),
         Ok(()) if found_size != expected_size => {
             cache_failed(SubstituteError::WrongSize { cache: name, path, expected: expected_size, found: found_size })
         }

@@ -94,6 +94,10 @@ impl Source for Reach<'_> {
         }
     }
 
+    fn asks(&self) -> Vec<String> {
+        self.caches.as_ref().map(Caches::asks).unwrap_or_default()
+    }
+
     fn is_far(&self, path: &StorePath) -> bool {
         self.far.read().unwrap_or_else(PoisonError::into_inner).contains(path)
     }

@@ -66,10 +66,10 @@ pub enum FetchError {
         most: u64,
     },
     /// The server could not be reached, or the connection broke.
-    #[error("{}", innermost(&**source))]
+    #[error("{}", innermost(&**error))]
     Connection {
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Why; its own words are this error's.
+        error: Box<dyn std::error::Error + Send + Sync>,
         /// Whether another attempt may end better.
         is_passing: bool,
     },
@@ -93,7 +93,7 @@ impl FetchError {
     }
 
     fn connection(error: impl std::error::Error + Send + Sync + 'static, is_passing: bool) -> Self {
-        Self::Connection { source: Box::new(error), is_passing }
+        Self::Connection { error: Box::new(error), is_passing }
     }
 }
 
@@ -129,7 +129,14 @@ impl Client {
 
     fn get(&self) -> Result<&reqwest::Client, FetchError> {
         let client = self.client.get_or_init(|| self.make().map_err(|error| innermost(&error)));
-        client.as_ref().map_err(|reason| FetchError::Connection { source: reason.as_str().into(), is_passing: false })
+        client.as_ref().map_err(|reason| FetchError::Connection { error: reason.as_str().into(), is_passing: false })
+    }
+
+    fn builder(&self) -> reqwest::ClientBuilder {
+        reqwest::Client::builder()
+            .user_agent(concat!("layerhold/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            .pool_max_idle_per_host(self.connections)
     }
 
     /// Proxies are those of the environment (`https_proxy`, `no_proxy`), certificates those of the system
@@ -137,14 +144,19 @@ impl Client {
     fn make(&self) -> Result<reqwest::Client, reqwest::Error> {
         // Another part of the process may have chosen a provider; then that one serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("layerhold/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .pool_max_idle_per_host(self.connections);
+        let mut builder = self.builder();
         if !self.certificates.is_empty() {
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&self.certificates)?);
         }
-        builder.build()
+        // A machine without certificates of its own has those that Mozilla trusts.
+        builder.build().or_else(|_| {
+            let certificates = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
+            let mut trusted = certificates
+                .map(|certificate| reqwest::Certificate::from_der(certificate))
+                .collect::<Result<Vec<_>, _>>()?;
+            trusted.extend(reqwest::Certificate::from_pem_bundle(&self.certificates)?);
+            self.builder().tls_certs_only(trusted).build()
+        })
     }
 }
 
