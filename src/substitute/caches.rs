@@ -297,7 +297,8 @@ impl<'a> Caches<'a> {
         }
         for &at in order {
             let cache = &self.caches[at];
-            if let Ok(Some(text)) = cache.narinfo(path, self.patience).await
+            if cache.failure().is_none()
+                && let Ok(Some(text)) = cache.narinfo(path, self.patience).await
                 && let Ok(narinfo) = self.read(cache, path, &text)
             {
                 self.remember(cache, path.hash_part(), Some(&text));
