@@ -129,7 +129,6 @@ fn objects(bucket: &Bucket, credentials: &Credentials, client: &Arc<Client>) -> 
         .with_http_connector(SharedClient(Arc::clone(client)))
         .with_bucket_name(&bucket.name)
         .with_region(bucket.region.as_deref().unwrap_or("us-east-1"))
-        .with_allow_http(bucket.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://")))
         // Attempts and waits are counted in one place, ours.
         .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() });
     if let Some(endpoint) = &bucket.endpoint {

@@ -128,3 +128,7 @@ pub(super) struct Keys {
     pub(super) secret: String,
     pub(super) token: Option<String>,
 }
+
+#[cfg(test)]
+#[path = "credentials_tests.rs"]
+mod tests;
