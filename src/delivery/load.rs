@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 
-use super::child::Child;
 use super::opening::Inspected;
 use super::runtime::{Listed, parse_id};
 use super::{
     Archive, ArchiveNames, DeliveryError, Finish, Missing, Opening, Past, Runtime, RuntimeClient, Sink, docker, podman,
 };
 use crate::blob::Digest;
+use crate::child::Child;
 use crate::event::{Event, Observer};
 use crate::image::{Image, LayerMediaType};
 

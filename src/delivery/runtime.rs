@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::str::FromStr;
 
-use super::child::{Child, Ended};
 use super::{DeliveryError, Opening, RuntimeSink};
 use crate::blob::Digest;
+use crate::child::{Child, Ended};
 use crate::event::Observer;
 use crate::image::{ImageName, LayerMediaType};
 
@@ -138,7 +138,7 @@ impl RuntimeClient {
     pub(super) fn wait(&self, child: Child, observer: &dyn Observer) -> Result<Ended, DeliveryError> {
         match child.wait(observer) {
             Ok(Ok(ended)) => Ok(ended),
-            Ok(Err(super::child::Interrupted)) => Err(DeliveryError::Interrupted),
+            Ok(Err(_)) => Err(DeliveryError::Interrupted),
             Err(source) => Err(DeliveryError::Spawn { program: self.program.clone(), source }),
         }
     }

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::DOT_FLOX;
+use super::location::{Location, quoted};
 use super::open::{Environment, OpenError, read_name};
-use super::{DOT_FLOX, quoted};
 
 /// The variable in which Flox keeps the active environments, the innermost first.
 pub const ACTIVE_ENVIRONMENTS: &str = "_FLOX_ACTIVE_ENVIRONMENTS";
@@ -175,7 +176,7 @@ fn default(surroundings: &Surroundings<'_>) -> Result<PathBuf, FindError> {
         Some(path) => {
             let name = read_name(&path)?.ok_or_else(|| OpenError::Incomplete {
                 path: path.join(DOT_FLOX).join("env.json"),
-                environment: path.clone(),
+                environment: Location::Dir(path.clone()),
             })?;
             Some(Candidate { name, place: CandidatePlace::Dir(path) })
         }

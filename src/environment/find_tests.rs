@@ -41,7 +41,7 @@ impl Tree {
     }
 
     fn relative(&self, found: Result<Environment, FindError>) -> Result<String, FindError> {
-        found.map(|found| found.path.strip_prefix(self.0.path()).unwrap().display().to_string())
+        found.map(|found| found.location.dir().unwrap().strip_prefix(self.0.path()).unwrap().display().to_string())
     }
 
     /// The variable with one active environment.
