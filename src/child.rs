@@ -1,8 +1,10 @@
 //! A child process whose output is kept, that stops when the user wants it, and that is never left behind.
 
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Child as Process, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -21,6 +23,15 @@ const END_INTERVAL: Duration = Duration::from_millis(5);
 
 /// How long outputs may stay open after the child's end: a grandchild that holds them is not waited for.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// The program in the first directory of `path` (the value of `PATH`) that has it.
+pub(crate) fn find_program(name: &str, path: Option<&OsStr>) -> Option<PathBuf> {
+    std::env::split_paths(path?)
+        // An empty entry is the current directory (execvp(3)).
+        .map(|dir| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir })
+        .map(|dir| dir.join(name))
+        .find(|program| program.is_file() && rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok())
+}
 
 /// A running child. Dropped before its end, it is killed and waited for.
 pub(crate) struct Child {

@@ -16,7 +16,9 @@ use super::size;
 use super::surroundings;
 use crate::containerize::{Report, Request, containerize};
 use crate::delivery::{Delivered, DeliveryError, Runtime, Target, TargetRequest, widen_pipe};
-use crate::environment::{ACTIVE_ENVIRONMENTS, Candidate, Choice, Selection, Surroundings, System, parse_label};
+use crate::environment::{
+    ACTIVE_ENVIRONMENTS, Candidate, Choice, Remote, Selection, Surroundings, System, parse_label,
+};
 use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::image::Timestamp;
@@ -49,6 +51,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         surroundings: Surroundings {
             current_dir: &current_dir,
             active_environments: active.as_deref(),
+            remote: surroundings::remote_access(cache.as_ref()),
             choose: if can_ask { Some(&ask) } else { None },
         },
         system: this_system()?,
@@ -115,7 +118,7 @@ fn unbuffered_stdout() -> io::Result<File> {
 
 fn selection(args: &args::EnvironmentArgs) -> Selection {
     match (&args.dir, &args.remote) {
-        (_, Some(remote)) => Selection::Remote(remote.clone()),
+        (_, Some(name)) => Selection::Remote(Remote { name: name.clone(), generation: args.generation, hub: None }),
         (Some(dir), None) => Selection::Dir(dir.clone()),
         (None, None) => Selection::Default,
     }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use super::{DeliveryError, Opening, RuntimeSink};
 use crate::blob::Digest;
-use crate::child::{Child, Ended};
+use crate::child::{Child, Ended, find_program};
 use crate::event::Observer;
 use crate::image::{ImageName, LayerMediaType};
 
@@ -79,12 +79,7 @@ pub struct RuntimeClient {
 impl RuntimeClient {
     /// The runtime's program in the first directory of `path` (the value of `PATH`) that has it.
     pub fn find(runtime: Runtime, path: Option<&OsStr>) -> Option<Self> {
-        std::env::split_paths(path?)
-            // An empty entry is the current directory (execvp(3)).
-            .map(|dir| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir })
-            .map(|dir| dir.join(runtime.program()))
-            .find(|program| program.is_file() && rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok())
-            .map(|program| Self { runtime, program, environment: Vec::new() })
+        find_program(runtime.program(), path).map(|program| Self { runtime, program, environment: Vec::new() })
     }
 
     /// The first of docker and podman that is on `path`.

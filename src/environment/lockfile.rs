@@ -149,7 +149,7 @@ impl Lockfile {
         match version.integer()? {
             found if found == i128::from(LOCKFILE_VERSION) => {}
             found => {
-                let problem = Problem::UnknownVersion { found: found.to_string(), known: LOCKFILE_VERSION };
+                let problem = Problem::UnknownVersion { found: found.to_string(), known: &[LOCKFILE_VERSION] };
                 return Err(version.fail(problem));
             }
         }

@@ -204,7 +204,7 @@ fn check_version(file: &Cursor<'_>) -> Result<(), InvalidFile> {
     let version = file.need("version")?;
     match version.integer()? {
         1 => Ok(()),
-        found => Err(version.fail(Problem::UnknownVersion { found: found.to_string(), known: 1 })),
+        found => Err(version.fail(Problem::UnknownVersion { found: found.to_string(), known: &[1] })),
     }
 }
 
