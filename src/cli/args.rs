@@ -104,7 +104,8 @@ pub(super) struct EnvironmentArgs {
     pub(super) remote: Option<RemoteName>,
     /// Generation of the environment on FloxHub; one in a directory is always taken as it is there [default: the
     /// current one]
-    #[arg(long, value_name = "N", requires = "remote", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", requires = "remote", conflicts_with = "dir")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) generation: Option<u64>,
     /// Activate for development or only to run [default: the manifest's options.activate.mode, else dev]
     #[arg(short, long, value_enum)]

@@ -61,17 +61,11 @@ impl Place {
         &self.dir
     }
 
-    /// Where another one may be made, to be adopted. What a process that was killed has left there is removed.
-    pub(super) fn next(&self) -> io::Result<PathBuf> {
-        let next = self.dir.with_extension("new");
-        remove(&next)?;
+    /// A place beside it for another one. What a process that was killed has left there is removed.
+    pub(super) fn next(&self) -> io::Result<Next<'_>> {
+        let next = Next { place: self, path: self.dir.with_extension("new") };
+        remove(&next.path)?;
         Ok(next)
-    }
-
-    /// Puts the other one in the repository's place.
-    pub(super) fn adopt(&self, next: &Path) -> io::Result<()> {
-        remove(&self.dir)?;
-        std::fs::rename(next, &self.dir)
     }
 
     /// Notes that an environment was fetched just now.
@@ -84,6 +78,32 @@ impl Place {
     /// When an environment was fetched last.
     pub(super) fn noted(&self, name: &RemoteName) -> Option<SystemTime> {
         std::fs::metadata(self.dir.join("fetched").join(name.name())).and_then(|note| note.modified()).ok()
+    }
+}
+
+/// A place for a repository that is to take another one's; unless it does it is removed.
+pub(super) struct Next<'a> {
+    place: &'a Place,
+    path: PathBuf,
+}
+
+impl Next<'_> {
+    /// Where the repository is to be made.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts it in the other one's place.
+    pub(super) fn adopt(self) -> io::Result<()> {
+        remove(&self.place.dir)?;
+        std::fs::rename(&self.path, &self.place.dir)
+    }
+}
+
+impl Drop for Next<'_> {
+    fn drop(&mut self) {
+        // What cannot be removed is removed by the next one.
+        let _ = remove(&self.path);
     }
 }
 

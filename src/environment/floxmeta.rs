@@ -141,3 +141,7 @@ impl FetchError {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "floxmeta_tests.rs"]
+mod tests;

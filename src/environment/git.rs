@@ -123,3 +123,7 @@ fn last_words(words: &str) -> &str {
     let fatal = words.lines().find_map(|line| line.strip_prefix("fatal: "));
     fatal.or_else(|| words.lines().last()).unwrap_or(words)
 }
+
+#[cfg(test)]
+#[path = "git_tests.rs"]
+mod tests;

@@ -195,6 +195,7 @@ pub(super) fn open(
     let message = format!("fetching '{}' from {}", wanted.name, hub.git_url);
     observer.event(Event::Detail { message });
     let files = job.fetch(&job.place(access)?)?;
+    observer.event(Event::Detail { message: format!("taking generation {} of '{}'", files.number, wanted.name) });
     let location = Location::Remote(wanted.name.clone());
     let hub = Hub {
         owner: wanted.name.owner().to_owned(),
@@ -298,14 +299,15 @@ impl Job<'_> {
     fn fetch_anew(&self, place: &Place) -> Result<Generation, RemoteError> {
         let no_place = |source| RemoteError::Place { name: self.wanted.name.clone(), source };
         let next = place.next().map_err(no_place)?;
-        let floxmeta = Floxmeta::init(self.git, &next).map_err(|error| self.failure(FetchError::Local(error)))?;
+        let floxmeta = Floxmeta::init(self.git, next.path()).map_err(|error| self.failure(FetchError::Local(error)))?;
         floxmeta.fetch(self.hub, &self.wanted.name).map_err(|error| self.failure(error))?;
-        let generation = match self.read(&floxmeta) {
-            Err(Unread::Damaged(error)) => return Err(self.unread(Unread::Damaged(error))),
+        // What is damaged as soon as it is fetched is not worth keeping; what is not as it should be, is.
+        let read = match self.read(&floxmeta) {
+            Err(error @ Unread::Damaged(_)) => return Err(self.unread(error)),
             read => read,
         };
-        place.adopt(&next).map_err(no_place)?;
-        generation.inspect(|generation| self.note(place, generation)).map_err(|unread| self.unread(unread))
+        next.adopt().map_err(no_place)?;
+        read.inspect(|generation| self.note(place, generation)).map_err(|unread| self.unread(unread))
     }
 
     /// Without a note nobody can tell later when it was: that is all.

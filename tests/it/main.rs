@@ -4,6 +4,7 @@
 
 mod archive;
 mod flox_fixture;
+mod floxhub_fixture;
 mod nix_fixture;
 mod peers;
 mod sandbox;
@@ -22,5 +23,7 @@ mod golden;
 mod hostile;
 mod house;
 mod laws;
+mod offline;
+mod remote;
 mod runtimes;
 mod surroundings;
