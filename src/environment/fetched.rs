@@ -24,7 +24,7 @@ pub(super) struct Place {
     /// Held until the end; a process that is killed loses it.
     _lock: Option<File>,
     /// Removed at the end.
-    _temporary: Option<TempDir>,
+    temporary: Option<TempDir>,
 }
 
 impl Place {
@@ -47,13 +47,18 @@ impl Place {
             thread::sleep(INTERVAL);
             waited += INTERVAL;
         }
-        Ok(Self { dir: root.join(format!("{name}.git")), _lock: Some(lock), _temporary: None })
+        Ok(Self { dir: root.join(format!("{name}.git")), _lock: Some(lock), temporary: None })
     }
 
     /// A place for this run alone.
     pub(super) fn temporary() -> io::Result<Self> {
         let temporary = tempfile::Builder::new().prefix("layerhold-floxmeta-").tempdir()?;
-        Ok(Self { dir: temporary.path().join("floxmeta.git"), _lock: None, _temporary: Some(temporary) })
+        Ok(Self { dir: temporary.path().join("floxmeta.git"), _lock: None, temporary: Some(temporary) })
+    }
+
+    /// Whether what is put here is there in the next run.
+    pub(super) fn is_kept(&self) -> bool {
+        self.temporary.is_none()
     }
 
     /// Where the repository is, if there is one.

@@ -12,7 +12,7 @@ use super::location::{Location, quoted};
 use super::open::{Environment, OpenError, read_name};
 use super::remote::{self, Remote, RemoteAccess, RemoteError};
 use super::remote_name::RemoteName;
-use crate::event::Observer;
+use crate::event::{Event, Observer};
 
 /// The variable in which Flox keeps the active environments, the innermost first.
 pub const ACTIVE_ENVIRONMENTS: &str = "_FLOX_ACTIVE_ENVIRONMENTS";
@@ -148,7 +148,7 @@ pub fn find(
     let place = match selection {
         Selection::Dir(dir) => CandidatePlace::Dir(dir.clone()),
         Selection::Remote(remote) => CandidatePlace::Remote(remote.clone()),
-        Selection::Default => default(surroundings)?,
+        Selection::Default => default(surroundings, observer)?,
     };
     match place {
         CandidatePlace::Dir(dir) => Ok(Environment::open(&in_dir(&dir, surroundings.current_dir)?)?),
@@ -166,7 +166,7 @@ fn in_dir(dir: &Path, current_dir: &Path) -> Result<PathBuf, FindError> {
 }
 
 /// Where the environment is that is meant where no flag says so.
-fn default(surroundings: &Surroundings<'_>) -> Result<CandidatePlace, FindError> {
+fn default(surroundings: &Surroundings<'_>, observer: &dyn Observer) -> Result<CandidatePlace, FindError> {
     let active = active(surroundings.active_environments)?;
     let found = match search(surroundings.current_dir) {
         Some(path) => {
@@ -178,12 +178,24 @@ fn default(surroundings: &Surroundings<'_>) -> Result<CandidatePlace, FindError>
         }
         None => None,
     };
-    Ok(match (found, active) {
+    let (active, pinned) = active.map_or((None, None), |active| (Some(active.candidate), active.pinned));
+    let active_place = active.as_ref().map(|active| active.place.clone());
+    let place = match (found, active) {
         (None, None) => return Err(FindError::Nowhere),
         (Some(found), None) => found.place,
         (None, Some(active)) => active.place,
         (Some(found), Some(active)) => choose(found, active, surroundings)?.place,
-    })
+    };
+    if let (Some(Remote { name, generation: Some(generation), .. }), Some(active)) = (pinned, active_place)
+        && same_place(&place, &active)
+    {
+        let message = format!(
+            "generation {generation} of '{name}' is active, but the image is made of what is in its directory\n  \
+             hint: for that generation: -r {name} --generation {generation}"
+        );
+        observer.event(Event::Warning { message });
+    }
+    Ok(place)
 }
 
 fn choose(found: Candidate, active: Candidate, surroundings: &Surroundings<'_>) -> Result<Candidate, FindError> {
@@ -254,10 +266,17 @@ impl ActiveGeneration {
 #[derive(Deserialize)]
 struct ActivePointer {
     name: String,
+    owner: Option<String>,
 }
 
 /// The innermost active environment.
-fn active(variable: Option<&str>) -> Result<Option<Candidate>, FindError> {
+struct Active {
+    candidate: Candidate,
+    /// In a directory and on FloxHub, and active in a generation that need not be what the directory has.
+    pinned: Option<Remote>,
+}
+
+fn active(variable: Option<&str>) -> Result<Option<Active>, FindError> {
     let Some(text) = variable.filter(|text| !text.is_empty()) else { return Ok(None) };
     let elements: Vec<serde_json::Value> = serde_json::from_str(text).map_err(FindError::Active)?;
     let Some(mut first) = elements.into_iter().next() else { return Ok(None) };
@@ -275,7 +294,7 @@ fn active(variable: Option<&str>) -> Result<Option<Candidate>, FindError> {
         ActivePlace::Remote { owner, name, floxhub_url: hub } => {
             let invalid = |error| FindError::Active(serde_json::Error::custom(error));
             let remote = Remote { name: RemoteName::new(&owner, &name).map_err(invalid)?, generation, hub };
-            Candidate { name, place: CandidatePlace::Remote(remote) }
+            Active { candidate: Candidate { name, place: CandidatePlace::Remote(remote) }, pinned: None }
         }
         ActivePlace::DotFlox { path, pointer } => {
             // Versions of Flox differ in whether it is the path of `.flox` or of the directory that holds it.
@@ -283,7 +302,10 @@ fn active(variable: Option<&str>) -> Result<Option<Candidate>, FindError> {
                 Some(parent) if path.ends_with(DOT_FLOX) => parent.to_owned(),
                 _ => path,
             };
-            Candidate { name: pointer.name, place: CandidatePlace::Dir(dir) }
+            let remote_name = pointer.owner.and_then(|owner| RemoteName::new(&owner, &pointer.name).ok());
+            let pinned =
+                remote_name.filter(|_| generation.is_some()).map(|name| Remote { name, generation, hub: None });
+            Active { candidate: Candidate { name: pointer.name, place: CandidatePlace::Dir(dir) }, pinned }
         }
     }))
 }

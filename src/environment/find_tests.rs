@@ -235,11 +235,48 @@ fn an_active_environment_on_floxhub_is_meant_with_its_generation(
         let current_dir = tree.path(current);
         let remote = RemoteAccess::default();
         let active_environments = Some(active);
-        default(&Surroundings { current_dir: &current_dir, active_environments, remote, choose: None }).unwrap()
+        default(&Surroundings { current_dir: &current_dir, active_environments, remote, choose: None }, &Silent)
+            .unwrap()
     };
     assert_eq!(place("b"), expected);
     // Where there is one on the way up it is found first.
     assert_eq!(place("a"), CandidatePlace::Dir(tree.path("a")));
+}
+
+#[rstest]
+#[case(r#","owner":"me""#, "3", true)]
+#[case(r#","owner":"me""#, "null", false)]
+#[case("", "3", false)]
+fn an_active_generation_that_is_not_taken_is_a_warning(
+    #[case] owner: &str,
+    #[case] generation: &str,
+    #[case] warned: bool,
+) {
+    struct Ear(std::sync::Mutex<Vec<Event>>);
+    impl Observer for Ear {
+        fn event(&self, event: Event) {
+            self.0.lock().unwrap().push(event);
+        }
+    }
+    let tree = Tree::new(&["a", "b"]);
+    tree.dir("c");
+    let active = format!(
+        r#"[{{"environment":{{"type":"dot-flox","path":"{}","pointer":{{"name":"a"{owner}}}}},"generation":{generation}}}]"#,
+        tree.path("a").display()
+    );
+    let warnings = |current: &str| {
+        let current_dir = tree.path(current);
+        let (active_environments, remote) = (Some(active.as_str()), RemoteAccess::default());
+        let ear = Ear(std::sync::Mutex::default());
+        default(&Surroundings { current_dir: &current_dir, active_environments, remote, choose: None }, &ear).unwrap();
+        ear.0.into_inner().unwrap()
+    };
+    let message = "generation 3 of 'me/a' is active, but the image is made of what is in its directory\n  \
+                   hint: for that generation: -r me/a --generation 3";
+    let expected: Vec<_> = warned.then(|| Event::Warning { message: message.to_owned() }).into_iter().collect();
+    assert_eq!(warnings("c"), expected);
+    assert_eq!(warnings("a"), expected);
+    assert_eq!(warnings("b"), []);
 }
 
 #[test]

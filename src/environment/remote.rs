@@ -91,13 +91,22 @@ pub enum RemoteError {
         #[source]
         source: GitError,
     },
-    /// It could not be fetched for another reason.
+    /// FloxHub, or the way to it, is not as it should be.
     #[error("cannot fetch '{name}' from FloxHub at {url}")]
     Fetch {
         /// The environment.
         name: RemoteName,
         /// FloxHub's address.
         url: String,
+        /// Why.
+        #[source]
+        source: GitError,
+    },
+    /// git does not work here.
+    #[error("git cannot fetch '{name}'")]
+    Git {
+        /// The environment.
+        name: RemoteName,
         /// Why.
         #[source]
         source: GitError,
@@ -177,7 +186,7 @@ impl RemoteError {
             Self::NoGeneration { .. } => "name one of those, or leave --generation out for the current one".to_owned(),
             Self::Metadata(error) => return error.hint(),
             Self::Open(error) => return error.hint(),
-            Self::Fetch { .. } | Self::NoMetadata { .. } | Self::Interrupted(_) => return None,
+            Self::Fetch { .. } | Self::Git { .. } | Self::NoMetadata { .. } | Self::Interrupted(_) => return None,
         })
     }
 }
@@ -248,14 +257,19 @@ impl Job<'_> {
             match Place::kept(root, &self.hub.git_url, name.owner(), self.observer) {
                 Ok(place) => return Ok(place),
                 Err(_) if self.observer.cancelled() => return Err(RemoteError::Interrupted(Cancelled)),
-                Err(error) => {
-                    let root = root.display();
-                    let message = format!("going on without keeping what is fetched: '{root}' cannot be used: {error}");
-                    self.observer.event(Event::Warning { message });
-                }
+                Err(error) => self.cannot_keep(&format!("'{}' cannot be used: {error}", root.display())),
             }
         }
-        Place::temporary().map_err(|source| RemoteError::Place { name: name.clone(), source })
+        self.temporary()
+    }
+
+    fn temporary(&self) -> Result<Place, RemoteError> {
+        Place::temporary().map_err(|source| RemoteError::Place { name: self.wanted.name.clone(), source })
+    }
+
+    fn cannot_keep(&self, why: &str) {
+        let message = format!("going on without keeping what is fetched: {why}");
+        self.observer.event(Event::Warning { message });
     }
 
     /// Fetches into what is kept, and anew where that is damaged or nothing is.
@@ -295,8 +309,20 @@ impl Job<'_> {
         self.fetch_anew(place)
     }
 
-    /// Fetches into a repository of its own first: a process that is killed leaves the old one as it was.
+    /// Fetches into a new repository; where that cannot be kept, because the disk is full perhaps, into one for this run
+    /// alone.
     fn fetch_anew(&self, place: &Place) -> Result<Generation, RemoteError> {
+        let why = match self.fetch_and_adopt(place) {
+            Err(RemoteError::Git { source, .. }) if place.is_kept() => source.to_string(),
+            Err(RemoteError::Place { source, .. }) if place.is_kept() => source.to_string(),
+            fetched => return fetched,
+        };
+        self.cannot_keep(&why);
+        self.fetch_and_adopt(&self.temporary()?)
+    }
+
+    /// Fetches beside the repository first: a process that is killed leaves the old one as it was.
+    fn fetch_and_adopt(&self, place: &Place) -> Result<Generation, RemoteError> {
         let no_place = |source| RemoteError::Place { name: self.wanted.name.clone(), source };
         let next = place.next().map_err(no_place)?;
         let floxmeta = Floxmeta::init(self.git, next.path()).map_err(|error| self.failure(FetchError::Local(error)))?;
@@ -356,7 +382,8 @@ impl Job<'_> {
             FetchError::NoBranch => RemoteError::NoEnvironment { name, url },
             FetchError::Unreachable(source) => RemoteError::Unreachable { name, url, source },
             FetchError::Local(GitError::Interrupted(cancelled)) => RemoteError::Interrupted(cancelled),
-            FetchError::Distrusted(source) | FetchError::Local(source) => RemoteError::Fetch { name, url, source },
+            FetchError::Local(source) => RemoteError::Git { name, source },
+            FetchError::Distrusted(source) => RemoteError::Fetch { name, url, source },
         }
     }
 }

@@ -12,6 +12,7 @@ use rstest::rstest;
 use crate::floxhub_fixture::Behaviour;
 use crate::peers::peer;
 use crate::remote::{Place, names_in, run, says};
+use crate::surroundings::Mounted;
 
 const INTERVAL: Duration = Duration::from_millis(20);
 
@@ -245,6 +246,23 @@ fn without_a_cache_nothing_is_kept_and_nothing_left_behind() {
     assert_eq!(generation, "2");
     says(&said, &["! going on without keeping what is fetched: '[SANDBOX]/cache/fetched/floxmeta' cannot be used: "]);
     assert_eq!(names_in(&place.sandbox.path("tmp")), Vec::<String>::new());
+}
+
+#[test]
+fn a_full_disk_keeps_nothing_and_the_image_is_made() {
+    peer!(git);
+    peer!(root);
+    let place = Place::new();
+    place.generation(&mut place.web());
+    fs::remove_dir_all(place.kept()).unwrap();
+    let fetched = place.sandbox.path("cache/fetched");
+    let disk = Mounted::over(&fetched, &["-t", "tmpfs", "-o", "size=16k", "none"]);
+    let (generation, said) = place.generation(&mut place.web());
+    assert_eq!(generation, "2");
+    says(&said, &["! going on without keeping what is fetched: ", "No space left on device"]);
+    assert_eq!(names_in(&place.sandbox.path("tmp")), Vec::<String>::new());
+    drop(disk);
+    assert!(!place.generation(&mut place.web()).1.contains("without"));
 }
 
 #[test]

@@ -417,9 +417,9 @@ fn git_that_is_missing_or_broken() {
     fs::remove_file(place.sandbox.path("bin/git")).unwrap();
     says(&place.failure(&mut place.web()), &["git was not found in PATH", "hint: install git"]);
     place.sandbox.script("git", "echo 'fatal: this git is broken' >&2; exit 128");
-    says(&place.failure(&mut place.web()), &["cannot fetch 'me/web' from FloxHub", "caused by: this git is broken"]);
+    says(&place.failure(&mut place.web()), &["git cannot fetch 'me/web'", "caused by: this git is broken"]);
     place.sandbox.script("git", "kill -9 $$");
-    says(&place.failure(&mut place.web()), &["cannot fetch 'me/web' from FloxHub", "was killed by signal 9"]);
+    says(&place.failure(&mut place.web()), &["git cannot fetch 'me/web'", "was killed by signal 9"]);
 }
 
 #[test]
