@@ -122,7 +122,7 @@ impl FetchError {
             || says(&["does not appear to be a git repository"])
         {
             Self::NoRepository
-        } else if says(&["certificate", "transport '"]) {
+        } else if says(&["certificate", "transport '", "protocol \""]) {
             Self::Distrusted(error)
         } else if says(&[
             "unable to access '",

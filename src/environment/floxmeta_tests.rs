@@ -32,6 +32,7 @@ fn kind(words: &str) -> &'static str {
 #[case("fatal: unable to access 'https://x/': SSL certificate problem: self-signed certificate", "distrusted")]
 #[case("fatal: unable to access 'https://x/': server certificate verification failed. CAfile: none", "distrusted")]
 #[case("fatal: unable to access 'https://x/': The requested URL returned error: 400", "distrusted")]
+#[case("fatal: unable to access 'https://x/': Protocol \"http\" disabled in libcurl", "distrusted")]
 #[case("fatal: transport 'http' not allowed", "distrusted")]
 #[case("fatal: not a git repository: '/cache/me.git'", "local")]
 #[case("error: cannot open '/cache/me.git/FETCH_HEAD': Permission denied", "local")]

@@ -92,8 +92,9 @@ impl<'a> Git<'a> {
         command.env("HOME", dir).env("GIT_CONFIG_GLOBAL", "/dev/null");
         command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_SYSTEM", "/dev/null");
         command.env("GIT_TERMINAL_PROMPT", "0").env("LC_ALL", "C");
-        // Where https leads on to http, it is not followed.
-        command.env("GIT_ALLOW_PROTOCOL", url.and_then(|url| url.split(':').next()).unwrap_or_default());
+        // Where https leads on to http, it is not followed; the other way round it is.
+        let scheme = url.and_then(|url| url.split(':').next()).unwrap_or_default();
+        command.env("GIT_ALLOW_PROTOCOL", if scheme == "http" { "http:https" } else { scheme });
         if let (Some(url), Some(token)) = (url, token) {
             command.env(FLOXHUB_TOKEN, token.reveal()).arg("-c").arg(format!("credential.{url}.helper={HELPER}"));
         }

@@ -187,6 +187,11 @@ fn the_current_generation_is_the_historys_last_and_another_can_be_named() {
     assert_eq!(place.generation(&mut place.web()).0, "1");
     place.web.write("metadata.json", r#"{"version":1,"currentGen":"3","generations":{"1":{},"2":{},"3":{}}}"#);
     assert_eq!(place.generation(&mut place.web()).0, "3");
+    // Wherever the cache is.
+    for cache in ["in here", "../caf\u{e9}"] {
+        assert_eq!(place.generation(place.web().env("LAYERHOLD_CACHE", cache)).0, "3");
+        assert_eq!(names_in(&place.sandbox.path("work").join(cache).join("fetched/floxmeta")).len(), 2, "{cache}");
+    }
     // Another environment of theirs is beside it in one repository.
     place.hub.environment("me", "other").add(7, &place.local("other")).history(&[7]);
     let said = run(&mut place.command(&["-r", "me/other"]));
