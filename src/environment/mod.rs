@@ -1,4 +1,4 @@
-//! A Flox environment: found on disk, read, and turned into what the image's root needs.
+//! A Flox environment: found on disk or on FloxHub, read, and turned into what the image's root needs.
 
 mod accounts;
 mod activation;
