@@ -88,7 +88,7 @@ pub fn containerize(
     observer: &dyn Observer,
 ) -> Result<Report, Error> {
     // What can be refused is refused before any layer is packed; a runtime is asked while the image is planned.
-    let environment = environment::find(&request.environment, &request.surroundings)?;
+    let environment = environment::find(&request.environment, &request.surroundings, observer)?;
     let name = ImageName::new(&environment.name, &request.tag)?;
     let target = Target::choose(request.target.clone(), request.path.as_deref(), &environment.name)?;
     target.accepts_platforms(request.systems.len())?;

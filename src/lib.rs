@@ -7,6 +7,7 @@
 //! ```
 
 pub mod blob;
+mod child;
 pub mod crash;
 pub mod event;
 pub mod parallel;

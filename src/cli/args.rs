@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::size;
-use crate::environment::{ActivateMode, System};
+use crate::environment::{ActivateMode, RemoteName, System};
 use crate::pack::Compression;
 use crate::plan;
 
@@ -73,6 +73,9 @@ Examples:
       layerhold containerize --platform linux/amd64,linux/arm64 -f project.tar
       skopeo copy --all oci-archive:project.tar docker://registry.example/project
 
+  An environment on FloxHub, as it was in its third generation:
+      layerhold containerize -r owner/name --generation 3
+
   A Nix store that does not lie at /nix:
       layerhold containerize --store ./root -f -";
 
@@ -100,9 +103,14 @@ pub(super) struct EnvironmentArgs {
     /// Directory that contains .flox [default: the current directory's or the active environment]
     #[arg(short, long, value_name = "PATH", value_hint = ValueHint::DirPath)]
     pub(super) dir: Option<PathBuf>,
-    /// Environment on FloxHub
+    /// Environment on FloxHub; git fetches it, and without a network it is taken as it was fetched last
     #[arg(short, long, alias = "reference", value_name = "OWNER/NAME", conflicts_with = "dir")]
-    pub(super) remote: Option<String>,
+    pub(super) remote: Option<RemoteName>,
+    /// Generation of the environment on FloxHub; one in a directory is always taken as it is there [default: the
+    /// current one]
+    #[arg(long, value_name = "N", requires = "remote", conflicts_with = "dir")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) generation: Option<u64>,
     /// Activate for development or only to run [default: the manifest's options.activate.mode, else dev]
     #[arg(short, long, value_enum)]
     pub(super) mode: Option<ModeArg>,

@@ -18,7 +18,7 @@ use super::substituters;
 use super::surroundings;
 use crate::containerize::{Report, Request, containerize};
 use crate::delivery::{Delivered, DeliveryError, Runtime, Target, TargetRequest, widen_pipe};
-use crate::environment::{ACTIVE_ENVIRONMENTS, Candidate, Choice, Selection, Surroundings, parse_label};
+use crate::environment::{ACTIVE_ENVIRONMENTS, Candidate, Choice, Remote, Selection, Surroundings, parse_label};
 use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::image::{Image, Images, Timestamp};
@@ -53,6 +53,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         surroundings: Surroundings {
             current_dir: &current_dir,
             active_environments: active.as_deref(),
+            remote: surroundings::remote_access(cache.as_ref()),
             choose: if can_ask { Some(&ask) } else { None },
         },
         systems,
@@ -119,7 +120,7 @@ fn unbuffered_stdout() -> io::Result<File> {
 
 fn selection(args: &args::EnvironmentArgs) -> Selection {
     match (&args.dir, &args.remote) {
-        (_, Some(remote)) => Selection::Remote(remote.clone()),
+        (_, Some(name)) => Selection::Remote(Remote { name: name.clone(), generation: args.generation, hub: None }),
         (Some(dir), None) => Selection::Dir(dir.clone()),
         (None, None) => Selection::Default,
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::args::EnvironmentArgs;
 use super::config::{self, Config};
 use super::failure::Failure;
-use super::surroundings::{absolute, variable};
+use super::surroundings::{absolute, config_home, variable};
 use crate::event::{Event, Observer};
 use crate::substitute::{AwsCredentials, CacheAddress, Credentials, InvalidAddress, NixConf, PublicKey, Settings};
 
@@ -103,10 +103,9 @@ fn nix_conf() -> Result<NixConf, Failure> {
 }
 
 fn user_conf_files() -> Vec<PathBuf> {
-    let own = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
     let shared = std::env::var("XDG_CONFIG_DIRS").unwrap_or_else(|_| "/etc/xdg".to_owned());
     let shared = shared.split(':').filter(|directory| !directory.is_empty()).map(PathBuf::from);
-    own.into_iter().chain(shared).map(|directory| directory.join("nix/nix.conf")).collect()
+    config_home().into_iter().chain(shared).map(|directory| directory.join("nix/nix.conf")).collect()
 }
 
 fn credentials(

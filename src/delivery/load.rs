@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 
-use super::child::Child;
 use super::opening::Inspected;
 use super::runtime::{Listed, parse_id};
 use super::{
@@ -11,6 +10,7 @@ use super::{
     docker, podman,
 };
 use crate::blob::Digest;
+use crate::child::Child;
 use crate::event::{Event, Observer};
 use crate::image::{Image, ImageName, Images, LayerMediaType};
 

@@ -5,7 +5,6 @@
 
 mod ahead;
 mod archive;
-mod child;
 mod docker;
 mod error;
 mod file;
@@ -26,6 +25,7 @@ mod conformance;
 #[cfg(test)]
 mod samples;
 
+pub use crate::child::widen_pipe;
 pub use archive::{Archive, ArchiveNames};
 pub use error::DeliveryError;
 pub use file::FileSink;
@@ -35,7 +35,7 @@ pub use missing::{LayerBytes, Missing};
 pub use opening::Opening;
 pub use runtime::{InvalidRuntime, Runtime, RuntimeClient};
 pub use spool::Spool;
-pub use stream::{StreamSink, widen_pipe};
+pub use stream::StreamSink;
 pub use target::{Target, TargetError, TargetRequest};
 
 use std::collections::BTreeSet;

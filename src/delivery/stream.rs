@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 
 use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Past, Sink};
 use crate::blob::Digest;
@@ -19,18 +18,6 @@ impl<W: Write> StreamSink<W> {
     pub fn new(out: W) -> Self {
         Self { out, archive: Archive::new() }
     }
-}
-
-/// The most that a pipe holds which nobody with special rights has widened (pipe(7): `/proc/sys/fs/pipe-max-size`).
-const WIDE: usize = 1 << 20;
-
-/// Lets a pipe hold more, so that writer and reader wait less often for each other. What is no pipe, or may not be
-/// widened, stays as it is.
-pub fn widen_pipe(pipe: impl AsFd) {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
-    #[cfg(not(target_os = "linux"))]
-    let _ = (pipe, WIDE);
 }
 
 /// A reader that went away is no failure of this tool's.

@@ -154,12 +154,6 @@ fn a_lockfile_that_does_not_belong_to_the_manifest_any_more() {
 }
 
 #[test]
-fn a_remote_environment_says_that_it_is_for_later() {
-    let place = Place::new();
-    place.failure(place.sandbox.cmd().args(["containerize", "-r", "owner/name", "-f", "image.tar"]));
-}
-
-#[test]
 fn two_packages_that_want_to_own_one_file() {
     let place = Place::new();
     let rival = place.store.add("rival-1", &Tree::new().file("share/tool", "rival"));

@@ -10,6 +10,7 @@ const ORDER: &[&str] = &[
     "blob",
     "crash",
     "event",
+    "child",
     "parallel",
     "rootfs",
     "nix",

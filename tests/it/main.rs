@@ -5,6 +5,7 @@
 mod archive;
 mod cache_server;
 mod flox_fixture;
+mod floxhub_fixture;
 mod nix_fixture;
 mod peers;
 mod sandbox;
@@ -23,8 +24,10 @@ mod golden;
 mod hostile;
 mod house;
 mod laws;
+mod offline;
 mod platform_peers;
 mod platforms;
+mod remote;
 mod runtimes;
 mod substitute;
 mod surroundings;
