@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::delivery::{self, Delivered, Target, TargetRequest};
 use crate::environment::{
     self, ActivateMode, Built, ContainerConfig, Environment, Installed, Lockfile, Package, RealiseError, Realised,
-    Selection, Surroundings, System,
+    Selection, Service, StartServices, Surroundings, System,
 };
 use crate::error::Error;
 use crate::event::{Event, Observer, Stage};
@@ -39,6 +39,8 @@ pub struct Request<'a> {
     pub store: PathBuf,
     /// A store path with a bash, for an environment without one.
     pub shell: Option<StorePath>,
+    /// Whether the image starts the environment's services.
+    pub services: StartServices,
     /// Where the image goes.
     pub target: TargetRequest,
     /// The value of `PATH`, on which container runtimes are looked for.
@@ -140,6 +142,7 @@ struct Ingredients {
     built: Option<StorePath>,
     packages: Vec<Package>,
     shell: Option<StorePath>,
+    services: BTreeMap<String, Service>,
     mode: ActivateMode,
     lockfile: Option<Vec<u8>>,
 }
@@ -161,7 +164,12 @@ impl Ingredients {
         };
         let packages = environment.installed(request.system)?.into_iter().filter_map(package).collect();
         let lockfile = environment.lockfile.as_ref().map(Lockfile::to_json);
-        Ok(Self { built, packages, shell: request.shell.clone(), mode, lockfile })
+        let services = environment.manifest.services.started(request.services, request.system)?;
+        if !services.is_empty() {
+            let names: Vec<&str> = services.keys().map(String::as_str).collect();
+            observer.event(Event::Detail { message: format!("the image starts services: {}", names.join(", ")) });
+        }
+        Ok(Self { built, packages, shell: request.shell.clone(), services, mode, lockfile })
     }
 
     /// Where the closure begins.
@@ -195,6 +203,7 @@ impl Ingredients {
             source,
             mode: self.mode,
             shell: self.shell.as_ref(),
+            services: &self.services,
         })
     }
 }

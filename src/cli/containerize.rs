@@ -16,7 +16,9 @@ use super::size;
 use super::surroundings;
 use crate::containerize::{Report, Request, containerize};
 use crate::delivery::{Delivered, DeliveryError, Runtime, Target, TargetRequest, widen_pipe};
-use crate::environment::{ACTIVE_ENVIRONMENTS, Candidate, Choice, Selection, Surroundings, System, parse_label};
+use crate::environment::{
+    ACTIVE_ENVIRONMENTS, Candidate, Choice, Selection, StartServices, Surroundings, System, parse_label,
+};
 use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::image::Timestamp;
@@ -57,6 +59,11 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         shell: args.environment.shell.as_deref().map(str::parse).transpose().map_err(|error| {
             Failure::usage(error, Some("name a store path that has bin/bash: --shell /nix/store/...-bash-5.2".into()))
         })?,
+        services: match (args.environment.services, args.environment.no_services) {
+            (true, _) => StartServices::Always,
+            (_, true) => StartServices::Never,
+            _ => StartServices::AsManifest,
+        },
         target: TargetRequest {
             file: args.target.file.clone(),
             runtime: runtime(args.target.runtime.as_deref())?,

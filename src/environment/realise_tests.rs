@@ -36,6 +36,7 @@ fn realised(
         source: trees,
         mode: ActivateMode::Dev,
         shell: None,
+        services: &BTreeMap::new(),
     };
     change(&mut request, paths);
     realise(&request)

@@ -3,6 +3,7 @@
 //! Needs root (for `chroot`, `mount` and other users) and the static bash and busybox that Debian has.
 
 mod image;
+mod services;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -136,6 +137,29 @@ fn read_until(from: &mut impl Read, wanted: &str) -> String {
         }
     }
     text(&seen)
+}
+
+/// A session on a terminal of its own.
+struct Pty {
+    child: Child,
+    terminal: fs::File,
+}
+
+impl Pty {
+    fn start(inner: Command) -> Self {
+        let pty = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
+        rustix::pty::grantpt(&pty).unwrap();
+        rustix::pty::unlockpt(&pty).unwrap();
+        let name = rustix::pty::ptsname(&pty, Vec::new()).unwrap();
+        let open = || fs::OpenOptions::new().read(true).write(true).open(OsStr::from_bytes(name.to_bytes())).unwrap();
+        let side = open();
+        let mut outer = Command::new("/usr/bin/setsid");
+        outer.args(["--ctty", "--wait"]).arg(inner.get_program()).args(inner.get_args()).env_clear().process_group(0);
+        outer.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let child =
+            outer.stdin(side.try_clone().unwrap()).stdout(side.try_clone().unwrap()).stderr(side).spawn().unwrap();
+        Self { child, terminal: fs::File::from(pty) }
+    }
 }
 
 fn signal(child: &Child, signal: rustix::process::Signal) {
@@ -334,18 +358,7 @@ fn on_a_terminal_there_is_a_shell_with_a_prompt_and_the_profile() {
     let Some(image) = image(&manifest) else { return };
     let run = Run { user: Some(4242), read_only: true, env: &[("TERM", "dumb")], ..Run::default() };
     let inner = image.command(run, &image.realised.entrypoint, &[] as &[&str]);
-    let pty = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
-    rustix::pty::grantpt(&pty).unwrap();
-    rustix::pty::unlockpt(&pty).unwrap();
-    let name = rustix::pty::ptsname(&pty, Vec::new()).unwrap();
-    let open = || fs::OpenOptions::new().read(true).write(true).open(OsStr::from_bytes(name.to_bytes())).unwrap();
-    let side = open();
-    let mut outer = Command::new("/usr/bin/setsid");
-    outer.args(["--ctty", "--wait"]).arg(inner.get_program()).args(inner.get_args()).env_clear().process_group(0);
-    outer.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let mut child =
-        outer.stdin(side.try_clone().unwrap()).stdout(side.try_clone().unwrap()).stderr(side).spawn().unwrap();
-    let mut terminal = fs::File::from(pty);
+    let Pty { mut child, mut terminal } = Pty::start(inner);
     let start = read_until(&mut terminal, "flox [floxenv] ");
     assert!(start.contains("hook on a terminal") && start.contains("profile of hook"), "{start}");
     read_until(&mut terminal, "$ ");

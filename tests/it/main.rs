@@ -7,6 +7,7 @@ mod flox_fixture;
 mod nix_fixture;
 mod peers;
 mod sandbox;
+mod stand_in;
 mod terminal;
 
 mod activation;
@@ -23,4 +24,5 @@ mod hostile;
 mod house;
 mod laws;
 mod runtimes;
+mod services;
 mod surroundings;

@@ -9,12 +9,15 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use layerhold::environment::{ActivateMode, Manifest, PRIORITY_SCALE, Package, RealiseRequest, Realised, realise};
+use layerhold::environment::{
+    ActivateMode, Manifest, PRIORITY_SCALE, Package, RealiseRequest, Realised, StartServices, System, realise,
+};
 use layerhold::nix::{Closure, ContentHash, Node, PathInfo, Source, SourceError, StorePath, Visitor, WalkError};
 use layerhold::rootfs::RootNodeKind;
 use tempfile::TempDir;
 
 use super::succeeded;
+use crate::stand_in;
 
 /// A store of directories on disk, without a database and without references.
 struct Disk(PathBuf);
@@ -114,8 +117,16 @@ pub(super) fn image_with(manifest: &Manifest, mode: ActivateMode, coreutils: boo
             symlink("busybox", bin.join(applet)).unwrap();
         }
     }
+    let services = manifest.services.started(StartServices::AsManifest, System::X86_64Linux).unwrap();
+    let mut names = vec!["bash-5", "greeter-1"];
+    if coreutils {
+        names.push("coreutils-9");
+    }
+    if !services.is_empty() {
+        put(root, "process-compose-1", "bin/process-compose", &stand_in::process_compose(), 0o555);
+        names.push("process-compose-1");
+    }
     let source = Disk(root.to_owned());
-    let names = if coreutils { vec!["bash-5", "greeter-1", "coreutils-9"] } else { vec!["bash-5", "greeter-1"] };
     let closure = Closure::compute(&source, names.into_iter().map(store_path)).unwrap();
     let packages = [Package { name: "greeter".into(), path: store_path("greeter-1"), priority: 5 * PRIORITY_SCALE }];
     let request = RealiseRequest {
@@ -128,6 +139,7 @@ pub(super) fn image_with(manifest: &Manifest, mode: ActivateMode, coreutils: boo
         source: &source,
         mode,
         shell: None,
+        services: &services,
     };
     let realised = realise(&request).unwrap();
     for (path, node) in realised.rootfs.iter() {
@@ -146,7 +158,9 @@ pub(super) fn image_with(manifest: &Manifest, mode: ActivateMode, coreutils: boo
         chown(&at, Some(node.uid), Some(node.gid)).unwrap();
         fs::set_permissions(&at, fs::Permissions::from_mode(node.mode)).unwrap();
     }
-    fs::create_dir(root.join("dev")).unwrap();
+    for kernel in ["dev", "proc"] {
+        fs::create_dir(root.join(kernel)).unwrap();
+    }
     Some(Image { dir, realised })
 }
 
@@ -161,15 +175,27 @@ pub(super) struct Run<'a> {
     pub(super) read_only: bool,
     pub(super) env: &'a [(&'a str, &'a str)],
     pub(super) without_env: bool,
+    pub(super) without_tmp: bool,
 }
 
 impl Image {
-    /// The command that becomes the entrypoint with `args`, in a root with `/dev` as a runtime makes it.
+    /// A file in the root, as the host sees it.
+    pub(super) fn path(&self, relative: &str) -> PathBuf {
+        self.dir.path().join(relative)
+    }
+
+    /// The command that becomes the entrypoint with `args`, in a root with `/dev` and `/proc` as a runtime makes it.
     pub(super) fn command<S: AsRef<OsStr>>(&self, run: Run<'_>, program: &[String], args: &[S]) -> Command {
         let root = self.dir.path().display();
-        let mut script = format!("/bin/mount --bind {root} {root} && /bin/mount --rbind /dev {root}/dev && ");
+        let mut script = format!("/bin/mount --bind {root} {root} && ");
+        for kernel in ["dev", "proc"] {
+            script += &format!("/bin/mount --rbind /{kernel} {root}/{kernel} && ");
+        }
         if run.read_only {
-            script += &format!("/bin/mount -o remount,bind,ro {root} && /bin/mount -t tmpfs tmpfs {root}/tmp && ");
+            script += &format!("/bin/mount -o remount,bind,ro {root} && ");
+            if !run.without_tmp {
+                script += &format!("/bin/mount -t tmpfs tmpfs {root}/tmp && ");
+            }
         }
         let user = run.user.map_or(String::new(), |id| format!("--userspec={id}:{id}"));
         script += &format!("exec /usr/sbin/chroot {user} {root} \"$@\"");
