@@ -93,8 +93,7 @@ fn load(runtime: Peer, rest: &str) -> Option<LoadedImage> {
     let (store, environment) = environment(&sandbox, &name, true, rest)?;
     let file = sandbox.path("image.tar");
     containerize(&sandbox, store.root(), &environment).arg("--services").arg("-f").arg(&file).assert().success();
-    let prefix = if runtime.program == "podman" { "localhost/" } else { "" };
-    let image = LoadedImage::new(runtime, format!("{prefix}{name}:latest"));
+    let image = LoadedImage::new(runtime, format!("{name}:latest"));
     runtime.run(["load", "-i", file.to_str().unwrap()]);
     Some(image)
 }

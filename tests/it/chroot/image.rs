@@ -103,6 +103,16 @@ fn put(root: &Path, name: &str, rel: &str, contents: &[u8], mode: u32) {
 const APPLETS: [&str; 9] = ["cat", "env", "id", "ls", "printf", "pwd", "sh", "sleep", "touch"];
 
 pub(super) fn image_with(manifest: &Manifest, mode: ActivateMode, coreutils: bool) -> Option<Image> {
+    make(manifest, mode, coreutils, false)
+}
+
+/// An image of an environment that flox built, whose activation is a few lines that do as flox's does: variables, then
+/// a shell that is given the command as a text.
+pub(super) fn built_image(manifest: &Manifest) -> Option<Image> {
+    make(manifest, ActivateMode::Dev, true, true)
+}
+
+fn make(manifest: &Manifest, mode: ActivateMode, coreutils: bool, built: bool) -> Option<Image> {
     let [bash, busybox] = static_programs()?;
     let dir = TempDir::new().unwrap();
     let root = dir.path();
@@ -126,15 +136,26 @@ pub(super) fn image_with(manifest: &Manifest, mode: ActivateMode, coreutils: boo
         put(root, "process-compose-1", "bin/process-compose", &stand_in::process_compose(), 0o555);
         names.push("process-compose-1");
     }
+    if built {
+        let (env, bash) = (store_path("environment-dev"), store_path("bash-5"));
+        let activate = format!(
+            "#!{bash}/bin/bash\nexport FLOX_ENV={env} FLOX_PROMPT_ENVIRONMENTS=floxenv BUILT=built\n\
+             printf -v command '%q ' \"$@\"\nexec {bash}/bin/bash -c \"$command\"\n"
+        );
+        put(root, "environment-dev", "activate", activate.as_bytes(), 0o555);
+        put(root, "environment-dev", "activate.d/profile-common", b"echo profile of $BUILT\n", 0o444);
+        names.push("environment-dev");
+    }
     let source = Disk(root.to_owned());
     let closure = Closure::compute(&source, names.into_iter().map(store_path)).unwrap();
     let packages = [Package { name: "greeter".into(), path: store_path("greeter-1"), priority: 5 * PRIORITY_SCALE }];
+    let built = built.then(|| store_path("environment-dev"));
     let request = RealiseRequest {
         name: "demo",
         manifest,
         lockfile: None,
         packages: &packages,
-        built: None,
+        built: built.as_ref(),
         closure: &closure,
         source: &source,
         mode,

@@ -10,7 +10,7 @@ use layerhold::environment::{Manifest, Service, Services};
 use rstest::rstest;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::image::{Image, Run, image, image_with};
+use super::image::{Image, Run, built_image, image, image_with};
 use super::{Pty, read_until, succeeded, text, with_hook, with_vars};
 
 const FOREVER: &str = "while :; do sleep 0.02; done";
@@ -279,4 +279,29 @@ fn a_second_activation_finds_the_services_running_and_leaves_them() {
     let output = container(&image, Run::default(), &["sh", "-c", &script]).output().unwrap();
     assert_eq!((succeeded(&output).as_str(), text(&output.stderr).as_str()), ("up\nup\n", ""));
     assert_eq!(said(&image, "tmp/starts"), "start\n");
+}
+
+#[test]
+fn an_environment_that_flox_built_serves_as_well() {
+    let web = service(&format!("trap 'echo stopped >/tmp/stopped' EXIT; echo $BUILT >/tmp/up; {FOREVER}"));
+    let Some(image) = built_image(&serving(Manifest::default(), [("web", web)])) else { return };
+    let script = once_up("cat /tmp/up; echo \"$1\"; exit 42");
+    let output = container(&image, Run::default(), &["sh", "-c", &script, "sh", "a  b"]).output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(42), "built\na  b\n".to_owned()));
+    assert_eq!((said(&image, "tmp/stopped").as_str(), text(&output.stderr).as_str()), ("stopped\n", ""));
+    let missing = container(&image, Run::default(), &["nothing"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(127));
+    assert!(text(&missing.stderr).starts_with("✘ ERROR: 'nothing' is not a command"), "{}", text(&missing.stderr));
+    for file in ["tmp/up", "tmp/stopped"] {
+        fs::remove_file(image.path(file)).unwrap();
+    }
+    let mut child = spawn(container(&image, Run::default(), &[]));
+    wait_for(&image, "tmp/up");
+    signal(&child, Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(said(&image, "tmp/stopped"), "stopped\n");
+    let mut shell = Pty::start(container(&image, Run { env: &[("TERM", "dumb")], ..Run::default() }, &[]));
+    read_until(&mut shell.terminal, "profile of built\r\nflox [floxenv] ");
+    shell.terminal.write_all(b"exit 9\n").unwrap();
+    assert_eq!(shell.child.wait().unwrap().code(), Some(9));
 }
