@@ -48,7 +48,7 @@ if [[ @mode@ == dev ]]; then
   _flox_prepend PKG_CONFIG_PATH @env@/lib/pkgconfig
   _flox_prepend ACLOCAL_PATH @env@/share/aclocal
 fi
-for _flox_file in @profile_d@; do
+@languages@for _flox_file in @profile_d@; do
   source "$_flox_file" <&"$_flox_in"
 done
 

@@ -1,7 +1,8 @@
 //! The activation of a rendered environment: its script, and the variables that hold before anything runs.
 //!
 //! `activate` is the image's entrypoint. In this order it
-//! 1. sets the environment's own variables and, in mode `dev`, sources the packages' `etc/profile.d/*.sh`;
+//! 1. sets the environment's own variables and, in mode `dev`, those of the languages that it has (`languages`), then
+//!    sources the packages' `etc/profile.d/*.sh`;
 //! 2. sources `activate.d/envrc`: `[vars]`, in dependency order;
 //! 3. sources `activate.d/hook-on-activate`, standard output sent to standard error. `exit` and `exec` there are
 //!    errors, and so is a hook that fails: `return` with a status, `set -e`, a syntax error. What its last command
@@ -27,6 +28,7 @@
 use std::collections::BTreeMap;
 
 use super::base::{Base, CA_BUNDLE, LOCALE_ARCHIVE};
+use super::languages::Languages;
 use super::supervision::Supervision;
 use super::vars::{VarError, evaluate_all, exports, single_quoted};
 use super::{ActivateMode, Manifest};
@@ -51,6 +53,8 @@ pub(super) struct Activation<'a> {
     pub(super) base: &'a Base,
     /// The names of the files `etc/profile.d/*.sh` that the packages have, in byte order.
     pub(super) profile_d: &'a [String],
+    /// The languages that the packages bring; they matter in mode `dev`.
+    pub(super) languages: &'a Languages,
     /// The services that the activation starts, if any.
     pub(super) supervision: Option<Supervision<'a>>,
 }
@@ -96,6 +100,8 @@ impl Activation<'_> {
             variables.insert("CPATH".to_owned(), format!("{env}/include"));
             variables.insert("LIBRARY_PATH".to_owned(), format!("{env}/lib"));
             variables.insert("PKG_CONFIG_PATH".to_owned(), format!("{env}/lib/pkgconfig:{env}/share/pkgconfig"));
+            let languages = self.languages.variables(env);
+            variables.extend(languages.into_iter().map(|(name, _, value)| (name.to_owned(), value)));
         }
         variables.extend(self.defaults().into_iter().map(|(name, value)| (name.to_owned(), value)));
         variables
@@ -156,6 +162,10 @@ impl Activation<'_> {
             }
             ActivateMode::Run => Vec::new(),
         };
+        let languages = match self.mode {
+            ActivateMode::Dev => self.languages.script(env),
+            ActivateMode::Run => String::new(),
+        };
         let (services, shell, beside) = match self.supervision {
             Some(_) => {
                 (format!("source {env}/{SERVICES}\n\n"), "_flox_shell_beside_services", "_flox_beside_services ")
@@ -164,6 +174,7 @@ impl Activation<'_> {
         };
         let mut activate = ACTIVATE.to_owned();
         for (placeholder, text) in [
+            ("@languages@", languages.as_str()),
             ("@services@", services.as_str()),
             ("@shell@", shell),
             ("@beside@", beside),
@@ -242,7 +253,8 @@ mod tests {
     }
 
     fn activation<'a>(manifest: &'a Manifest, mode: ActivateMode, base: &'a Base) -> Activation<'a> {
-        Activation { name: "demo", manifest, mode, base, profile_d: &[], supervision: None }
+        static NONE: std::sync::LazyLock<Languages> = std::sync::LazyLock::new(Languages::default);
+        Activation { name: "demo", manifest, mode, base, profile_d: &[], languages: &NONE, supervision: None }
     }
 
     fn show(variables: &BTreeMap<String, String>) -> String {

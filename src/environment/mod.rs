@@ -15,6 +15,7 @@ mod freshness;
 mod image_root;
 mod install;
 mod invalid_file;
+mod languages;
 mod lockfile;
 mod manifest;
 mod open;

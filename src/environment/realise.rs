@@ -6,6 +6,7 @@ use super::activation::{Activation, BASHRC};
 use super::base::Base;
 use super::built_entry::BuiltEntry;
 use super::image_root;
+use super::languages::Languages;
 use super::rendered::{Rendered, RenderedNode};
 use super::services::{Service, ServicesError};
 use super::store_view::{Location, Resolved, StoreView};
@@ -172,13 +173,15 @@ fn render(request: &RealiseRequest<'_>, base: &Base, programs: &Programs) -> Res
     let real = BTreeSet::from([b"activate.d".to_vec()]);
     let links = link_nodes(&Forest::plant(request.source, request.packages, propagation, &real)?);
     let name = store_name(request.name);
-    let profile_d = profile_scripts(request.source, &Rendered::new(&name, |_| Ok::<_, RealiseError>(links.clone()))?)?;
+    let (profile_d, languages) =
+        look_into(request.source, &Rendered::new(&name, |_| Ok::<_, RealiseError>(links.clone()))?)?;
     let activation = Activation {
         name: request.name,
         manifest: request.manifest,
         mode: request.mode,
         base,
         profile_d: &profile_d,
+        languages: &languages,
         supervision: programs.supervision(request),
     };
     let bash = &programs.bash;
@@ -233,6 +236,7 @@ fn use_built(
         mode: request.mode,
         base,
         profile_d: &[],
+        languages: &Languages::default(),
         supervision: None,
     };
     let mut variables = activation.image_env_of_built(&env.to_string());
@@ -282,11 +286,16 @@ fn link_nodes(forest: &Forest) -> BTreeMap<Vec<u8>, RenderedNode> {
     std::iter::once((Vec::new(), RenderedNode::Directory)).chain(nodes).collect()
 }
 
-/// The names of the files `etc/profile.d/*.sh` that the links of an environment lead to, in byte order.
-fn profile_scripts(source: &dyn Source, links: &Rendered) -> Result<Vec<String>, RealiseError> {
+/// What the links of an environment lead to that its activation is concerned with: the names of the files
+/// `etc/profile.d/*.sh` in byte order, and languages.
+fn look_into(source: &dyn Source, links: &Rendered) -> Result<(Vec<String>, Languages), RealiseError> {
     let sources = Union(vec![links, source]);
     let view = StoreView::new(&sources);
-    let directory = Location::root(&links.path).child(b"etc").child(b"profile.d");
+    Ok((profile_scripts(&view, &links.path)?, Languages::of(&view, &Location::root(&links.path))?))
+}
+
+fn profile_scripts(view: &StoreView<'_>, env: &StorePath) -> Result<Vec<String>, RealiseError> {
+    let directory = Location::root(env).child(b"etc").child(b"profile.d");
     let Resolved::Directory(directory) = view.resolve(&directory)? else { return Ok(Vec::new()) };
     let mut scripts = Vec::new();
     let listing = view.listing(&directory.store_path)?;

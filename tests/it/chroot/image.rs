@@ -103,16 +103,29 @@ fn put(root: &Path, name: &str, rel: &str, contents: &[u8], mode: u32) {
 const APPLETS: [&str; 9] = ["cat", "env", "id", "ls", "printf", "pwd", "sh", "sleep", "touch"];
 
 pub(super) fn image_with(manifest: &Manifest, mode: ActivateMode, coreutils: bool) -> Option<Image> {
-    make(manifest, mode, coreutils, false)
+    make(manifest, mode, Kind { without_coreutils: !coreutils, ..Kind::default() })
 }
 
 /// An image of an environment that flox built, whose activation is a few lines that do as flox's does: variables, then
 /// a shell that is given the command as a text.
 pub(super) fn built_image(manifest: &Manifest) -> Option<Image> {
-    make(manifest, ActivateMode::Dev, true, true)
+    make(manifest, ActivateMode::Dev, Kind { built: true, ..Kind::default() })
 }
 
-fn make(manifest: &Manifest, mode: ActivateMode, coreutils: bool, built: bool) -> Option<Image> {
+/// An image of an environment with all that an activation looks for.
+pub(super) fn image_of_everything(manifest: &Manifest, mode: ActivateMode) -> Option<Image> {
+    make(manifest, mode, Kind { everything: true, ..Kind::default() })
+}
+
+/// What is special about an image.
+#[derive(Clone, Copy, Default)]
+struct Kind {
+    without_coreutils: bool,
+    built: bool,
+    everything: bool,
+}
+
+fn make(manifest: &Manifest, mode: ActivateMode, kind: Kind) -> Option<Image> {
     let [bash, busybox] = static_programs()?;
     let dir = TempDir::new().unwrap();
     let root = dir.path();
@@ -120,23 +133,42 @@ fn make(manifest: &Manifest, mode: ActivateMode, coreutils: bool, built: bool) -
     put(root, "bash-5", "bin/bash", &fs::read(bash).unwrap(), 0o555);
     put(root, "greeter-1", "bin/greet", b"#!/bin/sh\necho greetings\n", 0o555);
     put(root, "greeter-1", "etc/profile.d/greeter.sh", b"export GREETER_PROFILE=\"$FLOX_ENV\"\n", 0o444);
-    if coreutils {
+    if !kind.without_coreutils {
         put(root, "coreutils-9", "bin/busybox", &fs::read(busybox).unwrap(), 0o555);
         let bin = root.join(store_path("coreutils-9").to_string().trim_start_matches('/')).join("bin");
         for applet in APPLETS {
             symlink("busybox", bin.join(applet)).unwrap();
         }
     }
+    if kind.everything {
+        for program in ["bin/cmake", "bin/java", "bin/python3.12", "sbin/daemon"] {
+            put(root, "everything-1", program, b"#!/bin/sh\n", 0o555);
+        }
+        let bin = root.join(store_path("everything-1").to_string().trim_start_matches('/')).join("bin");
+        symlink("python3.12", bin.join("python3")).unwrap();
+        for (package, file) in [
+            ("everything-1", "rustc-std-workspace-std/lib.rs"),
+            ("everything-1", "share/jupyter/x"),
+            ("glibc-locales-1", "lib/locale/locale-archive"),
+            ("nss-cacert-1", "etc/ssl/certs/ca-bundle.crt"),
+        ] {
+            put(root, package, file, b"", 0o444);
+        }
+        put(root, "everything-1", "etc/profile.d/everything.sh", b"export PROFILE_D_SAW=\"$JAVA_HOME\"\n", 0o444);
+    }
     let services = manifest.services.started(StartServices::AsManifest, System::X86_64Linux).unwrap();
     let mut names = vec!["bash-5", "greeter-1"];
-    if coreutils {
+    if kind.everything {
+        names.extend(["everything-1", "glibc-locales-1", "nss-cacert-1"]);
+    }
+    if !kind.without_coreutils {
         names.push("coreutils-9");
     }
     if !services.is_empty() {
         put(root, "process-compose-1", "bin/process-compose", &stand_in::process_compose(), 0o555);
         names.push("process-compose-1");
     }
-    if built {
+    if kind.built {
         let (env, bash) = (store_path("environment-dev"), store_path("bash-5"));
         let activate = format!(
             "#!{bash}/bin/bash\nexport FLOX_ENV={env} FLOX_PROMPT_ENVIRONMENTS=floxenv BUILT=built\n\
@@ -148,8 +180,12 @@ fn make(manifest: &Manifest, mode: ActivateMode, coreutils: bool, built: bool) -
     }
     let source = Disk(root.to_owned());
     let closure = Closure::compute(&source, names.into_iter().map(store_path)).unwrap();
-    let packages = [Package { name: "greeter".into(), path: store_path("greeter-1"), priority: 5 * PRIORITY_SCALE }];
-    let built = built.then(|| store_path("environment-dev"));
+    let package = |name: &str| Package { name: name.into(), path: store_path(name), priority: 5 * PRIORITY_SCALE };
+    let mut packages = vec![package("greeter-1")];
+    if kind.everything {
+        packages.push(package("everything-1"));
+    }
+    let built = kind.built.then(|| store_path("environment-dev"));
     let request = RealiseRequest {
         name: "demo",
         manifest,
