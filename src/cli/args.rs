@@ -129,6 +129,15 @@ pub(super) struct EnvironmentArgs {
     /// Store path of a bash to activate with, where the environment has none; repeat for several platforms
     #[arg(long, value_name = "[PLATFORM=]STORE-PATH")]
     pub(super) shell: Vec<String>,
+    /// Start the manifest's services in every container of the image [default: as services.auto-start says]
+    ///
+    /// They run beside the command and are stopped when it has ended. A container without a command or a terminal runs
+    /// nothing but them. The environment must have process-compose.
+    #[arg(long)]
+    pub(super) services: bool,
+    /// Do not start services, whatever the manifest says
+    #[arg(long, conflicts_with = "services")]
+    pub(super) no_services: bool,
 }
 
 #[derive(Args, Debug)]

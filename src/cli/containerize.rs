@@ -18,7 +18,9 @@ use super::substituters;
 use super::surroundings;
 use crate::containerize::{Report, Request, containerize};
 use crate::delivery::{Delivered, DeliveryError, Runtime, Target, TargetRequest, widen_pipe};
-use crate::environment::{ACTIVE_ENVIRONMENTS, Candidate, Choice, Remote, Selection, Surroundings, parse_label};
+use crate::environment::{
+    ACTIVE_ENVIRONMENTS, Candidate, Choice, Remote, Selection, StartServices, Surroundings, parse_label,
+};
 use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::image::{Image, Images, Timestamp};
@@ -62,6 +64,11 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         store: args.environment.store.clone(),
         substituters: substituters::settings(&args.environment, progress)?,
         shells,
+        services: match (args.environment.services, args.environment.no_services) {
+            (true, _) => StartServices::Always,
+            (_, true) => StartServices::Never,
+            _ => StartServices::AsManifest,
+        },
         target: TargetRequest {
             file: args.target.file.clone(),
             runtime: runtime(args.target.runtime.as_deref())?,

@@ -9,6 +9,7 @@ mod floxhub_fixture;
 mod nix_fixture;
 mod peers;
 mod sandbox;
+mod stand_in;
 mod terminal;
 
 mod activation;
@@ -29,5 +30,6 @@ mod platform_peers;
 mod platforms;
 mod remote;
 mod runtimes;
+mod services;
 mod substitute;
 mod surroundings;
