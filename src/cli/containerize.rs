@@ -55,7 +55,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         surroundings: Surroundings {
             current_dir: &current_dir,
             active_environments: active.as_deref(),
-            remote: surroundings::remote_access(cache.as_ref()),
+            remote: surroundings::remote_access(cache.as_ref(), args.environment.offline),
             choose: if can_ask { Some(&ask) } else { None },
         },
         systems,

@@ -81,7 +81,7 @@ const GIT_VARIABLES: &[&str] = &[
 
 /// How environments on FloxHub are had: by Flox's variables and configuration, and with what was fetched beside the
 /// layers.
-pub(super) fn remote_access(cache: Option<&LayerStore>) -> RemoteAccess {
+pub(super) fn remote_access(cache: Option<&LayerStore>, offline: bool) -> RemoteAccess {
     let text = |name| variable(name).map(|value| value.to_string_lossy().into_owned());
     let directory = variable("FLOX_CONFIG_DIR").or_else(|| config_home().map(|directory| directory.join("flox")));
     let settings = FloxHubSettings {
@@ -98,6 +98,7 @@ pub(super) fn remote_access(cache: Option<&LayerStore>) -> RemoteAccess {
     RemoteAccess {
         settings,
         path: std::env::var_os("PATH"),
+        offline,
         git_environment: GIT_VARIABLES.iter().filter_map(seen).collect(),
         kept: cache.map(|cache| cache.fetched().join("floxmeta")),
     }

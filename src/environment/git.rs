@@ -63,6 +63,9 @@ pub enum GitError {
     /// It failed: its own words, without the token.
     #[error("{}", last_words(.0))]
     Failed(String),
+    /// Nothing is to be asked over the network.
+    #[error("--offline keeps this run from asking it")]
+    Offline,
     /// The user wants the run to end.
     #[error("interrupted")]
     Interrupted(#[source] Cancelled),

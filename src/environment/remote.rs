@@ -35,6 +35,8 @@ pub struct RemoteAccess {
     pub path: Option<OsString>,
     /// The variables that git may see: where its parts, proxies and certificates are.
     pub git_environment: Vec<(OsString, OsString)>,
+    /// Whether nothing is asked over the network: what was fetched before has to do.
+    pub offline: bool,
     /// Directory for what is fetched; without one it is fetched anew each time.
     pub kept: Option<PathBuf>,
 }
@@ -175,6 +177,7 @@ impl RemoteError {
             Self::NoEnvironment { .. } => {
                 "check NAME: it is spelt as on FloxHub, upper and lower case as there".to_owned()
             }
+            Self::Unreachable { source: GitError::Offline, .. } => "run this again without --offline".to_owned(),
             Self::Unreachable { .. } => {
                 "check the network, and the proxy in https_proxy; once it was fetched it can be had without".to_owned()
             }
@@ -200,7 +203,7 @@ pub(super) fn open(
     let hub = FloxHub::reach(&access.settings, wanted.hub.as_deref())?;
     let no_git = || RemoteError::NoGit { name: wanted.name.clone() };
     let git = Git::find(access.path.as_deref(), &access.git_environment, observer).ok_or_else(no_git)?;
-    let job = Job { wanted, hub: &hub, git: &git, observer };
+    let job = Job { wanted, hub: &hub, git: &git, offline: access.offline, observer };
     let message = format!("fetching '{}' from {}", wanted.name, hub.git_url);
     observer.event(Event::Detail { message });
     let files = job.fetch(&job.place(access)?)?;
@@ -221,6 +224,7 @@ struct Job<'a> {
     wanted: &'a Remote,
     hub: &'a FloxHub,
     git: &'a Git<'a>,
+    offline: bool,
     observer: &'a dyn Observer,
 }
 
@@ -272,6 +276,13 @@ impl Job<'_> {
         self.observer.event(Event::Warning { message });
     }
 
+    fn ask(&self, floxmeta: &Floxmeta<'_>) -> Result<(), FetchError> {
+        match self.offline {
+            true => Err(FetchError::Unreachable(GitError::Offline)),
+            false => floxmeta.fetch(self.hub, &self.wanted.name),
+        }
+    }
+
     /// Fetches into what is kept, and anew where that is damaged or nothing is.
     fn fetch(&self, place: &Place) -> Result<Generation, RemoteError> {
         let name = &self.wanted.name;
@@ -279,7 +290,7 @@ impl Job<'_> {
             return self.fetch_anew(place);
         }
         let floxmeta = Floxmeta::at(self.git, place.repository());
-        match floxmeta.fetch(self.hub, name) {
+        match self.ask(&floxmeta) {
             Ok(()) => match self.read(&floxmeta) {
                 Ok(generation) => {
                     self.note(place, &generation);
@@ -326,7 +337,7 @@ impl Job<'_> {
         let no_place = |source| RemoteError::Place { name: self.wanted.name.clone(), source };
         let next = place.next().map_err(no_place)?;
         let floxmeta = Floxmeta::init(self.git, next.path()).map_err(|error| self.failure(FetchError::Local(error)))?;
-        floxmeta.fetch(self.hub, &self.wanted.name).map_err(|error| self.failure(error))?;
+        self.ask(&floxmeta).map_err(|error| self.failure(error))?;
         // What is damaged as soon as it is fetched is not worth keeping; what is not as it should be, is.
         let read = match self.read(&floxmeta) {
             Err(error @ Unread::Damaged(_)) => return Err(self.unread(error)),

@@ -71,6 +71,20 @@ fn what_was_fetched_before_is_used_and_that_is_said(#[case] behaviour: Behaviour
 }
 
 #[test]
+fn with_offline_nobody_is_asked() {
+    peer!(git);
+    let place = Place::new();
+    let said = place.failure(place.web().arg("--offline"));
+    says(&said, &["--offline keeps this run from asking it", "hint: run this again without --offline"]);
+    place.generation(&mut place.web());
+    place.hub.asked();
+    let (generation, said) = place.generation(place.web().arg("--offline"));
+    assert_eq!(generation, "2");
+    says(&said, &["! FloxHub cannot be reached: --offline keeps this run from asking it", "generation 2"]);
+    assert!(place.hub.asked().is_empty());
+}
+
+#[test]
 fn nobody_listens() {
     peer!(git);
     let place = Place::new();
