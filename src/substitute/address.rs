@@ -106,6 +106,13 @@ impl FromStr for CacheAddress {
     }
 }
 
+impl CacheAddress {
+    /// Whether it is a directory, so that nothing goes over the network.
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.place, Place::File(_))
+    }
+}
+
 /// A user and a password in an address are nobody's to read.
 fn without_secrets(text: &str) -> String {
     match Url::parse(text) {
