@@ -98,7 +98,7 @@ pub fn containerize(
         || ingredients.realise(&environment, &closure, &nix),
         || plan::plan(&closure, ingredients.installed(), request.max_layers - 1),
     );
-    let realised = realised?;
+    let realised = realised.map_err(|error| error.with_shell(|| shell_at_hand(&nix, request.system)))?;
     target.accepts_layers(plan.layers.len() + 1)?;
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);
@@ -206,6 +206,18 @@ impl Ingredients {
             services: &self.services,
         })
     }
+}
+
+/// A bash of the store that runs on `system`, for whoever learns that the environment has none: an interactive one
+/// rather than another, and of those the newest.
+fn shell_at_hand(nix: &LocalStore<'_>, system: System) -> Option<StorePath> {
+    let mut shells = nix.named(|name| name.starts_with("bash-")).ok()?;
+    shells.sort_by_key(|path| path.name().starts_with("bash-interactive-"));
+    let runs = |path: &StorePath| {
+        let program = nix.read_file(path, "bin/bash").ok().flatten();
+        program.is_some_and(|program| system.runs(&program)) && matches!(nix.path_info(path), Ok(Some(_)))
+    };
+    shells.into_iter().rev().find(runs)
 }
 
 /// A `log` output is a package's build log: a single file, which flox leaves out of environments.
