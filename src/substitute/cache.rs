@@ -67,7 +67,7 @@ impl Cache {
         };
         let transport: Box<dyn Transport> = match &address.place {
             Place::Http(base) => {
-                let login = credentials.login(base).map_err(|error| never(error.into()))?;
+                let login = credentials.login(base);
                 Box::new(Http { client: Arc::clone(client), base: base.clone(), login })
             }
             Place::File(directory) => Box::new(Directory(directory.clone())),
