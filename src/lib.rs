@@ -9,6 +9,7 @@
 pub mod blob;
 pub mod crash;
 pub mod event;
+mod host;
 pub mod parallel;
 pub mod rootfs;
 pub mod sha256;
@@ -28,6 +29,8 @@ pub mod store;
 pub mod image;
 
 pub mod delivery;
+
+pub mod proxy;
 
 pub mod layers;
 pub mod memo;

@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::widen_pipe;
 use crate::event::Observer;
+use crate::host::widen_pipe;
 
 /// How much of either output is kept; the rest is read and thrown away.
 const KEPT: u64 = 64 << 20;
@@ -120,6 +120,14 @@ impl Child {
                 None => feed(&mut Closed),
             }
         })
+    }
+
+    /// Writes to the child's standard input; a child that ends breaks the pipe.
+    pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.stdin {
+            Some(stdin) => stdin.write_all(bytes),
+            None => Closed.write_all(bytes),
+        }
     }
 
     /// Closes the child's standard input and waits for its end.

@@ -45,7 +45,7 @@ pub use user::UserSpec;
 pub use vars::VarError;
 
 /// The directory that makes another one an environment.
-const DOT_FLOX: &str = ".flox";
+pub const DOT_FLOX: &str = ".flox";
 
 /// The command that writes a lockfile which belongs to its manifest.
 ///

@@ -1,7 +1,7 @@
 //! Where a binary cache is.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use url::Url;
@@ -103,6 +103,16 @@ impl FromStr for CacheAddress {
         }
         let text = shown.trim_end_matches('/').to_owned();
         Ok(Self { place, priority, is_trusted, text })
+    }
+}
+
+impl CacheAddress {
+    /// The directory of a cache that is one on this machine.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.place {
+            Place::File(directory) => Some(directory),
+            Place::Http(_) | Place::S3(_) => None,
+        }
     }
 }
 

@@ -24,5 +24,6 @@ mod house;
 mod laws;
 mod platform_peers;
 mod platforms;
+mod proxy;
 mod runtimes;
 mod surroundings;
