@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::host::widen_pipe;
 use crate::image::{Image, Images, Timestamp};
+use crate::substitute::CacheAddress;
 
 /// Runs the command.
 pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), Failure> {
@@ -66,13 +67,14 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         runtime: runtime(args.target.runtime.as_deref())?,
         layout: args.target.layout.clone(),
     };
+    let directories = substituters.addresses.iter().filter_map(CacheAddress::directory);
     let outset = proxy::Outset {
         selection: selection(&args.environment),
         surroundings: surroundings(),
         target: target.clone(),
         path: std::env::var_os("PATH"),
         systems: systems.clone(),
-        directories: substituters.addresses.iter().filter_map(|cache| cache.directory().map(Into::into)).collect(),
+        directories: directories.filter(|directory| directory.is_dir()).map(Into::into).collect(),
         now: SystemTime::now(),
     };
     let mut stdout = unbuffered_stdout().map_err(Failure::output)?;

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use rstest::rstest;
 
+use crate::archive::Archive;
 use crate::flox_fixture::{BareStore, FloxEnv, Tree};
-use crate::peers::{LoadedImage, Peer, docker, find_program, podman, skip, unique_name};
+use crate::peers::{LoadedImage, Peer, docker, find_program, peer, podman, skip, unique_name};
 use crate::sandbox::Sandbox;
 
 /// A runtime with an image to proxy with, and a volume that the image fills when it is first used.
@@ -151,7 +152,9 @@ fn the_same_image_comes_out_of_the_container(#[values("docker", "podman")] name:
     let outcome = bench.proxied(&environment).args(options).args(["-f", "-"]).assert().success();
     assert!(outcome.get_output().stdout == fs::read(&here).unwrap(), "the same bytes");
 
-    let outcome = bench.proxied(&environment).args(options).arg("-v").assert().success();
+    let mut loud = bench.sandbox.cmd();
+    loud.arg("-v").args(bench.arguments(&environment)).args(options);
+    let outcome = loud.assert().success();
     let said = String::from_utf8(outcome.get_output().stderr.clone()).unwrap();
     assert!(said.contains("3 reused"), "the layer store is in the volume: {said}");
     let image = LoadedImage::new(bench.runtime, format!("{project}:v1"));
@@ -208,6 +211,24 @@ fn an_image_without_the_tool_is_named(#[values("docker", "podman")] name: &str) 
     assert!(said.contains(&format!("the image '{plain}:latest' has no layerhold that runs")), "{said}");
     assert!(said.contains("--proxy-image IMAGE"), "{said}");
     bench.wait_for_containers(0);
+}
+
+#[rstest]
+fn a_binary_cache_in_a_directory_is_there_in_the_container(#[values("docker", "podman")] name: &str) {
+    let nix = peer!(nix);
+    let Some(bench) = Bench::new(runtime(name), None) else { return };
+    let (cache, plain) = (bench.sandbox.path("binary-cache"), nix.out("plain"));
+    let to = format!("file://{}", cache.display());
+    let mut copy = nix.nix("nix");
+    copy.args(["--extra-experimental-features", "nix-command", "copy", "--no-check-sigs", "--to", &to, plain]);
+    let copied = copy.output().unwrap();
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    let environment = bench.environment("project", plain);
+    let mut command = bench.proxied(&environment);
+    command.env("NIX_CONFIG", "require-sigs = false").args(["--substituter", &to, "-f", "image.tar"]);
+    command.assert().success();
+    let archive = Archive::open(&bench.sandbox.path("work/image.tar"));
+    assert!(archive.store_paths().contains(plain));
 }
 
 /// The container ends by itself when its input does; or does not listen to anything.
