@@ -28,6 +28,7 @@ mod laws;
 mod offline;
 mod platform_peers;
 mod platforms;
+mod proxy;
 mod remote;
 mod runtimes;
 mod services;
