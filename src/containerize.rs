@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use crate::delivery::{self, Delivered, Target, TargetRequest};
-use crate::environment::{self, ActivateMode, Selection, Surroundings, System};
+use crate::environment::{self, ActivateMode, Selection, StartServices, Surroundings, System};
 use crate::error::Error;
 use crate::event::Observer;
 use crate::image::{Image, ImageName, Images, Timestamp};
@@ -45,6 +45,8 @@ pub struct Request<'a> {
     pub substituters: substitute::Settings,
     /// Store paths with a bash, for an environment without one.
     pub shells: BTreeMap<System, StorePath>,
+    /// Whether images start the environment's services.
+    pub services: StartServices,
     /// Where the image goes.
     pub target: TargetRequest,
     /// The value of `PATH`, on which container runtimes are looked for.
@@ -88,7 +90,7 @@ pub fn containerize(
     observer: &dyn Observer,
 ) -> Result<Report, Error> {
     // What can be refused is refused before any layer is packed; a runtime is asked while the image is planned.
-    let environment = environment::find(&request.environment, &request.surroundings)?;
+    let environment = environment::find(&request.environment, &request.surroundings, observer)?;
     let name = ImageName::new(&environment.name, &request.tag)?;
     let target = Target::choose(request.target.clone(), request.path.as_deref(), &environment.name)?;
     target.accepts_platforms(request.systems.len())?;

@@ -1,7 +1,7 @@
 //! Every way in which the whole way through can fail, one stage each.
 
 use crate::delivery::{DeliveryError, TargetError};
-use crate::environment::{FindError, InstallError, RealiseError, System};
+use crate::environment::{FindError, InstallError, RealiseError, ServicesError, System};
 use crate::image::{ImageError, NameError};
 use crate::layers::LayersError;
 use crate::nix::{ClosureError, SourceError};
@@ -17,6 +17,9 @@ pub enum Error {
     /// Its packages are not what its files promise.
     #[error(transparent)]
     Install(#[from] InstallError),
+    /// Its services cannot be started.
+    #[error(transparent)]
+    Services(#[from] ServicesError),
     /// The image cannot have the environment's name or the tag.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -66,6 +69,7 @@ impl Error {
         match self {
             Self::Find(error) => error.hint(),
             Self::Install(error) => error.hint(),
+            Self::Services(error) => Some(error.hint()),
             Self::Name(error) => error.hint(),
             Self::Target(error) => error.hint(),
             Self::Source(error) => error.hint(),

@@ -1,5 +1,7 @@
 //! What the stages tell whoever watches: typed events, and the wish to stop.
 
+use std::time::SystemTime;
+
 /// Something that happened on the way through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -25,6 +27,17 @@ pub enum Event {
     Warning {
         /// What happened and what it means, one sentence.
         message: String,
+    },
+    /// FloxHub cannot be reached: an environment there is taken as it was when it was fetched last.
+    Offline {
+        /// The environment, `OWNER/NAME`.
+        environment: String,
+        /// Which of its generations is taken, if one can be.
+        generation: Option<u64>,
+        /// When that was, if that is known.
+        fetched: Option<SystemTime>,
+        /// Why it cannot be reached.
+        reason: String,
     },
     /// A detail for `-v`.
     Detail {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use super::size;
-use crate::environment::{ActivateMode, System};
+use crate::environment::{ActivateMode, RemoteName, System};
 use crate::pack::Compression;
 use crate::plan;
 
@@ -73,8 +73,14 @@ Examples:
       layerhold containerize --platform linux/amd64,linux/arm64 -f project.tar
       skopeo copy --all oci-archive:project.tar docker://registry.example/project
 
+  An environment on FloxHub, as it was in its third generation:
+      layerhold containerize -r owner/name --generation 3
+
   A Nix store that does not lie at /nix:
-      layerhold containerize --store ./root -f -";
+      layerhold containerize --store ./root -f -
+
+  A Nix store in a volume of the container runtime, as Flox has it on macOS:
+      layerhold containerize --proxy --proxy-image IMAGE-WITH-LAYERHOLD";
 
 #[derive(Args, Debug)]
 pub(super) struct Containerize {
@@ -86,6 +92,8 @@ pub(super) struct Containerize {
     pub(super) image: ImageArgs,
     #[command(flatten)]
     pub(super) layers: LayerArgs,
+    #[command(flatten)]
+    pub(super) proxy: ProxyArgs,
     /// Make the image's layers and say what would be sent; the target stays as it is
     #[arg(long)]
     pub(super) dry_run: bool,
@@ -100,9 +108,14 @@ pub(super) struct EnvironmentArgs {
     /// Directory that contains .flox [default: the current directory's or the active environment]
     #[arg(short, long, value_name = "PATH", value_hint = ValueHint::DirPath)]
     pub(super) dir: Option<PathBuf>,
-    /// Environment on FloxHub
+    /// Environment on FloxHub; git fetches it, and without a network it is taken as it was fetched last
     #[arg(short, long, alias = "reference", value_name = "OWNER/NAME", conflicts_with = "dir")]
-    pub(super) remote: Option<String>,
+    pub(super) remote: Option<RemoteName>,
+    /// Generation of the environment on FloxHub; one in a directory is always taken as it is there [default: the
+    /// current one]
+    #[arg(long, value_name = "N", requires = "remote", conflicts_with = "dir")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) generation: Option<u64>,
     /// Activate for development or only to run [default: the manifest's options.activate.mode, else dev]
     #[arg(short, long, value_enum)]
     pub(super) mode: Option<ModeArg>,
@@ -121,6 +134,15 @@ pub(super) struct EnvironmentArgs {
     /// Store path of a bash to activate with, where the environment has none; repeat for several platforms
     #[arg(long, value_name = "[PLATFORM=]STORE-PATH")]
     pub(super) shell: Vec<String>,
+    /// Start the manifest's services in every container of the image [default: as services.auto-start says]
+    ///
+    /// They run beside the command and are stopped when it has ended. A container without a command or a terminal runs
+    /// nothing but them. The environment must have process-compose.
+    #[arg(long)]
+    pub(super) services: bool,
+    /// Do not start services, whatever the manifest says
+    #[arg(long, conflicts_with = "services")]
+    pub(super) no_services: bool,
 }
 
 #[derive(Args, Debug)]
@@ -165,6 +187,25 @@ pub(super) struct LayerArgs {
     /// Compression of layers: none, gzip[:1-9] or zstd[:1-19]
     #[arg(long, value_name = "CODEC[:LEVEL]", default_value = "none")]
     pub(super) compression: Compression,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Proxy container")]
+pub(super) struct ProxyArgs {
+    /// Make the image in a container of the runtime, with a Nix store in one of its volumes, as Flox does on macOS
+    /// [default: on macOS, where no binary cache has what is needed]
+    #[arg(long, conflicts_with_all = ["store", "layout", "dry_run", "json"])]
+    pub(super) proxy: bool,
+    /// Image of that container, with a Linux build of layerhold on its PATH
+    #[arg(long, value_name = "IMAGE", env = "LAYERHOLD_PROXY_IMAGE", default_value = "nixos/nix")]
+    #[arg(hide_env_values = true)]
+    pub(super) proxy_image: String,
+    /// Volume with the Nix store, at /nix in that container
+    #[arg(long, value_name = "VOLUME", default_value = "flox-nix")]
+    pub(super) proxy_volume: String,
+    /// This run is in that container: it ends with its standard input, and another says where the image went
+    #[arg(long, hide = true)]
+    pub(super) in_proxy: bool,
 }
 
 /// What can be done with the layer cache.

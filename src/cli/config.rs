@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::failure::Failure;
-use super::surroundings::absolute;
+use super::surroundings::config_home;
 
 /// What the file may hold.
 #[derive(Debug, Default, Deserialize)]
@@ -37,8 +37,9 @@ pub(super) struct SubstitutersConfig {
 impl Config {
     /// The file and what it holds; `None` where there is none.
     pub(super) fn read() -> Result<Option<(PathBuf, Self)>, Failure> {
-        let directory = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
-        let Some(file) = directory.map(|directory| directory.join("layerhold/config.toml")) else { return Ok(None) };
+        let Some(file) = config_home().map(|directory| directory.join("layerhold/config.toml")) else {
+            return Ok(None);
+        };
         let text = match std::fs::read_to_string(&file) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -36,6 +37,11 @@ impl Progress {
     pub(super) fn new(verbosity: Verbosity, interrupted: &'static AtomicBool) -> Self {
         let draws = verbosity != Verbosity::Quiet && std::io::stderr().is_terminal();
         Self { verbosity, bar: Mutex::new(None), draws, interrupted, warned: Mutex::default() }
+    }
+
+    /// How much the user wants to read.
+    pub(super) fn verbosity(&self) -> Verbosity {
+        self.verbosity
     }
 
     /// A line for people, above the bar if there is one.
@@ -101,6 +107,15 @@ impl Observer for Progress {
                 if warned.insert(message.clone()) {
                     self.line(&format!("! {message}"));
                 }
+            }
+            Event::Offline { environment, generation, fetched, reason } if self.verbosity >= Verbosity::Normal => {
+                let generation = generation.map(|number| format!(", generation {number}")).unwrap_or_default();
+                let age = fetched.and_then(|fetched| SystemTime::now().duration_since(fetched).ok());
+                let when = age.map_or("before".to_owned(), |age| size::human_age(age.as_secs()));
+                self.line(&format!(
+                    "! FloxHub cannot be reached: {reason}\n  going on with '{environment}' as it was fetched \
+                     {when}{generation}"
+                ));
             }
             Event::Detail { message } if self.verbosity >= Verbosity::Verbose(1) => self.line(&message),
             _ => {}

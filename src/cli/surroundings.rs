@@ -1,10 +1,12 @@
 //! What the process was started in: directories, limits and settings from environment variables and the config file.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::config::{self, Config};
 use super::failure::Failure;
 use super::size;
+use crate::environment::{FLOXHUB_GIT_URL, FLOXHUB_TOKEN, FLOXHUB_URL, FloxHubSettings, RemoteAccess, Secret};
 use crate::event::{Event, Observer};
 use crate::store::LayerStore;
 
@@ -56,6 +58,52 @@ pub(super) fn open_cache_if_possible(observer: &dyn Observer) -> Option<LayerSto
         .ok()
 }
 
+/// What git may see of this process's variables: where its own parts are, who is between here and FloxHub, and whom
+/// to trust. What would change what git does, or write down what it sends, is not among them.
+const GIT_VARIABLES: &[&str] = &[
+    "PATH",
+    "TMPDIR",
+    "GIT_EXEC_PATH",
+    "LD_LIBRARY_PATH",
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+    "GIT_SSL_CAINFO",
+    "GIT_SSL_CAPATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "NIX_SSL_CERT_FILE",
+];
+
+/// How environments on FloxHub are had: by Flox's variables and configuration, and with what was fetched beside the
+/// layers.
+pub(super) fn remote_access(cache: Option<&LayerStore>, offline: bool) -> RemoteAccess {
+    let text = |name| variable(name).map(|value| value.to_string_lossy().into_owned());
+    let directory = variable("FLOX_CONFIG_DIR").or_else(|| config_home().map(|directory| directory.join("flox")));
+    let settings = FloxHubSettings {
+        url: text(FLOXHUB_URL),
+        git_url: text(FLOXHUB_GIT_URL),
+        token: text(FLOXHUB_TOKEN).map(Secret::new),
+        config_files: directory
+            .map(|directory| directory.join("flox.toml"))
+            .into_iter()
+            .chain([PathBuf::from("/etc/flox.toml")])
+            .collect(),
+    };
+    let seen = |name: &&str| Some((OsString::from(name), std::env::var_os(name)?));
+    RemoteAccess {
+        settings,
+        path: std::env::var_os("PATH"),
+        offline,
+        git_environment: GIT_VARIABLES.iter().filter_map(seen).collect(),
+        kept: cache.map(|cache| cache.fetched().join("floxmeta")),
+    }
+}
+
 /// The most bytes that the layer store may take: `LAYERHOLD_CACHE_MAX_SIZE`, else `cache.max-size` in the config file,
 /// else 20 GiB or a tenth of the disk, whichever is less.
 pub(super) fn cache_max_size(cache: &Path) -> Result<u64, Failure> {
@@ -71,4 +119,9 @@ pub(super) fn cache_max_size(cache: &Path) -> Result<u64, Failure> {
     }
     let disk = rustix::fs::statvfs(cache).map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
     Ok(DEFAULT_CACHE_SIZE.min(disk / 10))
+}
+
+/// The XDG specification's directory for configuration.
+pub(super) fn config_home() -> Option<PathBuf> {
+    absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")))
 }

@@ -1,12 +1,13 @@
 //! What an image is made of on one platform: its ingredients, their closure, the layers planned of it.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::OnceLock;
 
 use super::Request;
 use crate::environment::{
     self, ActivateMode, Built, ContainerConfig, Environment, InstallEntry, Installed, Lockfile, Package, RealiseError,
-    Realised, System,
+    Realised, Service, System,
 };
 use crate::error::Error;
 use crate::event::{Event, Observer, Stage};
@@ -54,6 +55,7 @@ pub(super) struct Ingredients {
     built: Option<StorePath>,
     packages: Vec<Package>,
     shell: Option<StorePath>,
+    services: BTreeMap<String, Service>,
     mode: ActivateMode,
     lockfile: Option<Vec<u8>>,
 }
@@ -80,7 +82,13 @@ impl Ingredients {
             warn_of_store_paths(environment, system, &packages, observer);
         }
         let lockfile = environment.lockfile.as_ref().map(Lockfile::to_json);
-        Ok(Self { system, built, packages, shell: request.shells.get(&system).cloned(), mode, lockfile })
+        let services = environment.manifest.services.started(request.services, system)?;
+        if !services.is_empty() {
+            let names: Vec<&str> = services.keys().map(String::as_str).collect();
+            let message = request.of_platform(system, &format!("the image starts services: {}", names.join(", ")));
+            observer.event(Event::Detail { message });
+        }
+        Ok(Self { system, built, packages, shell: request.shells.get(&system).cloned(), services, mode, lockfile })
     }
 
     /// Where the closure begins.
@@ -112,6 +120,18 @@ fn warn_of_store_paths(environment: &Environment, system: System, packages: &[Pa
         );
         observer.event(Event::Warning { message });
     }
+}
+
+/// A bash of the store that runs on `system`, for whoever learns that the environment has none: an interactive one
+/// rather than another, and of those the newest.
+fn shell_at_hand(nix: &Reach<'_>, system: System) -> Option<StorePath> {
+    let mut shells = nix.local_paths(|name| name.starts_with("bash-")).ok()?;
+    shells.sort_by_key(|path| path.name().starts_with("bash-interactive-"));
+    let runs = |path: &StorePath| {
+        let program = nix.read_file(path, "bin/bash").ok().flatten();
+        program.is_some_and(|program| system.runs(&program)) && matches!(nix.path_info(path), Ok(Some(_)))
+    };
+    shells.into_iter().rev().find(runs)
 }
 
 /// A `log` output is a package's build log: a single file, which flox leaves out of environments.
@@ -167,16 +187,17 @@ impl Platform {
     pub(super) fn compose(
         &self,
         environment: &Environment,
-        source: &dyn Source,
+        source: &Reach<'_>,
         max_layers: usize,
     ) -> Result<Composed<'_>, RealiseError> {
         let (realised, plan) = rayon::join(|| self.realise(environment, source), || self.plan(max_layers));
-        Ok(Composed { platform: self, plan, realised: realised? })
+        let realised = realised.map_err(|error| error.with_shell(|| shell_at_hand(source, self.ingredients.system)))?;
+        Ok(Composed { platform: self, plan, realised })
     }
 
     /// The image's own files: the environment's tree, its activation, accounts.
     fn realise(&self, environment: &Environment, source: &dyn Source) -> Result<Realised, RealiseError> {
-        let Ingredients { built, packages, shell, mode, lockfile, .. } = &self.ingredients;
+        let Ingredients { built, packages, shell, services, mode, lockfile, .. } = &self.ingredients;
         environment::realise(&environment::RealiseRequest {
             name: &environment.name,
             manifest: &environment.manifest,
@@ -187,6 +208,7 @@ impl Platform {
             source,
             mode: *mode,
             shell: shell.as_ref(),
+            services,
         })
     }
 

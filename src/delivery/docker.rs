@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::child::Ended;
 use super::opening::Inspected;
 use super::{DeliveryError, Past, Runtime, RuntimeClient};
 use crate::blob::Digest;
+use crate::child::Ended;
 use crate::event::{Event, Observer};
 use crate::image::{Image, LayerMediaType};
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 
-use super::child::Child;
 use super::opening::Inspected;
 use super::runtime::{Listed, parse_id};
 use super::{
@@ -11,6 +10,7 @@ use super::{
     docker, podman,
 };
 use crate::blob::Digest;
+use crate::child::Child;
 use crate::event::{Event, Observer};
 use crate::image::{Image, ImageName, Images, LayerMediaType};
 
@@ -76,7 +76,7 @@ enum There {
 }
 
 /// The command that takes an archive from its standard input.
-const LOAD: [&str; 2] = ["load", "--quiet"];
+pub(super) const LOAD: [&str; 2] = ["load", "--quiet"];
 
 impl<'a> RuntimeSink<'a> {
     /// A sink on the runtime. Nothing is asked yet.

@@ -5,7 +5,6 @@
 
 mod ahead;
 mod archive;
-mod child;
 mod docker;
 mod error;
 mod file;
@@ -15,6 +14,7 @@ mod missing;
 mod opening;
 mod partial;
 mod podman;
+mod receiver;
 mod runtime;
 mod spool;
 mod stream;
@@ -33,9 +33,10 @@ pub use layout::LayoutSink;
 pub use load::RuntimeSink;
 pub use missing::{LayerBytes, Missing};
 pub use opening::Opening;
+pub use receiver::Receiver;
 pub use runtime::{InvalidRuntime, Runtime, RuntimeClient};
 pub use spool::Spool;
-pub use stream::{StreamSink, widen_pipe};
+pub use stream::StreamSink;
 pub use target::{Target, TargetError, TargetRequest};
 
 use std::collections::BTreeSet;

@@ -2,10 +2,10 @@
 
 use serde::Deserialize;
 
-use super::child::Child;
 use super::runtime::Listed;
 use super::{DeliveryError, RuntimeClient, docker};
 use crate::blob::{DiffId, Digest};
+use crate::child::Child;
 use crate::event::Observer;
 use crate::image::{ImageName, LayerMediaType};
 

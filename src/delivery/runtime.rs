@@ -2,13 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 
-use super::child::{Child, Ended};
 use super::{DeliveryError, Opening, RuntimeSink};
 use crate::blob::Digest;
+use crate::child::{Child, Ended, find_program};
 use crate::event::Observer;
 use crate::image::{ImageName, LayerMediaType};
 
@@ -79,12 +79,7 @@ pub struct RuntimeClient {
 impl RuntimeClient {
     /// The runtime's program in the first directory of `path` (the value of `PATH`) that has it.
     pub fn find(runtime: Runtime, path: Option<&OsStr>) -> Option<Self> {
-        std::env::split_paths(path?)
-            // An empty entry is the current directory (execvp(3)).
-            .map(|dir| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir })
-            .map(|dir| dir.join(runtime.program()))
-            .find(|program| program.is_file() && rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok())
-            .map(|program| Self { runtime, program, environment: Vec::new() })
+        find_program(runtime.program(), path).map(|program| Self { runtime, program, environment: Vec::new() })
     }
 
     /// The first of docker and podman that is on `path`.
@@ -122,7 +117,13 @@ impl RuntimeClient {
         RuntimeSink::new(self.clone(), observer)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// The program's file.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// The program with arguments.
+    pub(crate) fn command(&self, arguments: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
@@ -138,7 +139,7 @@ impl RuntimeClient {
     pub(super) fn wait(&self, child: Child, observer: &dyn Observer) -> Result<Ended, DeliveryError> {
         match child.wait(observer) {
             Ok(Ok(ended)) => Ok(ended),
-            Ok(Err(super::child::Interrupted)) => Err(DeliveryError::Interrupted),
+            Ok(Err(_)) => Err(DeliveryError::Interrupted),
             Err(source) => Err(DeliveryError::Spawn { program: self.program.clone(), source }),
         }
     }

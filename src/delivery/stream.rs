@@ -1,8 +1,7 @@
 //! Standard output: the archive, to whoever reads it.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::io::Write;
 
 use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Past, Sink};
 use crate::blob::Digest;
@@ -21,33 +20,13 @@ impl<W: Write> StreamSink<W> {
     }
 }
 
-/// The most that a pipe holds which nobody with special rights has widened (pipe(7): `/proc/sys/fs/pipe-max-size`).
-const WIDE: usize = 1 << 20;
-
-/// Lets a pipe hold more, so that writer and reader wait less often for each other. What is no pipe, or may not be
-/// widened, stays as it is.
-pub fn widen_pipe(pipe: impl AsFd) {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
-    #[cfg(not(target_os = "linux"))]
-    let _ = (pipe, WIDE);
-}
-
-/// A reader that went away is no failure of this tool's.
-fn describe(error: io::Error) -> DeliveryError {
-    match error.kind() {
-        io::ErrorKind::BrokenPipe => DeliveryError::ClosedPipe,
-        _ => DeliveryError::Stream(error),
-    }
-}
-
 impl<W: Write> Sink for StreamSink<W> {
     fn has(&mut self, _: &Images, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
         Ok(BTreeSet::new())
     }
 
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
-        missing.in_order(|layer, bytes| self.archive.put(&mut self.out, layer, bytes, describe))
+        missing.in_order(|layer, bytes| self.archive.put(&mut self.out, layer, bytes, DeliveryError::of_stream))
     }
 
     fn finish(&mut self, images: &Images, _: &dyn Past) -> Result<Finish, DeliveryError> {
@@ -55,7 +34,7 @@ impl<W: Write> Sink for StreamSink<W> {
             &mut self.out,
             images,
             &ArchiveNames::portable(images.name()),
-            describe,
+            DeliveryError::of_stream,
         )?;
         Ok(Finish::Committed)
     }
@@ -66,6 +45,7 @@ mod tests {
     use super::super::samples::{deliver, image};
     use super::*;
     use crate::event::Silent;
+    use std::io;
 
     #[test]
     fn a_reader_that_goes_away_is_told_from_a_failure() {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::ArchiveNames;
+use crate::host;
 use crate::image::Images;
 
 /// The version of what an archive looks like: another one is another file for the same image.
@@ -17,7 +18,7 @@ const ARCHIVE_VERSION: &str = "layerhold 2026 written archive, version 1";
 /// `None` where the file cannot be told from another, or may have lost what it was given: the times of a file that was
 /// never synchronised say nothing after a power failure, so that the token is good until the system starts again.
 pub(super) fn token(file: &Path, images: &Images) -> Option<[u8; 32]> {
-    let boot = fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+    let boot = host::boot()?;
     let metadata = fs::symlink_metadata(file).ok().filter(fs::Metadata::is_file)?;
     let names = ArchiveNames::portable(images.name());
     let mut hasher = blake3::Hasher::new_derive_key(ARCHIVE_VERSION);

@@ -48,7 +48,7 @@ if [[ @mode@ == dev ]]; then
   _flox_prepend PKG_CONFIG_PATH @env@/lib/pkgconfig
   _flox_prepend ACLOCAL_PATH @env@/share/aclocal
 fi
-for _flox_file in @profile_d@; do
+@languages@for _flox_file in @profile_d@; do
   source "$_flox_file" <&"$_flox_in"
 done
 
@@ -87,14 +87,14 @@ if [[ -e @env@/activate.d/hook-on-activate ]]; then
   fi
 fi
 
-# 4. The shell, which runs the profile scripts itself.
+@services@# 4. The shell, which runs the profile scripts itself.
 if ((${#_flox_args[@]} == 0)); then
   exec {_flox_in}<&-
   if [[ -t 0 ]]; then
-    exec @bash@ --noprofile --rcfile @env@/activate.d/bashrc -i
+    @shell@ @bash@ --noprofile --rcfile @env@/activate.d/bashrc -i
   fi
   export BASH_ENV=@env@/activate.d/bashrc
-  exec @bash@ --noprofile --norc
+  @shell@ @bash@ --noprofile --norc
 fi
 
 # Or the command.
@@ -165,14 +165,14 @@ done
 trap - TERM INT
 # A function of a profile script, as in a shell; else a program; else a builtin, for images without coreutils.
 if declare -F -- "${_flox_words[0]}" >/dev/null; then
-  "${_flox_words[@]}"
+  @beside@"${_flox_words[@]}"
   exit
 fi
 if [[ ${_flox_words[0]} == */* ]] || type -P -- "${_flox_words[0]}" >/dev/null; then
-  exec -- "${_flox_words[@]}"
+  @beside@exec -- "${_flox_words[@]}"
 fi
 if [[ $(type -t -- "${_flox_words[0]}") == builtin ]]; then
-  "${_flox_words[@]}"
+  @beside@"${_flox_words[@]}"
   exit
 fi
 printf '%s\n' "✘ ERROR: '${_flox_words[0]}' is not a command in the environment '$FLOX_ENV_DESCRIPTION'" >&2

@@ -1,14 +1,18 @@
 //! The activation of a rendered environment: its script, and the variables that hold before anything runs.
 //!
 //! `activate` is the image's entrypoint. In this order it
-//! 1. sets the environment's own variables and, in mode `dev`, sources the packages' `etc/profile.d/*.sh`;
+//! 1. sets the environment's own variables and, in mode `dev`, those of the languages that it has (`languages`), then
+//!    sources the packages' `etc/profile.d/*.sh`;
 //! 2. sources `activate.d/envrc`: `[vars]`, in dependency order;
 //! 3. sources `activate.d/hook-on-activate`, standard output sent to standard error. `exit` and `exec` there are
 //!    errors, and so is a hook that fails: `return` with a status, `set -e`, a syntax error. What its last command
 //!    says does not matter, as in flox;
-//! 4. without arguments, becomes bash, which sources `activate.d/bashrc`: the prompt, then `profile.common` and
+//! 4. where the image starts services, sources `activate.d/services` (`supervision`): what follows is then a child, ended
+//!    by the signals that come, and the services are stopped after it. Without arguments and with nothing to read
+//!    commands from, the services are all that runs;
+//! 5. without arguments, becomes bash, which sources `activate.d/bashrc`: the prompt, then `profile.common` and
 //!    `profile.bash`. Where standard input is no terminal, that bash reads commands from it;
-//! 5. with arguments, sources the two profile scripts, as `flox activate -- COMMAND` does, expands the arguments and
+//! 6. with arguments, sources the two profile scripts, as `flox activate -- COMMAND` does, expands the arguments and
 //!    becomes the command: the same process, with its own standard input, so that signals reach it.
 //!
 //! In an argument `$NAME` and `${NAME}` become the variable's value, empty where it is unset. Nothing else is special:
@@ -24,6 +28,8 @@
 use std::collections::BTreeMap;
 
 use super::base::{Base, CA_BUNDLE, LOCALE_ARCHIVE};
+use super::languages::Languages;
+use super::supervision::Supervision;
 use super::vars::{VarError, evaluate_all, exports, single_quoted};
 use super::{ActivateMode, Manifest};
 
@@ -32,7 +38,11 @@ use super::{ActivateMode, Manifest};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 const ACTIVATE: &str = include_str!("activate.bash");
-const BASHRC: &str = include_str!("bashrc.bash");
+/// The beginning of every shell in the environment.
+pub(super) const BASHRC: &str = include_str!("bashrc.bash");
+const SERVICES: &str = "activate.d/services";
+/// Where flox has it, too.
+const SERVICE_CONFIG: &str = "service-config.yaml";
 
 /// What the activation of one environment depends on.
 pub(super) struct Activation<'a> {
@@ -43,6 +53,10 @@ pub(super) struct Activation<'a> {
     pub(super) base: &'a Base,
     /// The names of the files `etc/profile.d/*.sh` that the packages have, in byte order.
     pub(super) profile_d: &'a [String],
+    /// The languages that the packages bring; they matter in mode `dev`.
+    pub(super) languages: &'a Languages,
+    /// The services that the activation starts, if any.
+    pub(super) supervision: Option<Supervision<'a>>,
 }
 
 impl Activation<'_> {
@@ -86,6 +100,8 @@ impl Activation<'_> {
             variables.insert("CPATH".to_owned(), format!("{env}/include"));
             variables.insert("LIBRARY_PATH".to_owned(), format!("{env}/lib"));
             variables.insert("PKG_CONFIG_PATH".to_owned(), format!("{env}/lib/pkgconfig:{env}/share/pkgconfig"));
+            let languages = self.languages.variables(env);
+            variables.extend(languages.into_iter().map(|(name, _, value)| (name.to_owned(), value)));
         }
         variables.extend(self.defaults().into_iter().map(|(name, value)| (name.to_owned(), value)));
         variables
@@ -146,8 +162,22 @@ impl Activation<'_> {
             }
             ActivateMode::Run => Vec::new(),
         };
+        let languages = match self.mode {
+            ActivateMode::Dev => self.languages.script(env),
+            ActivateMode::Run => String::new(),
+        };
+        let (services, shell, beside) = match self.supervision {
+            Some(_) => {
+                (format!("source {env}/{SERVICES}\n\n"), "_flox_shell_beside_services", "_flox_beside_services ")
+            }
+            None => (String::new(), "exec", ""),
+        };
         let mut activate = ACTIVATE.to_owned();
         for (placeholder, text) in [
+            ("@languages@", languages.as_str()),
+            ("@services@", services.as_str()),
+            ("@shell@", shell),
+            ("@beside@", beside),
             ("@bash@", bash),
             ("@env@", env),
             ("@mode@", mode),
@@ -180,6 +210,10 @@ impl Activation<'_> {
             ("activate.d/profile-bash", profile(&self.manifest.profile_bash)),
         ] {
             files.extend(script.map(|script| (path, false, script)));
+        }
+        if let Some(supervision) = &self.supervision {
+            files.push((SERVICES, false, supervision.script(&format!("{env}/{SERVICE_CONFIG}"))));
+            files.push((SERVICE_CONFIG, false, supervision.config()));
         }
         Ok(files)
     }
@@ -219,7 +253,8 @@ mod tests {
     }
 
     fn activation<'a>(manifest: &'a Manifest, mode: ActivateMode, base: &'a Base) -> Activation<'a> {
-        Activation { name: "demo", manifest, mode, base, profile_d: &[] }
+        static NONE: std::sync::LazyLock<Languages> = std::sync::LazyLock::new(Languages::default);
+        Activation { name: "demo", manifest, mode, base, profile_d: &[], languages: &NONE, supervision: None }
     }
 
     fn show(variables: &BTreeMap<String, String>) -> String {

@@ -1,4 +1,4 @@
-//! What an image has besides its packages where the closure happens to have it: bash, coreutils, certificates, locales.
+//! What serves any image, where the closure happens to have it: bash, coreutils, certificates, locales, process-compose.
 
 use std::collections::BTreeSet;
 
@@ -12,6 +12,8 @@ use crate::nix::{Closure, EntryKind, Node, Source, StorePath, WalkError};
 pub(super) const CA_BUNDLE: &str = "etc/ssl/certs/ca-bundle.crt";
 /// The locales' place in a store path (nixpkgs: `glibcLocales`).
 pub(super) const LOCALE_ARCHIVE: &str = "lib/locale/locale-archive";
+/// What runs services.
+const PROCESS_COMPOSE: &str = "bin/process-compose";
 
 /// The store paths of a closure that serve every environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub(super) struct Base {
     pub(super) certificates: Option<StorePath>,
     /// Has [`LOCALE_ARCHIVE`].
     pub(super) locales: Option<StorePath>,
+    /// Has [`PROCESS_COMPOSE`].
+    pub(super) process_compose: Option<StorePath>,
 }
 
 impl Base {
@@ -45,7 +49,8 @@ impl Base {
             let usual = usual.iter().position(|prefix| path.name().starts_with(prefix));
             (installed.unwrap_or(usize::MAX), usual.unwrap_or(usize::MAX), path.clone())
         };
-        let (mut bash, mut coreutils, mut certificates, mut locales) = (None, None, None, None);
+        let (mut bash, mut coreutils, mut certificates, mut locales, mut process_compose) =
+            (None, None, None, None, None);
         let paths: Vec<_> = closure.paths().map(|info| &info.path).collect();
         let contents: Vec<_> =
             paths.par_iter().map(|path| Contents::read(source, path)).collect::<Result<_, WalkError>>()?;
@@ -68,6 +73,9 @@ impl Base {
             if has.locales {
                 better(&mut locales, &["glibc-locales-"]);
             }
+            if has.process_compose {
+                better(&mut process_compose, &["process-compose-"]);
+            }
         }
         let path = |found: Option<(usize, usize, StorePath)>| found.map(|(_, _, path)| path);
         let bash = path(bash);
@@ -81,12 +89,18 @@ impl Base {
             coreutils: path(coreutils),
             certificates: path(certificates),
             locales: path(locales),
+            process_compose: path(process_compose),
         })
     }
 
     /// The absolute path of bash.
     pub(super) fn bash_program(&self) -> Option<String> {
         self.bash.as_ref().map(|bash| format!("{bash}/bin/bash"))
+    }
+
+    /// The absolute path of process-compose.
+    pub(super) fn process_compose_program(&self) -> Option<String> {
+        self.process_compose.as_ref().map(|path| format!("{path}/{PROCESS_COMPOSE}"))
     }
 }
 
@@ -99,6 +113,7 @@ struct Contents {
     ls: bool,
     certificates: bool,
     locales: bool,
+    process_compose: bool,
 }
 
 impl Contents {
@@ -107,7 +122,7 @@ impl Contents {
     fn read(source: &dyn Source, path: &StorePath) -> Result<Self, WalkError> {
         let last = if path.name().contains("locales") { LOCALE_ARCHIVE } else { CA_BUNDLE };
         let mut seen: BTreeSet<&'static str> = BTreeSet::new();
-        let wanted = ["bin/bash", "bin/sh", "bin/env", "bin/ls", CA_BUNDLE, LOCALE_ARCHIVE];
+        let wanted = ["bin/bash", "bin/sh", "bin/env", "bin/ls", PROCESS_COMPOSE, CA_BUNDLE, LOCALE_ARCHIVE];
         if let Some(skeleton) = source.skeleton(path)? {
             let kind = |file: &&str| skeleton.listing.get(file.as_bytes());
             seen.extend(wanted.into_iter().filter(|file| kind(file).is_some_and(|kind| *kind != EntryKind::Directory)));
@@ -131,6 +146,7 @@ impl Contents {
             ls: has("bin/ls"),
             certificates: has(CA_BUNDLE),
             locales: has(LOCALE_ARCHIVE),
+            process_compose: has(PROCESS_COMPOSE),
         }
     }
 }
@@ -174,6 +190,13 @@ mod tests {
         assert_eq!(base.bash, None);
         assert_eq!(base.coreutils, Some(store_path("tools")));
         assert_eq!(base.certificates, Some(store_path("nss-cacert-3")));
+        assert_eq!(base.locales, Some(store_path("glibc-locales-2")));
+        assert_eq!(base.process_compose, None);
+        trees
+            .program("a-tool-that-wraps-it", "bin/process-compose")
+            .program("process-compose-1", "bin/process-compose");
+        let base = find(&trees, &[], None);
+        assert_eq!(base.process_compose, Some(store_path("process-compose-1")));
         assert_eq!(base.locales, Some(store_path("glibc-locales-2")));
     }
 }

@@ -79,7 +79,8 @@ impl Environment {
         mode: ActivateMode,
         read_lock: &dyn Fn(&StorePath) -> io::Result<Option<Vec<u8>>>,
     ) -> Built {
-        let run = self.path.join(DOT_FLOX).join("run");
+        let Some(dir) = self.location.dir() else { return Built::Missing };
+        let run = dir.join(DOT_FLOX).join("run");
         let mut first = None;
         for separator in ["-", "."] {
             let link = run.join(format!("{system}.{}{separator}{}", self.name, mode.as_str()));

@@ -5,9 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::Error as _;
 
+use super::DOT_FLOX;
+use super::location::{Location, quoted};
 use super::open::{Environment, OpenError, read_name};
-use super::{DOT_FLOX, quoted};
+use super::remote::{self, Remote, RemoteAccess, RemoteError};
+use super::remote_name::RemoteName;
+use crate::event::{Event, Observer};
 
 /// The variable in which Flox keeps the active environments, the innermost first.
 pub const ACTIVE_ENVIRONMENTS: &str = "_FLOX_ACTIVE_ENVIRONMENTS";
@@ -21,7 +26,7 @@ pub enum Selection {
     /// `-d PATH`: the environment in that directory.
     Dir(PathBuf),
     /// `-r OWNER/NAME`: an environment on FloxHub.
-    Remote(String),
+    Remote(Remote),
     /// Neither.
     Default,
 }
@@ -32,6 +37,8 @@ pub struct Surroundings<'a> {
     pub current_dir: &'a Path,
     /// The value of `_FLOX_ACTIVE_ENVIRONMENTS`.
     pub active_environments: Option<&'a str>,
+    /// How environments on FloxHub are had.
+    pub remote: RemoteAccess,
     /// Asks the user which one is meant, the found one (first) or the active one. `None` where there is no terminal.
     pub choose: Option<&'a Choose<'a>>,
 }
@@ -53,15 +60,18 @@ pub struct Candidate {
 pub enum CandidatePlace {
     /// The directory that holds its `.flox`.
     Dir(PathBuf),
-    /// FloxHub; the owner.
-    Remote(String),
+    /// FloxHub.
+    Remote(Remote),
 }
 
 impl fmt::Display for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             CandidatePlace::Dir(path) => write!(f, "{} at {}", self.name, path.display()),
-            CandidatePlace::Remote(owner) => write!(f, "{owner}/{} (remote)", self.name),
+            CandidatePlace::Remote(Remote { name, generation: None, .. }) => write!(f, "{name} (remote)"),
+            CandidatePlace::Remote(Remote { name, generation: Some(generation), .. }) => {
+                write!(f, "{name} (remote, generation {generation})")
+            }
         }
     }
 }
@@ -90,23 +100,15 @@ pub enum FindError {
     /// No flag, nothing found, nothing active.
     #[error("Did not find an active environment or an environment in the current directory.")]
     Nowhere,
-    /// An environment that is only on FloxHub.
-    #[error("remote environments such as '{owner}/{name}' are not supported yet")]
-    Remote {
-        /// Its owner.
-        owner: String,
-        /// Its name.
-        name: String,
-    },
-    /// `-r` with something else than `OWNER/NAME`.
-    #[error("'{0}' does not name a remote environment: it must have the form OWNER/NAME")]
-    RemoteName(String),
     /// `_FLOX_ACTIVE_ENVIRONMENTS` is not what Flox writes.
     #[error("the variable {ACTIVE_ENVIRONMENTS} is not a list of environments")]
     Active(#[source] serde_json::Error),
     /// The user could not be asked.
     #[error("could not ask which environment is meant")]
     Ask(#[source] io::Error),
+    /// It is on FloxHub, and cannot be had.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// It was found, but cannot be read.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -129,25 +131,29 @@ impl FindError {
             Self::Nowhere => {
                 "name the directory that holds '.flox' with -d PATH, or make an environment: flox init".to_owned()
             }
-            Self::Remote { owner, name } => {
-                format!("copy it to a directory, then name that with -d: flox pull -d {name} {owner}/{name}")
-            }
             Self::Active(_) => format!("name the environment with -d PATH, or: unset {ACTIVE_ENVIRONMENTS}"),
             Self::Ask(_) => "name the environment with -d PATH".to_owned(),
+            Self::Remote(error) => return error.hint(),
             Self::Open(error) => return error.hint(),
-            Self::RemoteName(_) => return None,
         })
     }
 }
 
 /// Finds and reads the environment that is meant.
-pub fn find(selection: &Selection, surroundings: &Surroundings<'_>) -> Result<Environment, FindError> {
-    let path = match selection {
-        Selection::Dir(dir) => in_dir(dir, surroundings.current_dir)?,
-        Selection::Remote(reference) => return Err(remote(reference)),
-        Selection::Default => in_dir(&default(surroundings)?, surroundings.current_dir)?,
+pub fn find(
+    selection: &Selection,
+    surroundings: &Surroundings<'_>,
+    observer: &dyn Observer,
+) -> Result<Environment, FindError> {
+    let place = match selection {
+        Selection::Dir(dir) => CandidatePlace::Dir(dir.clone()),
+        Selection::Remote(remote) => CandidatePlace::Remote(remote.clone()),
+        Selection::Default => default(surroundings, observer)?,
     };
-    Ok(Environment::open(&path)?)
+    match place {
+        CandidatePlace::Dir(dir) => Ok(Environment::open(&in_dir(&dir, surroundings.current_dir)?)?),
+        CandidatePlace::Remote(remote) => Ok(remote::open(&remote, &surroundings.remote, observer)?),
+    }
 }
 
 fn in_dir(dir: &Path, current_dir: &Path) -> Result<PathBuf, FindError> {
@@ -159,38 +165,37 @@ fn in_dir(dir: &Path, current_dir: &Path) -> Result<PathBuf, FindError> {
     Err(FindError::NotInDir { dir: dir.to_owned(), is_dot_flox })
 }
 
-fn remote(reference: &str) -> FindError {
-    match reference.split_once('/') {
-        Some((owner, name)) if !owner.is_empty() && !name.is_empty() && !name.contains('/') => {
-            FindError::Remote { owner: owner.to_owned(), name: name.to_owned() }
-        }
-        _ => FindError::RemoteName(reference.to_owned()),
-    }
-}
-
-/// The directory of the environment that is meant where no flag says so.
-fn default(surroundings: &Surroundings<'_>) -> Result<PathBuf, FindError> {
+/// Where the environment is that is meant where no flag says so.
+fn default(surroundings: &Surroundings<'_>, observer: &dyn Observer) -> Result<CandidatePlace, FindError> {
     let active = active(surroundings.active_environments)?;
     let found = match search(surroundings.current_dir) {
         Some(path) => {
             let name = read_name(&path)?.ok_or_else(|| OpenError::Incomplete {
                 path: path.join(DOT_FLOX).join("env.json"),
-                environment: path.clone(),
+                environment: Location::Dir(path.clone()),
             })?;
             Some(Candidate { name, place: CandidatePlace::Dir(path) })
         }
         None => None,
     };
-    let chosen = match (found, active) {
+    let (active, pinned) = active.map_or((None, None), |active| (Some(active.candidate), active.pinned));
+    let active_place = active.as_ref().map(|active| active.place.clone());
+    let place = match (found, active) {
         (None, None) => return Err(FindError::Nowhere),
-        (Some(found), None) => found,
-        (None, Some(active)) => active,
-        (Some(found), Some(active)) => choose(found, active, surroundings)?,
+        (Some(found), None) => found.place,
+        (None, Some(active)) => active.place,
+        (Some(found), Some(active)) => choose(found, active, surroundings)?.place,
     };
-    match chosen.place {
-        CandidatePlace::Remote(owner) => Err(FindError::Remote { owner, name: chosen.name }),
-        CandidatePlace::Dir(path) => Ok(path),
+    if let (Some(Remote { name, generation: Some(generation), .. }), Some(active)) = (pinned, active_place)
+        && same_place(&place, &active)
+    {
+        let message = format!(
+            "generation {generation} of '{name}' is active, but the image is made of what is in its directory\n  \
+             hint: for that generation: -r {name} --generation {generation}"
+        );
+        observer.event(Event::Warning { message });
     }
+    Ok(place)
 }
 
 fn choose(found: Candidate, active: Candidate, surroundings: &Surroundings<'_>) -> Result<Candidate, FindError> {
@@ -232,31 +237,75 @@ fn search(current_dir: &Path) -> Option<PathBuf> {
 #[serde(tag = "type", rename_all = "kebab-case")]
 enum ActivePlace {
     DotFlox { path: PathBuf, pointer: ActivePointer },
-    Remote { owner: String, name: String },
+    Remote { owner: String, name: String, floxhub_url: Option<String> },
+}
+
+/// What stands beside an active environment.
+#[derive(Deserialize)]
+struct Activation {
+    generation: Option<ActiveGeneration>,
+}
+
+/// Flox writes it as a text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ActiveGeneration {
+    Number(u64),
+    Text(String),
+}
+
+impl ActiveGeneration {
+    fn number(self) -> Result<u64, FindError> {
+        match self {
+            Self::Number(number) => Ok(number),
+            Self::Text(text) => text.parse().map_err(|error| FindError::Active(serde_json::Error::custom(error))),
+        }
+    }
 }
 
 #[derive(Deserialize)]
 struct ActivePointer {
     name: String,
+    owner: Option<String>,
 }
 
 /// The innermost active environment.
-fn active(variable: Option<&str>) -> Result<Option<Candidate>, FindError> {
+struct Active {
+    candidate: Candidate,
+    /// In a directory and on FloxHub, and active in a generation that need not be what the directory has.
+    pinned: Option<Remote>,
+}
+
+fn active(variable: Option<&str>) -> Result<Option<Active>, FindError> {
     let Some(text) = variable.filter(|text| !text.is_empty()) else { return Ok(None) };
     let elements: Vec<serde_json::Value> = serde_json::from_str(text).map_err(FindError::Active)?;
     let Some(mut first) = elements.into_iter().next() else { return Ok(None) };
     // Older versions of Flox have the environment itself for an element; newer ones also say how it is active
     // (`generation`, `mode`).
-    let environment = first.get_mut("environment").map(serde_json::Value::take).unwrap_or(first);
+    let inner = first.get_mut("environment").map(serde_json::Value::take);
+    let (environment, generation) = match inner {
+        Some(environment) => {
+            let activation: Activation = serde_json::from_value(first).map_err(FindError::Active)?;
+            (environment, activation.generation.map(ActiveGeneration::number).transpose()?)
+        }
+        None => (first, None),
+    };
     Ok(Some(match serde_json::from_value(environment).map_err(FindError::Active)? {
-        ActivePlace::Remote { owner, name } => Candidate { name, place: CandidatePlace::Remote(owner) },
+        ActivePlace::Remote { owner, name, floxhub_url: hub } => {
+            let invalid = |error| FindError::Active(serde_json::Error::custom(error));
+            let remote = Remote { name: RemoteName::new(&owner, &name).map_err(invalid)?, generation, hub };
+            Active { candidate: Candidate { name, place: CandidatePlace::Remote(remote) }, pinned: None }
+        }
         ActivePlace::DotFlox { path, pointer } => {
             // Versions of Flox differ in whether it is the path of `.flox` or of the directory that holds it.
             let dir = match path.parent() {
                 Some(parent) if path.ends_with(DOT_FLOX) => parent.to_owned(),
                 _ => path,
             };
-            Candidate { name: pointer.name, place: CandidatePlace::Dir(dir) }
+            let remote_name = pointer.owner.and_then(|owner| RemoteName::new(&owner, &pointer.name).ok());
+            let pinned =
+                remote_name.filter(|_| generation.is_some()).map(|name| Remote { name, generation, hub: None });
+            Active { candidate: Candidate { name: pointer.name, place: CandidatePlace::Dir(dir) }, pinned }
         }
     }))
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::event::Silent;
 use rstest::rstest;
 use std::cell::RefCell;
 use std::fs;
@@ -36,12 +37,17 @@ impl Tree {
     /// The environment's directory below the tree's top, or the error's message.
     fn find(&self, selection: &Selection, current: &str, active: Option<&str>) -> Result<String, FindError> {
         let current_dir = self.path(current);
-        let surroundings = Surroundings { current_dir: &current_dir, active_environments: active, choose: None };
-        self.relative(find(selection, &surroundings))
+        let surroundings = Surroundings {
+            current_dir: &current_dir,
+            active_environments: active,
+            remote: RemoteAccess::default(),
+            choose: None,
+        };
+        self.relative(find(selection, &surroundings, &Silent))
     }
 
     fn relative(&self, found: Result<Environment, FindError>) -> Result<String, FindError> {
-        found.map(|found| found.path.strip_prefix(self.0.path()).unwrap().display().to_string())
+        found.map(|found| found.location.dir().unwrap().strip_prefix(self.0.path()).unwrap().display().to_string())
     }
 
     /// The variable with one active environment.
@@ -170,15 +176,19 @@ fn of_two_on_a_terminal_the_user_chooses(#[case] choice: Choice, #[case] expecte
     };
     let current_dir = tree.path("a");
     let active = tree.active("b", "b");
-    let mut surroundings =
-        Surroundings { current_dir: &current_dir, active_environments: Some(&active), choose: Some(&ask) };
-    assert_eq!(tree.relative(find(&Selection::Default, &surroundings)).unwrap(), expected);
+    let mut surroundings = Surroundings {
+        current_dir: &current_dir,
+        active_environments: Some(&active),
+        remote: RemoteAccess::default(),
+        choose: Some(&ask),
+    };
+    assert_eq!(tree.relative(find(&Selection::Default, &surroundings, &Silent)).unwrap(), expected);
     let shown = |dir: &str| format!("{dir} at {}", tree.path(dir).display());
     assert_eq!(*asked.borrow(), [(shown("a"), shown("b"))]);
     // One and the same is no question, even where it is written otherwise.
     let active = tree.active("b/../a", "a");
     surroundings.active_environments = Some(&active);
-    assert_eq!(tree.relative(find(&Selection::Default, &surroundings)).unwrap(), "a");
+    assert_eq!(tree.relative(find(&Selection::Default, &surroundings, &Silent)).unwrap(), "a");
     assert_eq!(asked.borrow().len(), 1);
 }
 
@@ -188,41 +198,126 @@ fn a_question_without_an_answer_is_an_error() {
     let ask = |_: &Candidate, _: &Candidate| Err(io::Error::other("the terminal is gone"));
     let current_dir = tree.path("a");
     let active = tree.active("b", "b");
-    let surroundings =
-        Surroundings { current_dir: &current_dir, active_environments: Some(&active), choose: Some(&ask) };
-    let error = find(&Selection::Default, &surroundings).unwrap_err();
+    let surroundings = Surroundings {
+        current_dir: &current_dir,
+        active_environments: Some(&active),
+        remote: RemoteAccess::default(),
+        choose: Some(&ask),
+    };
+    let error = find(&Selection::Default, &surroundings, &Silent).unwrap_err();
     assert_eq!(error.to_string(), "could not ask which environment is meant");
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the terminal is gone");
     assert_eq!(error.hint().unwrap(), "name the environment with -d PATH");
 }
 
-#[test]
-fn a_remote_environment_says_how_to_get_it() {
-    let tree = Tree::new(&["a"]);
-    tree.dir("b");
-    let check = |error: FindError| {
-        assert_eq!(error.to_string(), "remote environments such as 'me/web' are not supported yet");
-        assert_eq!(error.hint().unwrap(), "copy it to a directory, then name that with -d: flox pull -d web me/web");
-    };
-    check(tree.find(&Selection::Remote("me/web".to_owned()), "a", None).unwrap_err());
-    check(tree.find(&Selection::Default, "b", Some(REMOTE)).unwrap_err());
-    assert_eq!(tree.find(&Selection::Default, "a", Some(REMOTE)).unwrap(), "a");
+fn remote(generation: Option<u64>, hub: Option<&str>) -> CandidatePlace {
+    CandidatePlace::Remote(Remote { name: "me/web".parse().unwrap(), generation, hub: hub.map(str::to_owned) })
 }
 
 #[rstest]
-fn what_is_no_remote_name_is_refused(#[values("web", "/web", "me/", "a/b/c", "")] reference: &str) {
-    let tree = Tree::new(&[]);
-    let error = tree.find(&Selection::Remote(reference.to_owned()), "", None).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("'{reference}' does not name a remote environment: it must have the form OWNER/NAME")
+#[case::as_it_is(REMOTE, remote(None, Some("https://x")))]
+#[case::unwrapped(r#"[{"type":"remote","owner":"me","name":"web"}]"#, remote(None, None))]
+#[case::pinned(
+    r#"[{"environment":{"type":"remote","owner":"me","name":"web"},"generation":3,"mode":"run"}]"#,
+    remote(Some(3), None)
+)]
+#[case::pinned_by_a_text(
+    r#"[{"environment":{"type":"remote","owner":"me","name":"web"},"generation":"3"}]"#,
+    remote(Some(3), None)
+)]
+fn an_active_environment_on_floxhub_is_meant_with_its_generation(
+    #[case] active: &str,
+    #[case] expected: CandidatePlace,
+) {
+    let tree = Tree::new(&["a"]);
+    tree.dir("b");
+    let place = |current: &str| {
+        let current_dir = tree.path(current);
+        let remote = RemoteAccess::default();
+        let active_environments = Some(active);
+        default(&Surroundings { current_dir: &current_dir, active_environments, remote, choose: None }, &Silent)
+            .unwrap()
+    };
+    assert_eq!(place("b"), expected);
+    // Where there is one on the way up it is found first.
+    assert_eq!(place("a"), CandidatePlace::Dir(tree.path("a")));
+}
+
+#[rstest]
+#[case(r#","owner":"me""#, "3", true)]
+#[case(r#","owner":"me""#, "null", false)]
+#[case("", "3", false)]
+fn an_active_generation_that_is_not_taken_is_a_warning(
+    #[case] owner: &str,
+    #[case] generation: &str,
+    #[case] warned: bool,
+) {
+    struct Ear(std::sync::Mutex<Vec<Event>>);
+    impl Observer for Ear {
+        fn event(&self, event: Event) {
+            self.0.lock().unwrap().push(event);
+        }
+    }
+    let tree = Tree::new(&["a", "b"]);
+    tree.dir("c");
+    let active = format!(
+        r#"[{{"environment":{{"type":"dot-flox","path":"{}","pointer":{{"name":"a"{owner}}}}},"generation":{generation}}}]"#,
+        tree.path("a").display()
     );
-    assert_eq!(error.hint(), None);
+    let warnings = |current: &str| {
+        let current_dir = tree.path(current);
+        let (active_environments, remote) = (Some(active.as_str()), RemoteAccess::default());
+        let ear = Ear(std::sync::Mutex::default());
+        default(&Surroundings { current_dir: &current_dir, active_environments, remote, choose: None }, &ear).unwrap();
+        ear.0.into_inner().unwrap()
+    };
+    let message = "generation 3 of 'me/a' is active, but the image is made of what is in its directory\n  \
+                   hint: for that generation: -r me/a --generation 3";
+    let expected: Vec<_> = warned.then(|| Event::Warning { message: message.to_owned() }).into_iter().collect();
+    assert_eq!(warnings("c"), expected);
+    assert_eq!(warnings("a"), expected);
+    assert_eq!(warnings("b"), []);
+}
+
+#[test]
+fn a_remote_environment_is_shown_with_its_generation() {
+    let shown = |generation| Candidate { name: "web".to_owned(), place: remote(generation, None) }.to_string();
+    assert_eq!(shown(None), "me/web (remote)");
+    assert_eq!(shown(Some(3)), "me/web (remote, generation 3)");
+}
+
+#[test]
+fn without_git_there_are_no_remote_environments() {
+    let tree = Tree::new(&["a"]);
+    tree.dir("b");
+    for error in [
+        tree.find(
+            &Selection::Remote(Remote { name: "me/web".parse().unwrap(), generation: None, hub: None }),
+            "a",
+            None,
+        ),
+        tree.find(&Selection::Default, "b", Some(REMOTE)),
+    ] {
+        let error = error.unwrap_err();
+        assert_eq!(error.to_string(), "git was not found in PATH: 'me/web' cannot be fetched from FloxHub without it");
+        assert_eq!(
+            error.hint().unwrap(),
+            "install git, or copy the environment with Flox and name that: flox pull -d web me/web"
+        );
+    }
 }
 
 #[rstest]
 fn a_variable_that_flox_did_not_write_is_an_error(
-    #[values("x", "{}", "[1]", r#"[{"environment":{"type":"cloud"}}]"#, r#"[{"environment":{"type":"remote"}}]"#)]
+    #[values(
+        "x",
+        "{}",
+        "[1]",
+        r#"[{"environment":{"type":"cloud"}}]"#,
+        r#"[{"environment":{"type":"remote"}}]"#,
+        r#"[{"environment":{"type":"remote","owner":"../me","name":"web"}}]"#,
+        r#"[{"environment":{"type":"remote","owner":"me","name":"web"},"generation":"x"}]"#
+    )]
     active: &str,
 ) {
     let tree = Tree::new(&["a"]);

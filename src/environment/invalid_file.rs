@@ -83,13 +83,13 @@ pub enum Problem {
         /// Those that are allowed.
         known: &'static [&'static str],
     },
-    /// A number in `version` or `lockfile-version` of a format that only has this one.
-    #[error("version {found} of this format is not known; only version {known} is")]
+    /// A number in `version` or `lockfile-version` of a format that only has these.
+    #[error("version {found} of this format is not known; only {}", versions(known))]
     UnknownVersion {
         /// The number, as written.
         found: String,
-        /// The number that is known.
-        known: i64,
+        /// The numbers that are known, ascending.
+        known: &'static [i64],
     },
     /// An install entry that is several kinds of package at once, or none.
     #[error("a package needs exactly one of 'pkg-path', 'flake' and 'store-path'")]
@@ -115,6 +115,18 @@ pub enum Problem {
     /// An environment's name that could not be a part of a file's name.
     #[error("'{0}' is not a name for an environment")]
     EnvironmentName(String),
+    /// A generation's number that is none.
+    #[error("'{0}' is not the number of a generation")]
+    Generation(String),
+}
+
+fn versions(known: &[i64]) -> String {
+    let numbers: Vec<_> = known.iter().map(i64::to_string).collect();
+    if let [only] = &*numbers {
+        format!("version {only} is")
+    } else {
+        format!("versions {} are", numbers.join(" and "))
+    }
 }
 
 impl InvalidFile {

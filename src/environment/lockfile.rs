@@ -1,14 +1,14 @@
 //! The lockfile, `manifest.lock`: which store paths an environment's packages are, on every system.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::document::{Cursor, Document, parse_json};
 use super::freshness::Written;
 use super::install::{DEFAULT_PRIORITY, InstallEntry, PackageSource, SelectedOutputs, read_priority};
 use super::invalid_file::{InvalidFile, Problem};
+use super::location::Location;
 use super::manifest::Manifest;
-use super::relock_hint;
 use super::schema::Schema;
 use super::system::System;
 use crate::nix::StorePath;
@@ -76,8 +76,8 @@ pub enum InstallError {
         system: System,
         /// `options.systems`.
         supported: Vec<String>,
-        /// Directory that holds `.flox`.
-        environment: PathBuf,
+        /// Where the environment is.
+        environment: Location,
     },
     /// The manifest asks for a package that the lockfile does not have.
     #[error("the package '{install_id}' is not locked for {system}, and the manifest asks for it on {}", all_of(.asked))]
@@ -88,16 +88,16 @@ pub enum InstallError {
         system: System,
         /// The package's `systems`, else `options.systems`; every system where neither is given.
         asked: Option<Vec<String>>,
-        /// Directory that holds `.flox`.
-        environment: PathBuf,
+        /// Where the environment is.
+        environment: Location,
     },
     /// The lockfile has a package that its own manifest does not ask for.
     #[error("the lockfile has the package '{install_id}', its manifest does not")]
     Unasked {
         /// Key of the package.
         install_id: String,
-        /// Directory that holds `.flox`.
-        environment: PathBuf,
+        /// Where the environment is.
+        environment: Location,
     },
     /// The manifest names an output that the package does not have.
     #[error("the package '{install_id}' has no output '{output}', only {}", known.join(", "))]
@@ -108,8 +108,8 @@ pub enum InstallError {
         output: String,
         /// Those that there are.
         known: Vec<String>,
-        /// Directory that holds `.flox`.
-        environment: PathBuf,
+        /// Where the environment is.
+        environment: Location,
     },
     /// The lockfile gives no output of a package that would be installed.
     #[error("the lockfile names no store path to install for the package '{install_id}' on {system}")]
@@ -118,8 +118,8 @@ pub enum InstallError {
         install_id: String,
         /// The system that the image is for.
         system: System,
-        /// Directory that holds `.flox`.
-        environment: PathBuf,
+        /// Where the environment is.
+        environment: Location,
     },
 }
 
@@ -132,21 +132,20 @@ impl InstallError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::UnsupportedSystem { system, environment, .. } => {
-                Some(format!("add \"{system}\" to options.systems: flox edit -d {}", super::quoted(environment)))
+                Some(format!("add \"{system}\" to options.systems: {}", environment.flox("edit")))
             }
             Self::UnknownOutput { environment, .. } => {
-                Some(format!("name other outputs: flox edit -d {}", super::quoted(environment)))
+                Some(format!("name other outputs: {}", environment.flox("edit")))
             }
-            Self::NotLocked { install_id, system, environment, .. } => {
-                let environment = super::quoted(environment);
-                Some(format!(
-                    "resolve the packages again: flox upgrade -d {environment}; or do without it there, with \
-                     {install_id}.systems that lack \"{system}\": flox edit -d {environment}"
-                ))
-            }
-            Self::Unasked { environment, .. } => Some(relock_hint(environment)),
+            Self::NotLocked { install_id, system, environment, .. } => Some(format!(
+                "resolve the packages again: {}; or do without it there, with {install_id}.systems that lack \
+                 \"{system}\": {}",
+                environment.flox("upgrade"),
+                environment.flox("edit")
+            )),
+            Self::Unasked { environment, .. } => Some(environment.relock_hint()),
             Self::NoOutputs { environment, .. } => {
-                Some(format!("resolve the packages again: flox upgrade -d {}", super::quoted(environment)))
+                Some(format!("resolve the packages again: {}", environment.flox("upgrade")))
             }
         }
     }
@@ -162,7 +161,7 @@ impl Lockfile {
         match version.integer()? {
             found if found == i128::from(LOCKFILE_VERSION) => {}
             found => {
-                let problem = Problem::UnknownVersion { found: found.to_string(), known: LOCKFILE_VERSION };
+                let problem = Problem::UnknownVersion { found: found.to_string(), known: &[LOCKFILE_VERSION] };
                 return Err(version.fail(problem));
             }
         }
@@ -195,7 +194,7 @@ impl Lockfile {
     }
 
     /// The store paths of the environment on `system`, in the lockfile's order; `environment` is for errors.
-    pub fn installed(&self, system: System, environment: &Path) -> Result<Vec<Installed>, InstallError> {
+    pub fn installed(&self, system: System, environment: &Location) -> Result<Vec<Installed>, InstallError> {
         self.manifest.check_system(system, environment)?;
         let mut installed = Vec::new();
         let mut found = BTreeSet::new();
@@ -204,7 +203,7 @@ impl Lockfile {
         for package in self.packages.iter().filter(|package| package.system == system.as_str()) {
             let install_id = &package.install_id;
             let Some(entry) = self.manifest.install.get(install_id) else {
-                let (install_id, environment) = (install_id.clone(), environment.to_owned());
+                let (install_id, environment) = (install_id.clone(), environment.clone());
                 return Err(InstallError::Unasked { install_id, environment });
             };
             if !entry.is_for(system.as_str(), self.manifest.systems.as_deref()) {
@@ -228,7 +227,7 @@ impl Lockfile {
                 install_id: install_id.clone(),
                 output,
                 known: all.keys().cloned().collect(),
-                environment: environment.to_owned(),
+                environment: environment.clone(),
             })?;
             let mut any = false;
             for (output, path) in all {
@@ -243,13 +242,13 @@ impl Lockfile {
                 any = true;
             }
             if !any {
-                let (install_id, environment) = (install_id.clone(), environment.to_owned());
+                let (install_id, environment) = (install_id.clone(), environment.clone());
                 return Err(InstallError::NoOutputs { install_id, system, environment });
             }
         }
         for (install_id, entry) in &self.manifest.install {
             if entry.is_for(system.as_str(), self.manifest.systems.as_deref()) && !found.contains(install_id.as_str()) {
-                let (install_id, environment) = (install_id.clone(), environment.to_owned());
+                let (install_id, environment) = (install_id.clone(), environment.clone());
                 let asked = entry.systems.clone().or_else(|| self.manifest.systems.clone());
                 return Err(InstallError::NotLocked { install_id, system, asked, environment });
             }
@@ -282,7 +281,7 @@ impl Manifest {
     pub(super) fn installed_store_paths(
         &self,
         system: System,
-        environment: &Path,
+        environment: &Location,
     ) -> Result<Vec<Installed>, InstallError> {
         self.check_system(system, environment)?;
         let installed = |(install_id, entry): (&String, &InstallEntry)| match &entry.source {
@@ -295,10 +294,10 @@ impl Manifest {
         Ok(self.install.iter().filter_map(installed).collect())
     }
 
-    fn check_system(&self, system: System, environment: &Path) -> Result<(), InstallError> {
+    fn check_system(&self, system: System, environment: &Location) -> Result<(), InstallError> {
         match &self.systems {
             Some(systems) if !systems.iter().any(|candidate| candidate == system.as_str()) => {
-                let (supported, environment) = (systems.clone(), environment.to_owned());
+                let (supported, environment) = (systems.clone(), environment.clone());
                 Err(InstallError::UnsupportedSystem { system, supported, environment })
             }
             _ => Ok(()),

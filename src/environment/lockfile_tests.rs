@@ -14,7 +14,7 @@ fn parse(value: Json) -> Result<Lockfile, InvalidFile> {
 }
 
 fn installed(lockfile: &Lockfile) -> Result<Vec<Installed>, InstallError> {
-    lockfile.installed(System::X86_64Linux, Path::new("/proj"))
+    lockfile.installed(System::X86_64Linux, &Location::Dir("/proj".into()))
 }
 
 /// `id output priority` of each, in order.
@@ -56,7 +56,7 @@ fn the_samples_install_what_flox_installs() {
 #[test]
 fn every_linux_system_has_its_own_paths() {
     let hello = sample("hello");
-    let path = |system| hello.installed(system, Path::new("/proj")).unwrap().remove(0).path;
+    let path = |system| hello.installed(system, &Location::Dir("/proj".into())).unwrap().remove(0).path;
     assert_eq!(path(System::X86_64Linux).to_string(), HELLO);
     assert_eq!(path(System::Aarch64Linux).base_name(), "qpp9968dpkv1c755nk13mrkrzpsvah18-hello-2.12.3");
 }

@@ -8,6 +8,7 @@ use super::document::{Cursor, Document, Value};
 use super::install::{InstallEntry, PackageSource};
 use super::invalid_file::InvalidFile;
 use super::schema::Schema;
+use super::services::Services;
 
 /// How an environment is activated (flox: `options.activate.mode`, `--mode`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,8 +55,8 @@ pub struct Manifest {
     pub add_sbin: bool,
     /// `options.systems`; every system where it is not given.
     pub systems: Option<Vec<String>>,
-    /// The names in `[services]`.
-    pub services: Vec<String>,
+    /// `[services]`.
+    pub services: Services,
     /// Whether `include.environments` names other environments, which Flox merges into the lockfile's manifest.
     pub has_includes: bool,
     /// `[containerize.config]`, validated.
@@ -118,7 +119,7 @@ impl Manifest {
         if let Some(options) = manifest.get("options")? {
             read.read_options(&options)?;
         }
-        read.services = manifest.optional("services", read_services)?.unwrap_or_default();
+        read.services = manifest.optional("services", Services::read)?.unwrap_or_default();
         manifest.optional("build", check_builds)?;
         if let Some(containerize) = manifest.get("containerize")? {
             containerize.only(&["config"])?;
@@ -159,7 +160,7 @@ impl Manifest {
 
 const SHELLS: &[&str] = &["common", "bash", "zsh", "fish", "tcsh"];
 
-fn read_vars(vars: &Cursor<'_>) -> Result<BTreeMap<String, String>, InvalidFile> {
+pub(super) fn read_vars(vars: &Cursor<'_>) -> Result<BTreeMap<String, String>, InvalidFile> {
     vars.members()?.map(|(name, value)| Ok((name.to_owned(), value.string()?))).collect()
 }
 
@@ -172,30 +173,6 @@ fn check_minimum_version(version: &Cursor<'_>) -> Result<(), InvalidFile> {
         version.string()?;
     }
     Ok(())
-}
-
-fn read_services(services: &Cursor<'_>) -> Result<Vec<String>, InvalidFile> {
-    let mut names = Vec::new();
-    for (name, service) in services.members()? {
-        // Before schema 1.12.0, a service could have this name.
-        if name == "auto-start" && !matches!(service.node().value, Value::Table(_)) {
-            service.boolean()?;
-            continue;
-        }
-        service.only(&["command", "vars", "is-daemon", "shutdown", "systemd", "systems"])?;
-        service.need("command")?.string()?;
-        service.optional("vars", read_vars)?;
-        service.optional("is-daemon", Cursor::boolean)?;
-        service.optional("shutdown", |shutdown| {
-            shutdown.only(&["command"])?;
-            shutdown.need("command")?.string()
-        })?;
-        // A unit file in TOML's clothes; its hundreds of keys are systemd's.
-        service.optional("systemd", |unit| unit.members().map(drop))?;
-        service.optional("systems", Cursor::strings)?;
-        names.push(name.to_owned());
-    }
-    Ok(names)
 }
 
 fn check_builds(builds: &Cursor<'_>) -> Result<(), InvalidFile> {

@@ -114,7 +114,7 @@ fn every_documented_key_is_read() {
     assert_eq!(manifest.activate_mode, Some(ActivateMode::Run));
     assert!(manifest.add_sbin);
     assert_eq!(manifest.systems.unwrap(), ["x86_64-linux", "aarch64-linux"]);
-    assert_eq!(manifest.services, ["web"]);
+    assert_eq!(manifest.services.by_name.keys().collect::<Vec<_>>(), ["web"]);
     assert!(manifest.has_includes);
     assert_eq!(manifest.containerize.user.unwrap().name, "www-data");
 }

@@ -3,21 +3,22 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::DOT_FLOX;
 use super::document::{Cursor, Document, parse_json};
 use super::freshness::Written;
 use super::invalid_file::{InvalidFile, Problem};
+use super::location::Location;
 use super::lockfile::{InstallError, Installed, Lockfile};
 use super::manifest::Manifest;
 use super::system::System;
-use super::{DOT_FLOX, quoted, relock_hint};
 
 /// An environment.
 #[derive(Clone, Debug)]
 pub struct Environment {
-    /// `name` in `.flox/env.json`.
+    /// Its name: `name` in `.flox/env.json`, or the one that it has on FloxHub.
     pub name: String,
-    /// The directory that holds `.flox`.
-    pub path: PathBuf,
+    /// Where it is.
+    pub location: Location,
     /// Where it lives on FloxHub, if it does.
     pub hub: Option<Hub>,
     /// The manifest that holds: the lockfile's where there is a lockfile, because Flox merges included environments
@@ -30,14 +31,20 @@ pub struct Environment {
 /// An environment's place on FloxHub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hub {
-    /// `owner` in `.flox/env.json`.
+    /// Whose it is: `owner` in `.flox/env.json`.
     pub owner: String,
-    /// `floxhub_url` in `.flox/env.json`.
+    /// FloxHub's own address: `floxhub_url` in `.flox/env.json`.
     pub url: Option<String>,
-    /// `rev` in `.flox/env.lock`: the commit of the environment's repository that is checked out.
+    /// The commit of the environment's repository that its files are from: `rev` in `.flox/env.lock`.
     pub revision: Option<String>,
     /// `local_rev` in `.flox/env.lock`: a commit that was not pushed yet.
     pub local_revision: Option<String>,
+}
+
+/// A file's text, and its path for errors.
+pub(super) struct File {
+    pub(super) path: PathBuf,
+    pub(super) text: Vec<u8>,
 }
 
 /// An environment that cannot be read.
@@ -61,20 +68,20 @@ pub enum OpenError {
     Incomplete {
         /// The file.
         path: PathBuf,
-        /// Directory that holds `.flox`.
-        environment: PathBuf,
+        /// Where the environment is.
+        environment: Location,
     },
     /// Packages that only a lockfile resolves, and no lockfile.
-    #[error("the environment in '{}' has no lockfile", environment.display())]
+    #[error("the environment {environment} has no lockfile")]
     NoLockfile {
-        /// Directory that holds `.flox`.
-        environment: PathBuf,
+        /// Where the environment is.
+        environment: Location,
     },
     /// The manifest was changed since it was locked.
-    #[error("the lockfile of the environment in '{}' is older than its manifest", environment.display())]
+    #[error("the lockfile of the environment {environment} is older than its manifest")]
     StaleLockfile {
-        /// Directory that holds `.flox`.
-        environment: PathBuf,
+        /// Where the environment is.
+        environment: Location,
     },
 }
 
@@ -85,13 +92,13 @@ impl OpenError {
             Self::Read { .. } => None,
             Self::Invalid(error) => error.hint(),
             Self::Incomplete { path, environment } if path.ends_with("env.json") => {
-                Some(format!("make an environment there: flox init -d {}", quoted(environment)))
+                Some(format!("make an environment there: {}", environment.flox("init")))
             }
             Self::Incomplete { environment, .. } => {
                 // Flox checks an environment of FloxHub out when it is first looked at.
-                Some(format!("let Flox restore it: flox list -d {}", quoted(environment)))
+                Some(format!("let Flox restore it: {}", environment.flox("list")))
             }
-            Self::NoLockfile { environment } | Self::StaleLockfile { environment } => Some(relock_hint(environment)),
+            Self::NoLockfile { environment } | Self::StaleLockfile { environment } => Some(environment.relock_hint()),
         }
     }
 }
@@ -100,40 +107,50 @@ impl Environment {
     /// Reads the environment in `path`/.flox.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let dot_flox = path.join(DOT_FLOX);
+        let location = Location::Dir(path.to_owned());
         let need = |file: PathBuf| match read(&file)? {
-            Some(text) => Ok((file, text)),
-            None => Err(OpenError::Incomplete { path: file, environment: path.to_owned() }),
+            Some(text) => Ok(File { path: file, text }),
+            None => Err(OpenError::Incomplete { path: file, environment: location.clone() }),
         };
-        let (file, text) = need(dot_flox.join("env.json"))?;
-        let (name, mut hub) = read_pointer(&file, &text)?;
+        let pointer = need(dot_flox.join("env.json"))?;
+        let (name, mut hub) = read_pointer(&pointer.path, &pointer.text)?;
         let file = dot_flox.join("env.lock");
         if let (Some(hub), Some(text)) = (&mut hub, read(&file)?) {
             (hub.revision, hub.local_revision) = read_revision(&file, &text)?;
         }
+        let manifest = need(dot_flox.join("env").join("manifest.toml"))?;
+        let path = dot_flox.join("env").join("manifest.lock");
+        let lockfile = read(&path)?.map(|text| File { path, text });
+        Self::of_files(name, location, hub, &manifest, lockfile.as_ref())
+    }
 
-        let (file, text) = need(dot_flox.join("env").join("manifest.toml"))?;
-        let document = Document::toml(&file, &text)?;
+    /// Reads an environment's two files, wherever they are from.
+    pub(super) fn of_files(
+        name: String,
+        location: Location,
+        hub: Option<Hub>,
+        manifest: &File,
+        lockfile: Option<&File>,
+    ) -> Result<Self, OpenError> {
+        let document = Document::toml(&manifest.path, &manifest.text)?;
         let manifest = Manifest::read(&document.root())?;
         let written = Written::new(&document.root(), manifest.schema);
-
-        let file = dot_flox.join("env").join("manifest.lock");
-        let lockfile = read(&file)?.map(|text| Lockfile::parse(&file, &text)).transpose()?;
-        let path = path.to_owned();
+        let lockfile = lockfile.map(|file| Lockfile::parse(&file.path, &file.text)).transpose()?;
         match lockfile {
             Some(lockfile) if lockfile.belongs_to(&written) => {
-                Ok(Self { name, path, hub, manifest: lockfile.manifest.clone(), lockfile: Some(lockfile) })
+                Ok(Self { name, location, hub, manifest: lockfile.manifest.clone(), lockfile: Some(lockfile) })
             }
-            _ if manifest.needs_no_lockfile() => Ok(Self { name, path, hub, manifest, lockfile: None }),
-            Some(_) => Err(OpenError::StaleLockfile { environment: path }),
-            None => Err(OpenError::NoLockfile { environment: path }),
+            _ if manifest.needs_no_lockfile() => Ok(Self { name, location, hub, manifest, lockfile: None }),
+            Some(_) => Err(OpenError::StaleLockfile { environment: location }),
+            None => Err(OpenError::NoLockfile { environment: location }),
         }
     }
 
     /// The store paths of the environment's packages on `system`.
     pub fn installed(&self, system: System) -> Result<Vec<Installed>, InstallError> {
         match &self.lockfile {
-            Some(lockfile) => lockfile.installed(system, &self.path),
-            None => self.manifest.installed_store_paths(system, &self.path),
+            Some(lockfile) => lockfile.installed(system, &self.location),
+            None => self.manifest.installed_store_paths(system, &self.location),
         }
     }
 }
@@ -187,7 +204,7 @@ fn check_version(file: &Cursor<'_>) -> Result<(), InvalidFile> {
     let version = file.need("version")?;
     match version.integer()? {
         1 => Ok(()),
-        found => Err(version.fail(Problem::UnknownVersion { found: found.to_string(), known: 1 })),
+        found => Err(version.fail(Problem::UnknownVersion { found: found.to_string(), known: &[1] })),
     }
 }
 

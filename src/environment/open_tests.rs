@@ -42,7 +42,7 @@ fn every_sample_belongs_to_its_lockfile(
     let dir = sample(name);
     let environment = Environment::open(dir.path()).unwrap();
     assert_eq!(environment.name, "proj");
-    assert_eq!(environment.path, dir.path());
+    assert_eq!(environment.location, Location::Dir(dir.path().to_owned()));
     assert_eq!(environment.hub, None);
     assert!(environment.lockfile.is_some());
     assert!(!environment.installed(System::X86_64Linux).unwrap().is_empty());

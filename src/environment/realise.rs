@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::activation::Activation;
+use super::activation::{Activation, BASHRC};
 use super::base::Base;
 use super::built_entry::BuiltEntry;
 use super::image_root;
+use super::languages::Languages;
 use super::rendered::{Rendered, RenderedNode};
+use super::services::{Service, ServicesError};
 use super::store_view::{Location, Resolved, StoreView};
+use super::supervision::Supervision;
 use super::vars::{VarError, exports};
 use super::{ActivateMode, Forest, ForestError, ForestNode, Manifest, Package, Propagation};
 use crate::nix::{Closure, EntryKind, InvalidStorePath, Source, StorePath, Union, WalkError};
@@ -34,6 +37,8 @@ pub struct RealiseRequest<'a> {
     pub mode: ActivateMode,
     /// The store path of the bash to use instead of one found in the closure (`--shell`). It has `bin/bash`.
     pub shell: Option<&'a StorePath>,
+    /// The services that the image starts, by name; none for none.
+    pub services: &'a BTreeMap<String, Service>,
 }
 
 /// An environment, ready to become an image.
@@ -62,11 +67,16 @@ pub enum RealiseError {
     /// `[vars]` has something that bash could not take.
     #[error(transparent)]
     Vars(#[from] VarError),
+    /// The services cannot be started.
+    #[error(transparent)]
+    Services(#[from] ServicesError),
     /// Something needs bash, and the closure has none.
     #[error("the environment has no bash, which {needs} needs")]
     NoShell {
         /// What needs it, as the manifest calls it.
         needs: &'static str,
+        /// One in the Nix store that could be named, where somebody has looked.
+        at_hand: Option<StorePath>,
     },
     /// The store path that was named as the shell has no `bin/bash`.
     #[error("'{shell}' has no bin/bash")]
@@ -89,12 +99,24 @@ pub enum RealiseError {
 }
 
 impl RealiseError {
+    /// The error with a shell to name, where one is wanted.
+    pub fn with_shell(self, find: impl FnOnce() -> Option<StorePath>) -> Self {
+        match self {
+            Self::NoShell { needs, at_hand: None } => Self::NoShell { needs, at_hand: find() },
+            other => other,
+        }
+    }
+
     /// What mends it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Forest(error) => error.hint(),
+            Self::Services(error) => Some(error.hint()),
             Self::Vars(_) => Some("change it: flox edit".to_owned()),
-            Self::NoShell { .. } => Some(
+            Self::NoShell { at_hand: Some(shell), .. } => {
+                Some(format!("add one: flox install bash; or take the one in the Nix store here: --shell {shell}"))
+            }
+            Self::NoShell { at_hand: None, .. } => Some(
                 "add one: flox install bash; or name one in the Nix store: --shell /nix/store/...-bash-...".to_owned(),
             ),
             Self::NotAShell { .. } => {
@@ -114,14 +136,49 @@ pub fn realise(request: &RealiseRequest<'_>) -> Result<Realised, RealiseError> {
     if let (Some(shell), None) = (request.shell, &base.bash) {
         return Err(RealiseError::NotAShell { shell: shell.clone() });
     }
+    let programs = Programs::of(&base, request.services)?;
     match request.built {
-        Some(env) => use_built(request, &base, env),
-        None => render(request, &base),
+        Some(env) => use_built(request, &base, &programs, env),
+        None => render(request, &base, &programs),
+    }
+}
+
+/// The programs that are named in scripts, by their absolute paths.
+struct Programs {
+    bash: Option<String>,
+    process_compose: Option<String>,
+}
+
+impl Programs {
+    fn of(base: &Base, services: &BTreeMap<String, Service>) -> Result<Self, RealiseError> {
+        let programs = Self { bash: base.bash_program(), process_compose: base.process_compose_program() };
+        if services.is_empty() {
+            return Ok(programs);
+        }
+        if programs.process_compose.is_none() {
+            return Err(ServicesError::NoProcessCompose { services: services.keys().cloned().collect() }.into());
+        }
+        if programs.bash.is_none() {
+            return Err(RealiseError::NoShell { needs: "services", at_hand: None });
+        }
+        Ok(programs)
+    }
+
+    fn supervision<'a>(&'a self, request: &RealiseRequest<'a>) -> Option<Supervision<'a>> {
+        match (&self.bash, &self.process_compose) {
+            (Some(bash), Some(process_compose)) if !request.services.is_empty() => Some(Supervision {
+                services: request.services,
+                bash,
+                process_compose,
+                stop_signal: request.manifest.containerize.stop_signal.as_deref(),
+            }),
+            _ => None,
+        }
     }
 }
 
 /// Renders the environment: a forest of links and the files that activate it.
-fn render(request: &RealiseRequest<'_>, base: &Base) -> Result<Realised, RealiseError> {
+fn render(request: &RealiseRequest<'_>, base: &Base, programs: &Programs) -> Result<Realised, RealiseError> {
     let propagation = match request.mode {
         ActivateMode::Dev => Propagation::BuildInputs,
         ActivateMode::Run => Propagation::UserEnvironment,
@@ -129,12 +186,20 @@ fn render(request: &RealiseRequest<'_>, base: &Base) -> Result<Realised, Realise
     let real = BTreeSet::from([b"activate.d".to_vec()]);
     let links = link_nodes(&Forest::plant(request.source, request.packages, propagation, &real)?);
     let name = store_name(request.name);
-    let profile_d = profile_scripts(request.source, &Rendered::new(&name, |_| Ok::<_, RealiseError>(links.clone()))?)?;
-    let activation =
-        Activation { name: request.name, manifest: request.manifest, mode: request.mode, base, profile_d: &profile_d };
-    let bash = base.bash_program();
-    if let (None, Some(needs)) = (&bash, activation.needs_shell()) {
-        return Err(RealiseError::NoShell { needs });
+    let (profile_d, languages) =
+        look_into(request.source, &Rendered::new(&name, |_| Ok::<_, RealiseError>(links.clone()))?)?;
+    let activation = Activation {
+        name: request.name,
+        manifest: request.manifest,
+        mode: request.mode,
+        base,
+        profile_d: &profile_d,
+        languages: &languages,
+        supervision: programs.supervision(request),
+    };
+    let bash = &programs.bash;
+    if let (None, Some(needs)) = (bash, activation.needs_shell()) {
+        return Err(RealiseError::NoShell { needs, at_hand: None });
     }
     let rendered = Rendered::new(&name, |env| {
         let mut nodes = links.clone();
@@ -144,7 +209,7 @@ fn render(request: &RealiseRequest<'_>, base: &Base) -> Result<Realised, Realise
         if let Some(lockfile) = request.lockfile {
             put("manifest.lock", false, lockfile.to_vec());
         }
-        if let Some(bash) = &bash {
+        if let Some(bash) = bash {
             for (path, executable, text) in activation.files(&env.to_string(), bash)? {
                 put(path, executable, text.into_bytes());
             }
@@ -165,33 +230,48 @@ fn render(request: &RealiseRequest<'_>, base: &Base) -> Result<Realised, Realise
 }
 
 /// Uses an environment that flox built.
-fn use_built(request: &RealiseRequest<'_>, base: &Base, env: &StorePath) -> Result<Realised, RealiseError> {
-    let Some(bash) = base.bash_program() else {
-        return Err(RealiseError::NoShell { needs: "its activation" });
+fn use_built(
+    request: &RealiseRequest<'_>,
+    base: &Base,
+    programs: &Programs,
+    env: &StorePath,
+) -> Result<Realised, RealiseError> {
+    let Some(bash) = &programs.bash else {
+        return Err(RealiseError::NoShell { needs: "its activation", at_hand: None });
     };
     let view = StoreView::new(request.source);
-    let Some(entry) = BuiltEntry::of(&view, env, request.name, request.mode, &bash)? else {
+    let Some(entry) = BuiltEntry::of(&view, env, request.name, request.mode, bash)? else {
         return Err(RealiseError::NotActivatable { env: env.clone() });
     };
-    let activation =
-        Activation { name: request.name, manifest: request.manifest, mode: request.mode, base, profile_d: &[] };
+    let activation = Activation {
+        name: request.name,
+        manifest: request.manifest,
+        mode: request.mode,
+        base,
+        profile_d: &[],
+        languages: &Languages::default(),
+        supervision: None,
+    };
     let mut variables = activation.image_env_of_built(&env.to_string());
-    variables.extend(entry.variables(env, &bash));
+    variables.extend(entry.variables(env, bash));
     let mut rootfs = root(request, base, request.source, env)?;
-    let generated = match &entry {
+    let mut generated = match &entry {
         BuiltEntry::Program(data) => {
             data.put(&mut rootfs);
             vec![data.path.clone()]
         }
         BuiltEntry::Script => Vec::new(),
     };
-    Ok(Realised {
-        rootfs,
-        generated,
-        entrypoint: entry.entrypoint(env),
-        cmd: command(request.manifest),
-        env: variables.into_iter().collect(),
-    })
+    let mut entrypoint = entry.entrypoint(env);
+    // Flox's activation starts services only for an environment that lies on a disk, with flox's own process-compose:
+    // here they are started by the command that it is given.
+    if let Some(supervision) = programs.supervision(request) {
+        let program = supervision.program(BASHRC)?;
+        program.put(&mut rootfs);
+        entrypoint.push(format!("{}/bin/with-services", program.path));
+        generated.push(program.path);
+    }
+    Ok(Realised { rootfs, generated, entrypoint, cmd: command(request.manifest), env: variables.into_iter().collect() })
 }
 
 /// The image's root around the environment at `env`, which `source` has.
@@ -219,11 +299,16 @@ fn link_nodes(forest: &Forest) -> BTreeMap<Vec<u8>, RenderedNode> {
     std::iter::once((Vec::new(), RenderedNode::Directory)).chain(nodes).collect()
 }
 
-/// The names of the files `etc/profile.d/*.sh` that the links of an environment lead to, in byte order.
-fn profile_scripts(source: &dyn Source, links: &Rendered) -> Result<Vec<String>, RealiseError> {
+/// What the links of an environment lead to that its activation is concerned with: the names of the files
+/// `etc/profile.d/*.sh` in byte order, and languages.
+fn look_into(source: &dyn Source, links: &Rendered) -> Result<(Vec<String>, Languages), RealiseError> {
     let sources = Union(vec![links, source]);
     let view = StoreView::new(&sources);
-    let directory = Location::root(&links.path).child(b"etc").child(b"profile.d");
+    Ok((profile_scripts(&view, &links.path)?, Languages::of(&view, &Location::root(&links.path))?))
+}
+
+fn profile_scripts(view: &StoreView<'_>, env: &StorePath) -> Result<Vec<String>, RealiseError> {
+    let directory = Location::root(env).child(b"etc").child(b"profile.d");
     let Resolved::Directory(directory) = view.resolve(&directory)? else { return Ok(Vec::new()) };
     let mut scripts = Vec::new();
     let listing = view.listing(&directory.store_path)?;

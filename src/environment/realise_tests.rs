@@ -36,6 +36,7 @@ fn realised(
         source: trees,
         mode: ActivateMode::Dev,
         shell: None,
+        services: &BTreeMap::new(),
     };
     change(&mut request, paths);
     realise(&request)
@@ -294,6 +295,40 @@ mod built {
         assert_eq!(env(&realised, "FLOX_SHELL"), Some(format!("{}/bin/bash", store_path("bash-5")).as_str()));
         assert_eq!(env(&realised, "_FLOX_ACTIVE_ENVIRONMENTS"), Some("[]"));
         assert_eq!(env(&realised, "FLOX_RUNTIME_DIR"), Some("/tmp/flox/run"));
+    }
+
+    #[test]
+    fn its_services_are_started_by_a_program_inside_its_own_activation() {
+        let mut trees = trees();
+        trees.program("environment-dev", "activate").program("process-compose-1", "bin/process-compose");
+        let services = BTreeMap::from([("web".to_owned(), Service { command: "serve".into(), ..Service::default() })]);
+        let paths = [store_path("environment-dev")];
+        let closure = Closure::compute(&trees, trees.paths().cloned()).unwrap();
+        let realised = realise(&RealiseRequest {
+            name: "demo",
+            manifest: &Manifest::default(),
+            lockfile: None,
+            packages: &[],
+            built: Some(&paths[0]),
+            closure: &closure,
+            source: &trees,
+            mode: ActivateMode::Dev,
+            shell: None,
+            services: &services,
+        })
+        .unwrap();
+        let [program] = realised.generated.as_slice() else { panic!("{:?}", realised.generated) };
+        assert_eq!(
+            realised.entrypoint,
+            [format!("{}/activate", paths[0]), format!("{program}/bin/with-services")],
+            "the command's arguments come behind"
+        );
+        let below = |path: &str| format!("{program}/{path}")[1..].to_owned();
+        let RootNodeKind::File(script) = &node(&realised, &below("bin/with-services")).kind else { panic!("no file") };
+        assert!(script.starts_with(format!("#!{}/bin/bash\n", store_path("bash-5")).as_bytes()));
+        assert_eq!(script.iter().filter(|&&byte| byte == b'@').count(), 4, "no placeholder is left but in \"$@\"");
+        assert_eq!(node(&realised, &below("bin/with-services")).mode, 0o555);
+        node(&realised, &below("service-config.yaml"));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub enum VarError {
 pub(super) fn exports(vars: &BTreeMap<String, String>) -> Result<String, VarError> {
     let mut script = String::new();
     for name in in_order(vars) {
-        if !is_name(name.as_bytes()) {
+        if !is_name(name) {
             return Err(VarError::Name { name: name.to_owned() });
         }
         let value = &vars[name];
@@ -158,8 +158,9 @@ fn name_length(bytes: &[u8]) -> usize {
     }
 }
 
-fn is_name(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && name_length(bytes) == bytes.len()
+/// Whether the shell has variables of that name.
+pub(super) fn is_name(text: &str) -> bool {
+    !text.is_empty() && name_length(text.as_bytes()) == text.len()
 }
 
 /// The value as it stands between double quotes: double quotes outside of substitutions escaped, a backslash at the

@@ -12,6 +12,7 @@
 //! index/                   a sled database of all layers, made from the records; may be thrown away at any time
 //! memory/                  a sled database of what was learned of store paths' files; may be thrown away at any time
 //! outputs/<hash>           what a file that was written was given; may be thrown away at any time
+//! fetched/                 what others fetched; not the store's
 //! index.lock               held by the one process that has a database open, or collects garbage
 //! tmp/                     files that are being written
 //! ```
@@ -79,7 +80,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const DIRECTORIES: &[&str] = &["blobs/sha256", "records", "images", "leases", "claims", outputs::NAME, "tmp"];
 
 /// What may lie in a store's directory before its format does: a process was killed while it made the store.
-const BEGINNINGS: &[&str] = &["blobs", "records", "images", "leases", "claims", outputs::NAME, "tmp", "index.lock"];
+const BEGINNINGS: &[&str] =
+    &["blobs", "records", "images", "leases", "claims", outputs::NAME, "tmp", "index.lock", FETCHED];
+
+/// Where others keep what they fetched. Nothing here looks into it; it goes when everything does.
+const FETCHED: &str = "fetched";
 
 /// Something went wrong in the store's directory.
 #[derive(Debug, thiserror::Error)]
@@ -229,6 +234,11 @@ impl LayerStore {
         let store = Self::open(root)?;
         tempfile::tempfile_in(store.tmp()).context("write to", &store.tmp())?;
         Ok(store)
+    }
+
+    /// The directory for what others fetched; it need not be there.
+    pub fn fetched(&self) -> PathBuf {
+        self.root.join(FETCHED)
     }
 
     /// The directory that the store lives in.

@@ -119,6 +119,7 @@ impl LayerStore {
         // Before the records, so that the index never knows of a layer that has none.
         remove(&self.root.join(index::NAME))?;
         self.forget()?;
+        remove(&self.fetched())?;
         for directory in ["images", "records", "blobs/sha256", "claims", "tmp"] {
             // What is in it and not itself: a store that lacks a directory is none.
             for path in list(&self.root.join(directory))? {

@@ -57,21 +57,15 @@ impl Cache {
         client: &Arc<Client>,
         credentials: &Credentials,
     ) -> Result<Self, SubstituteError> {
-        let unanswered = |source: FetchError| SubstituteError::Unanswered {
+        let unusable = |error: object_store::Error| SubstituteError::Unanswered {
             cache: address.to_string(),
             what: "anything".to_owned(),
-            source,
-        };
-        let never = |error: Box<dyn std::error::Error + Send + Sync>| {
-            unanswered(FetchError::Connection { error, is_passing: false })
+            source: FetchError::Connection { error: Box::new(error), is_passing: false },
         };
         let transport: Box<dyn Transport> = match &address.place {
-            Place::Http(base) => {
-                let login = credentials.login(base).map_err(|error| never(error.into()))?;
-                Box::new(Http::new(Arc::clone(client), base.clone(), login))
-            }
+            Place::Http(base) => Box::new(Http::new(Arc::clone(client), base.clone(), credentials.login(base))),
             Place::File(directory) => Box::new(Directory(directory.clone())),
-            Place::S3(bucket) => Box::new(objects(bucket, credentials, client).map_err(|error| never(error.into()))?),
+            Place::S3(bucket) => Box::new(objects(bucket, credentials, client).map_err(unusable)?),
         };
         Ok(Self { address, transport, failure: OnceLock::new(), info: OnceCell::new() })
     }

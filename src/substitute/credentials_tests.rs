@@ -14,7 +14,7 @@ const NETRC: &str = "\
 machine cache.example login alice password one
 machine other.example
   login bob
-  password \"two words\"
+  password two
 # machine cache.example login eve password wrong
 ";
 
@@ -29,21 +29,21 @@ fn shown(login: Option<Login>) -> String {
 #[rstest]
 #[case("https://cache.example/", "alice/one")]
 #[case("https://cache.example:8443/team/", "alice/one")]
-#[case("http://other.example/", "bob/two words")]
+#[case("http://other.example/", "bob/two")]
 #[case("https://unknown.example/", "nobody")]
 #[case::a_name_that_only_ends_so("https://evil-cache.example/", "nobody")]
 #[case::of_the_address_itself("https://carol:s%40%26%2Bcret@cache.example/", "carol/s@&+cret")]
 #[case::signs_that_mean_something_in_forms("https://carol:a&b+c=d;e@cache.example/", "carol/a&b+c=d;e")]
 fn a_netrc_file_knows_hosts(#[case] cache: &str, #[case] expected: &str) {
     let credentials = Credentials { netrc: Some(NETRC.to_owned()), ..Credentials::default() };
-    assert_eq!(shown(credentials.login(&cache.parse().unwrap()).unwrap()), expected);
+    assert_eq!(shown(credentials.login(&cache.parse().unwrap())), expected);
 }
 
 #[test]
 fn a_netrc_file_may_have_an_entry_for_all_other_hosts() {
     let netrc = Some(format!("{NETRC}default login anybody password three\n"));
     let credentials = Credentials { netrc, ..Credentials::default() };
-    let login = |cache: &str| shown(credentials.login(&cache.parse().unwrap()).unwrap());
+    let login = |cache: &str| shown(credentials.login(&cache.parse().unwrap()));
     assert_eq!(
         (login("https://cache.example/"), login("https://x.example/")),
         ("alice/one".into(), "anybody/three".into())
@@ -51,10 +51,8 @@ fn a_netrc_file_may_have_an_entry_for_all_other_hosts() {
 }
 
 #[test]
-fn a_netrc_file_that_cannot_be_read_is_an_error_that_shows_nothing_of_it() {
-    let credentials = Credentials { netrc: Some("machine x secret".to_owned()), ..Credentials::default() };
-    let error = credentials.login(&"https://cache.example/".parse().unwrap()).err().unwrap();
-    assert_eq!(error.to_string(), "the netrc file cannot be read");
+fn secrets_do_not_show() {
+    let credentials = Credentials { netrc: Some(NETRC.to_owned()), ..Credentials::default() };
     assert_eq!(format!("{credentials:?}"), "Credentials { .. }");
 }
 
@@ -76,14 +74,14 @@ fn a_token_is_for_a_server_and_the_paths_below(#[case] cache: &str, #[case] expe
     ];
     let tokens = tokens.map(|(address, token)| (address.to_owned(), token.to_owned())).into_iter().collect();
     let credentials = Credentials { tokens, ..Credentials::default() };
-    assert_eq!(shown(credentials.login(&cache.parse().unwrap()).unwrap()), expected);
+    assert_eq!(shown(credentials.login(&cache.parse().unwrap())), expected);
 }
 
 #[test]
 fn a_token_goes_before_the_netrc_file_and_the_address_before_both() {
     let tokens = [("https://cache.example".to_owned(), "token".to_owned())].into_iter().collect();
     let credentials = Credentials { netrc: Some(NETRC.to_owned()), tokens, ..Credentials::default() };
-    let login = |cache: &str| shown(credentials.login(&cache.parse().unwrap()).unwrap());
+    let login = |cache: &str| shown(credentials.login(&cache.parse().unwrap()));
     assert_eq!(login("https://cache.example/"), "bearer token");
     assert_eq!(login("https://carol:three@cache.example/"), "carol/three");
 }
@@ -121,7 +119,7 @@ fn a_server_is_told_once_who_asks() {
     let (mut base, served) = server(found);
     base.set_username("user").unwrap();
     base.set_password(Some("secret")).unwrap();
-    let login = Credentials::default().login(&base).unwrap();
+    let login = Credentials::default().login(&base);
     ask(&base, login, "nix-cache-info");
     let said: Vec<_> = served.join().unwrap().iter().map(|line| line.to_lowercase()).collect();
     assert_eq!(said, ["authorization: basic dxnlcjpzzwnyzxq="]);

@@ -3,6 +3,7 @@
 //! Needs root (for `chroot`, `mount` and other users) and the static bash and busybox that Debian has.
 
 mod image;
+mod services;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use layerhold::environment::{ActivateMode, Manifest};
 use rstest::rstest;
 
-use image::{Run, image, image_with};
+use image::{Image, Run, image, image_of_everything, image_with};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -138,6 +139,29 @@ fn read_until(from: &mut impl Read, wanted: &str) -> String {
     text(&seen)
 }
 
+/// A session on a terminal of its own.
+struct Pty {
+    child: Child,
+    terminal: fs::File,
+}
+
+impl Pty {
+    fn start(inner: Command) -> Self {
+        let pty = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
+        rustix::pty::grantpt(&pty).unwrap();
+        rustix::pty::unlockpt(&pty).unwrap();
+        let name = rustix::pty::ptsname(&pty, Vec::new()).unwrap();
+        let open = || fs::OpenOptions::new().read(true).write(true).open(OsStr::from_bytes(name.to_bytes())).unwrap();
+        let side = open();
+        let mut outer = Command::new("/usr/bin/setsid");
+        outer.args(["--ctty", "--wait"]).arg(inner.get_program()).args(inner.get_args()).env_clear().process_group(0);
+        outer.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let child =
+            outer.stdin(side.try_clone().unwrap()).stdout(side.try_clone().unwrap()).stderr(side).spawn().unwrap();
+        Self { child, terminal: fs::File::from(pty) }
+    }
+}
+
 fn signal(child: &Child, signal: rustix::process::Signal) {
     rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
 }
@@ -237,13 +261,7 @@ fn a_hook_may_do_what_ends_nothing(#[case] hook: &str) {
 #[test]
 fn the_variables_are_floxs() {
     let Some(image) = image(&Manifest::default()) else { return };
-    let variables = image.variables(Run { without_env: true, env: &[("PATH", "/bin")], ..Run::default() });
-    let env = image.realised.generated[0].to_string();
-    let shown: String = variables
-        .iter()
-        .filter(|(name, _)| !["HOME", "PWD", "OLDPWD", "SHLVL", "_"].contains(&name.as_str()))
-        .map(|(name, value)| format!("{name}={}\n", value.replace(&env, "/E")))
-        .collect();
+    let shown = shown(&image, Run { without_env: true, env: &[("PATH", "/bin")], ..Run::default() });
     insta::assert_snapshot!(shown, @r"
     ACLOCAL_PATH=/E/share/aclocal
     CPATH=/E/include
@@ -260,6 +278,70 @@ fn the_variables_are_floxs() {
     PKG_CONFIG_PATH=/E/lib/pkgconfig:/E/share/pkgconfig
     XDG_DATA_DIRS=/E/share
     ");
+}
+
+/// The variables of an activation, one a line, with the environment at `/E`.
+fn shown(image: &Image, run: Run<'_>) -> String {
+    let env = image.realised.generated[0].to_string();
+    let own = ["HOME", "PWD", "OLDPWD", "SHLVL", "_"];
+    let variables = image.variables(run).into_iter().filter(|(name, _)| !own.contains(&name.as_str()));
+    variables.map(|(name, value)| format!("{name}={}\n", value.replace(&env, "/E"))).collect()
+}
+
+#[test]
+fn an_environment_with_everything_has_floxs_variables_for_it() {
+    let vars = &[("SECOND", "$FIRST 2"), ("FIRST", "${PROFILE_D_SAW:+1}"), ("PATH", "/opt/bin:$PATH")];
+    let manifest = Manifest { on_activate: Some("export HOOK=\"$SECOND 3\"".into()), ..with_vars(vars) };
+    let Some(image) = image_of_everything(&manifest, ActivateMode::Dev) else { return };
+    let (_, locales) = image.realised.env.iter().find(|(name, _)| name == "LOCALE_ARCHIVE").unwrap();
+    let fresh = Run { without_env: true, env: &[("PATH", "/bin"), ("PYTHONPATH", "/mine")], ..Run::default() };
+    insta::assert_snapshot!(shown(&image, fresh).replace(locales, "/L"), @r"
+    ACLOCAL_PATH=/E/share/aclocal
+    CMAKE_PREFIX_PATH=/E
+    CPATH=/E/include
+    FIRST=1
+    FLOX_ENV=/E
+    FLOX_ENV_CACHE=/tmp
+    FLOX_ENV_DESCRIPTION=demo
+    FLOX_ENV_DIRS=/E
+    FLOX_PROMPT_ENVIRONMENTS=floxenv
+    GREETER_PROFILE=/E
+    HOOK=1 2 3
+    INFOPATH=/E/share/info:
+    JAVA_HOME=/E
+    JUPYTER_PATH=/E/share/jupyter
+    LIBRARY_PATH=/E/lib
+    LOCALE_ARCHIVE=/L
+    MANPATH=/E/share/man:
+    NIX_SSL_CERT_FILE=/etc/ssl/certs/ca-bundle.crt
+    PATH=/opt/bin:/E/bin:/E/sbin:/bin
+    PKG_CONFIG_PATH=/E/lib/pkgconfig:/E/share/pkgconfig
+    PROFILE_D_SAW=/E
+    PYTHONPATH=/mine:/E/lib/python3.12/site-packages
+    RUST_SRC_PATH=/E
+    SECOND=1 2
+    SSL_CERT_FILE=/etc/ssl/certs/ca-bundle.crt
+    XDG_DATA_DIRS=/E/share
+    ");
+    // What the image's Env has already, the activation does not change.
+    let again: Vec<_> = shown(&image, Run::default()).lines().map(str::to_owned).collect();
+    for (name, value) in &image.realised.env {
+        let line = format!("{name}={}", value.replace(&image.realised.generated[0].to_string(), "/E"));
+        assert!(again.contains(&line), "{line} is not in {again:#?}");
+    }
+    // Whoever runs it may bring certificates and locales of their own.
+    let own = [("SSL_CERT_FILE", "/mine.crt"), ("LOCALE_ARCHIVE", "/mine")];
+    let variables = image.variables(Run { without_env: true, env: &own, ..Run::default() });
+    assert_eq!(
+        ["SSL_CERT_FILE", "NIX_SSL_CERT_FILE", "LOCALE_ARCHIVE"].map(|name| variables[name].as_str()),
+        ["/mine.crt", "/mine.crt", "/mine"]
+    );
+    let Some(image) = image_of_everything(&Manifest::default(), ActivateMode::Run) else { return };
+    let variables = image.variables(Run::default());
+    for name in ["JAVA_HOME", "PYTHONPATH", "CMAKE_PREFIX_PATH", "JUPYTER_PATH", "RUST_SRC_PATH", "PROFILE_D_SAW"] {
+        assert!(!variables.contains_key(name), "{name}");
+    }
+    assert!(variables.contains_key("SSL_CERT_FILE") && variables.contains_key("LOCALE_ARCHIVE"));
 }
 
 #[test]
@@ -334,18 +416,7 @@ fn on_a_terminal_there_is_a_shell_with_a_prompt_and_the_profile() {
     let Some(image) = image(&manifest) else { return };
     let run = Run { user: Some(4242), read_only: true, env: &[("TERM", "dumb")], ..Run::default() };
     let inner = image.command(run, &image.realised.entrypoint, &[] as &[&str]);
-    let pty = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
-    rustix::pty::grantpt(&pty).unwrap();
-    rustix::pty::unlockpt(&pty).unwrap();
-    let name = rustix::pty::ptsname(&pty, Vec::new()).unwrap();
-    let open = || fs::OpenOptions::new().read(true).write(true).open(OsStr::from_bytes(name.to_bytes())).unwrap();
-    let side = open();
-    let mut outer = Command::new("/usr/bin/setsid");
-    outer.args(["--ctty", "--wait"]).arg(inner.get_program()).args(inner.get_args()).env_clear().process_group(0);
-    outer.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let mut child =
-        outer.stdin(side.try_clone().unwrap()).stdout(side.try_clone().unwrap()).stderr(side).spawn().unwrap();
-    let mut terminal = fs::File::from(pty);
+    let Pty { mut child, mut terminal } = Pty::start(inner);
     let start = read_until(&mut terminal, "flox [floxenv] ");
     assert!(start.contains("hook on a terminal") && start.contains("profile of hook"), "{start}");
     read_until(&mut terminal, "$ ");

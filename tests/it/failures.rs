@@ -154,12 +154,6 @@ fn a_lockfile_that_does_not_belong_to_the_manifest_any_more() {
 }
 
 #[test]
-fn a_remote_environment_says_that_it_is_for_later() {
-    let place = Place::new();
-    place.failure(place.sandbox.cmd().args(["containerize", "-r", "owner/name", "-f", "image.tar"]));
-}
-
-#[test]
 fn two_packages_that_want_to_own_one_file() {
     let place = Place::new();
     let rival = place.store.add("rival-1", &Tree::new().file("share/tool", "rival"));
@@ -178,6 +172,25 @@ fn a_hook_where_the_closure_has_no_bash() {
     let place = Place::new();
     let environment = place.environment("[hook]\non-activate = 'echo hook'\n");
     says(&place.failure(&mut place.containerize(&environment)), &["bash", "hint: "]);
+}
+
+#[test]
+fn a_bash_that_lies_in_the_store_is_named_if_it_runs_there() {
+    let place = Place::new();
+    let environment = place.environment("[hook]\non-activate = \"true\"\n");
+    // Names alone make no shell: a patch, and a program for another kind of machine.
+    place.store.add("bash-5.3.patch", &Tree::new().file("x", ""));
+    place.store.add("bash-5.3", &Tree::new().program("bin/bash", b"\x7fELF\x02\x01 for nothing"));
+    let said = place.failure(&mut place.containerize(&environment));
+    says(&said, &["--shell /nix/store/...-bash-..."]);
+    // The beginning of a program for this machine.
+    let own = &fs::read(std::env::current_exe().unwrap()).unwrap()[..20];
+    let shell = place.store.add("bash-interactive-5.2", &Tree::new().program("bin/bash", own));
+    let said = place.failure(&mut place.containerize(&environment));
+    let hint = "hint: add one: flox install bash; or take the one in the Nix store here: --shell /nix/store/[HASH]-bash-\
+                interactive-5.2\n";
+    says(&said, &[hint]);
+    place.containerize(&environment).args(["--shell", &shell]).assert().success();
 }
 
 #[test]

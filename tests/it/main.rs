@@ -5,9 +5,11 @@
 mod archive;
 mod cache_server;
 mod flox_fixture;
+mod floxhub_fixture;
 mod nix_fixture;
 mod peers;
 mod sandbox;
+mod stand_in;
 mod terminal;
 
 mod activation;
@@ -23,8 +25,12 @@ mod golden;
 mod hostile;
 mod house;
 mod laws;
+mod offline;
 mod platform_peers;
 mod platforms;
+mod proxy;
+mod remote;
 mod runtimes;
+mod services;
 mod substitute;
 mod surroundings;

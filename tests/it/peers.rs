@@ -34,6 +34,13 @@ pub(crate) fn skip(peer: &str, place: &str) {
 /// Nix, with the store that it has built for the tests.
 pub(crate) use crate::nix_fixture::nix;
 
+/// git, with its server program.
+pub(crate) fn git() -> Option<()> {
+    let output = Command::new("git").arg("--exec-path").output().ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    path.join("git-http-backend").is_file().then_some(())
+}
+
 /// Root's right to mount file systems.
 pub(crate) fn root() -> Option<()> {
     rustix::process::geteuid().is_root().then_some(())

@@ -35,7 +35,7 @@ impl Project {
     }
 
     /// A run with the local store.
-    fn from_store(&self, args: &[&str]) -> Vec<u8> {
+    fn image_of_the_store(&self, args: &[&str]) -> Vec<u8> {
         let file = self.sandbox.path("from-store.tar");
         let mut command = self.sandbox.cmd();
         command.arg("containerize").arg("--store").arg(self.nix.root()).arg("-d").arg(self.environment.dir());
@@ -89,7 +89,7 @@ impl Project {
 fn an_image_out_of_a_cache_is_byte_for_byte_the_one_out_of_the_store(#[case] nars: &str, #[case] layers: &str) {
     let nix = peer!(nix);
     let project = Project::new(nix, nars);
-    let expected = project.from_store(&["--compression", layers]);
+    let expected = project.image_of_the_store(&["--compression", layers]);
     let server = CacheServer::start(&project.cache.directory);
     for url in [format!("file://{}", project.cache.directory.display()), server.url()] {
         project.sandbox.cmd().args(["cache", "clear"]).assert().success();
@@ -166,7 +166,7 @@ fn a_layer_that_was_made_of_nars_is_the_layer_of_the_store() {
 fn a_server_that_fails_now_and_then_is_asked_again(#[case] fault: Fault) {
     let nix = peer!(nix);
     let project = Project::new(nix, "xz");
-    let expected = project.from_store(&[]);
+    let expected = project.image_of_the_store(&[]);
     let server = CacheServer::start(&project.cache.directory);
     let nar = project.cache.field(nix.out("hello"), "URL");
     // What is not there is not asked for again: of the narinfo nothing more can be expected, so it is not tried here.
@@ -188,7 +188,7 @@ fn a_server_that_fails_now_and_then_is_asked_again(#[case] fault: Fault) {
 fn a_cut_stream_goes_on_where_it_was_cut(#[case] faults: &[Fault], #[case] ranges: bool) {
     let nix = peer!(nix);
     let project = Project::new(nix, "none");
-    let expected = project.from_store(&[]);
+    let expected = project.image_of_the_store(&[]);
     let server = CacheServer::start(&project.cache.directory);
     let nar = project.cache.field(nix.out("bash"), "URL");
     server.fail(&nar, faults);
@@ -368,7 +368,7 @@ fn whoever_must_log_in_does(#[case] login: &str, #[case] file: &str, #[case] tex
 fn a_well_known_server_serves_as_well() {
     let nix = peer!(nix);
     let project = Project::new(nix, "xz");
-    let expected = project.from_store(&[]);
+    let expected = project.image_of_the_store(&[]);
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut server = Command::new("/usr/bin/python3")
         .args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string(), "--directory"])
@@ -392,7 +392,7 @@ fn a_well_known_server_serves_as_well() {
 fn a_machine_without_nix_makes_the_image_as_nobody_in_a_root_of_its_own() {
     let nix = peer!(nix);
     let project = Project::new(nix, "xz");
-    let expected = project.from_store(&[]);
+    let expected = project.image_of_the_store(&[]);
     let server = CacheServer::start(&project.cache.directory);
     let root = project.sandbox.path("root");
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap());

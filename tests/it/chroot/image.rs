@@ -9,12 +9,15 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use layerhold::environment::{ActivateMode, Manifest, PRIORITY_SCALE, Package, RealiseRequest, Realised, realise};
+use layerhold::environment::{
+    ActivateMode, Manifest, PRIORITY_SCALE, Package, RealiseRequest, Realised, StartServices, System, realise,
+};
 use layerhold::nix::{Closure, ContentHash, Node, PathInfo, Source, SourceError, StorePath, Visitor, WalkError};
 use layerhold::rootfs::RootNodeKind;
 use tempfile::TempDir;
 
 use super::succeeded;
+use crate::stand_in;
 
 /// A store of directories on disk, without a database and without references.
 struct Disk(PathBuf);
@@ -100,6 +103,29 @@ fn put(root: &Path, name: &str, rel: &str, contents: &[u8], mode: u32) {
 const APPLETS: [&str; 9] = ["cat", "env", "id", "ls", "printf", "pwd", "sh", "sleep", "touch"];
 
 pub(super) fn image_with(manifest: &Manifest, mode: ActivateMode, coreutils: bool) -> Option<Image> {
+    make(manifest, mode, Kind { without_coreutils: !coreutils, ..Kind::default() })
+}
+
+/// An image of an environment that flox built, whose activation is a few lines that do as flox's does: variables, then
+/// a shell that is given the command as a text.
+pub(super) fn built_image(manifest: &Manifest) -> Option<Image> {
+    make(manifest, ActivateMode::Dev, Kind { built: true, ..Kind::default() })
+}
+
+/// An image of an environment with all that an activation looks for.
+pub(super) fn image_of_everything(manifest: &Manifest, mode: ActivateMode) -> Option<Image> {
+    make(manifest, mode, Kind { everything: true, ..Kind::default() })
+}
+
+/// What is special about an image.
+#[derive(Clone, Copy, Default)]
+struct Kind {
+    without_coreutils: bool,
+    built: bool,
+    everything: bool,
+}
+
+fn make(manifest: &Manifest, mode: ActivateMode, kind: Kind) -> Option<Image> {
     let [bash, busybox] = static_programs()?;
     let dir = TempDir::new().unwrap();
     let root = dir.path();
@@ -107,27 +133,70 @@ pub(super) fn image_with(manifest: &Manifest, mode: ActivateMode, coreutils: boo
     put(root, "bash-5", "bin/bash", &fs::read(bash).unwrap(), 0o555);
     put(root, "greeter-1", "bin/greet", b"#!/bin/sh\necho greetings\n", 0o555);
     put(root, "greeter-1", "etc/profile.d/greeter.sh", b"export GREETER_PROFILE=\"$FLOX_ENV\"\n", 0o444);
-    if coreutils {
+    if !kind.without_coreutils {
         put(root, "coreutils-9", "bin/busybox", &fs::read(busybox).unwrap(), 0o555);
         let bin = root.join(store_path("coreutils-9").to_string().trim_start_matches('/')).join("bin");
         for applet in APPLETS {
             symlink("busybox", bin.join(applet)).unwrap();
         }
     }
+    if kind.everything {
+        for program in ["bin/cmake", "bin/java", "bin/python3.12", "sbin/daemon"] {
+            put(root, "everything-1", program, b"#!/bin/sh\n", 0o555);
+        }
+        let bin = root.join(store_path("everything-1").to_string().trim_start_matches('/')).join("bin");
+        symlink("python3.12", bin.join("python3")).unwrap();
+        for (package, file) in [
+            ("everything-1", "rustc-std-workspace-std/lib.rs"),
+            ("everything-1", "share/jupyter/x"),
+            ("glibc-locales-1", "lib/locale/locale-archive"),
+            ("nss-cacert-1", "etc/ssl/certs/ca-bundle.crt"),
+        ] {
+            put(root, package, file, b"", 0o444);
+        }
+        put(root, "everything-1", "etc/profile.d/everything.sh", b"export PROFILE_D_SAW=\"$JAVA_HOME\"\n", 0o444);
+    }
+    let services = manifest.services.started(StartServices::AsManifest, System::X86_64Linux).unwrap();
+    let mut names = vec!["bash-5", "greeter-1"];
+    if kind.everything {
+        names.extend(["everything-1", "glibc-locales-1", "nss-cacert-1"]);
+    }
+    if !kind.without_coreutils {
+        names.push("coreutils-9");
+    }
+    if !services.is_empty() {
+        put(root, "process-compose-1", "bin/process-compose", &stand_in::process_compose(), 0o555);
+        names.push("process-compose-1");
+    }
+    if kind.built {
+        let (env, bash) = (store_path("environment-dev"), store_path("bash-5"));
+        let activate = format!(
+            "#!{bash}/bin/bash\nexport FLOX_ENV={env} FLOX_PROMPT_ENVIRONMENTS=floxenv BUILT=built\n\
+             printf -v command '%q ' \"$@\"\nexec {bash}/bin/bash -c \"$command\"\n"
+        );
+        put(root, "environment-dev", "activate", activate.as_bytes(), 0o555);
+        put(root, "environment-dev", "activate.d/profile-common", b"echo profile of $BUILT\n", 0o444);
+        names.push("environment-dev");
+    }
     let source = Disk(root.to_owned());
-    let names = if coreutils { vec!["bash-5", "greeter-1", "coreutils-9"] } else { vec!["bash-5", "greeter-1"] };
     let closure = Closure::compute(&source, names.into_iter().map(store_path)).unwrap();
-    let packages = [Package { name: "greeter".into(), path: store_path("greeter-1"), priority: 5 * PRIORITY_SCALE }];
+    let package = |name: &str| Package { name: name.into(), path: store_path(name), priority: 5 * PRIORITY_SCALE };
+    let mut packages = vec![package("greeter-1")];
+    if kind.everything {
+        packages.push(package("everything-1"));
+    }
+    let built = kind.built.then(|| store_path("environment-dev"));
     let request = RealiseRequest {
         name: "demo",
         manifest,
         lockfile: None,
         packages: &packages,
-        built: None,
+        built: built.as_ref(),
         closure: &closure,
         source: &source,
         mode,
         shell: None,
+        services: &services,
     };
     let realised = realise(&request).unwrap();
     for (path, node) in realised.rootfs.iter() {
@@ -146,7 +215,9 @@ pub(super) fn image_with(manifest: &Manifest, mode: ActivateMode, coreutils: boo
         chown(&at, Some(node.uid), Some(node.gid)).unwrap();
         fs::set_permissions(&at, fs::Permissions::from_mode(node.mode)).unwrap();
     }
-    fs::create_dir(root.join("dev")).unwrap();
+    for kernel in ["dev", "proc"] {
+        fs::create_dir(root.join(kernel)).unwrap();
+    }
     Some(Image { dir, realised })
 }
 
@@ -161,15 +232,27 @@ pub(super) struct Run<'a> {
     pub(super) read_only: bool,
     pub(super) env: &'a [(&'a str, &'a str)],
     pub(super) without_env: bool,
+    pub(super) without_tmp: bool,
 }
 
 impl Image {
-    /// The command that becomes the entrypoint with `args`, in a root with `/dev` as a runtime makes it.
+    /// A file in the root, as the host sees it.
+    pub(super) fn path(&self, relative: &str) -> PathBuf {
+        self.dir.path().join(relative)
+    }
+
+    /// The command that becomes the entrypoint with `args`, in a root with `/dev` and `/proc` as a runtime makes it.
     pub(super) fn command<S: AsRef<OsStr>>(&self, run: Run<'_>, program: &[String], args: &[S]) -> Command {
         let root = self.dir.path().display();
-        let mut script = format!("/bin/mount --bind {root} {root} && /bin/mount --rbind /dev {root}/dev && ");
+        let mut script = format!("/bin/mount --bind {root} {root} && ");
+        for kernel in ["dev", "proc"] {
+            script += &format!("/bin/mount --rbind /{kernel} {root}/{kernel} && ");
+        }
         if run.read_only {
-            script += &format!("/bin/mount -o remount,bind,ro {root} && /bin/mount -t tmpfs tmpfs {root}/tmp && ");
+            script += &format!("/bin/mount -o remount,bind,ro {root} && ");
+            if !run.without_tmp {
+                script += &format!("/bin/mount -t tmpfs tmpfs {root}/tmp && ");
+            }
         }
         let user = run.user.map_or(String::new(), |id| format!("--userspec={id}:{id}"));
         script += &format!("exec /usr/sbin/chroot {user} {root} \"$@\"");

@@ -1,14 +1,16 @@
 //! A child process whose output is kept, that stops when the user wants it, and that is never left behind.
 
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Child as Process, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::widen_pipe;
 use crate::event::Observer;
+use crate::host::widen_pipe;
 
 /// How much of either output is kept; the rest is read and thrown away.
 const KEPT: u64 = 64 << 20;
@@ -16,11 +18,23 @@ const KEPT: u64 = 64 << 20;
 /// How often the user's wish and the child's end are looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
 
+/// How often the end is looked at of a child that has closed its outputs.
+const END_INTERVAL: Duration = Duration::from_millis(5);
+
 /// How long outputs may stay open after the child's end: a grandchild that holds them is not waited for.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// The program in the first directory of `path` (the value of `PATH`) that has it.
+pub(crate) fn find_program(name: &str, path: Option<&OsStr>) -> Option<PathBuf> {
+    std::env::split_paths(path?)
+        // An empty entry is the current directory (execvp(3)).
+        .map(|dir| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir })
+        .map(|dir| dir.join(name))
+        .find(|program| program.is_file() && rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok())
+}
+
 /// A running child. Dropped before its end, it is killed and waited for.
-pub(super) struct Child {
+pub(crate) struct Child {
     process: Process,
     stdin: Option<ChildStdin>,
     ends: Receiver<(Which, Vec<u8>)>,
@@ -35,19 +49,19 @@ enum Which {
 }
 
 /// A child that came to its end.
-pub(super) struct Ended {
+pub(crate) struct Ended {
     /// How.
-    pub(super) status: ExitStatus,
+    pub(crate) status: ExitStatus,
     /// What it printed.
-    pub(super) stdout: Vec<u8>,
+    pub(crate) stdout: Vec<u8>,
     /// What it said of itself.
-    pub(super) stderr: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
 }
 
 impl Ended {
     /// How it ended, as a predicate: `failed with exit status 1`. To be asked of a child that failed, or that ended
     /// while it was fed.
-    pub(super) fn status_words(&self) -> String {
+    pub(crate) fn status_words(&self) -> String {
         match (self.status.code(), self.status.signal()) {
             (Some(0), _) => "ended before it had read the whole image".to_owned(),
             (Some(code), _) => format!("failed with exit status {code}"),
@@ -57,7 +71,7 @@ impl Ended {
     }
 
     /// What it has to say for itself: its standard error, or else its standard output, without white space around.
-    pub(super) fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         [&self.stderr, &self.stdout]
             .map(|output| String::from_utf8_lossy(output).trim().to_owned())
             .into_iter()
@@ -66,12 +80,18 @@ impl Ended {
     }
 }
 
-/// The user wants the run to end; the child is dead.
-pub(super) struct Interrupted;
+/// Why a child was not seen to its end; it is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Abandoned {
+    /// The user wants the run to end.
+    Interrupted,
+    /// It took too long.
+    TooSlow,
+}
 
 impl Child {
     /// Starts `command`, with a pipe to its standard input where `fed`, else with none.
-    pub(super) fn spawn(command: &mut Command, fed: bool) -> io::Result<Self> {
+    pub(crate) fn spawn(command: &mut Command, fed: bool) -> io::Result<Self> {
         let mut process = command
             .stdin(if fed { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
@@ -100,7 +120,7 @@ impl Child {
 
     /// Runs `feed` with a writer to the child's standard input; a wish to stop kills the child, so that a write to a
     /// full pipe comes back.
-    pub(super) fn feed<T>(&mut self, observer: &dyn Observer, feed: impl FnOnce(&mut dyn Write) -> T) -> T {
+    pub(crate) fn feed<T>(&mut self, observer: &dyn Observer, feed: impl FnOnce(&mut dyn Write) -> T) -> T {
         let pid = rustix::process::Pid::from_child(&self.process);
         let (_done, over) = channel::<()>();
         thread::scope(|scope| {
@@ -122,23 +142,46 @@ impl Child {
         })
     }
 
-    /// Closes the child's standard input and waits for its end.
-    pub(super) fn wait(mut self, observer: &dyn Observer) -> io::Result<Result<Ended, Interrupted>> {
+    /// Writes to the child's standard input; a child that ends breaks the pipe.
+    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.stdin {
+            Some(stdin) => stdin.write_all(bytes),
+            None => Closed.write_all(bytes),
+        }
+    }
+
+    /// Closes the child's standard input and waits for its end, however long that takes.
+    pub(crate) fn wait(self, observer: &dyn Observer) -> io::Result<Result<Ended, Abandoned>> {
+        self.wait_at_most(Duration::MAX, observer)
+    }
+
+    /// Closes the child's standard input and waits for its end, about as long as `patience` says: what is counted is
+    /// the waiting.
+    pub(crate) fn wait_at_most(
+        mut self,
+        patience: Duration,
+        observer: &dyn Observer,
+    ) -> io::Result<Result<Ended, Abandoned>> {
         self.stdin = None;
+        let mut waited = Duration::ZERO;
         // A child that ends closes its outputs, which wakes this loop at once.
         let status = loop {
             let open = self.stdout.is_none() || self.stderr.is_none();
-            if open {
-                self.collect(INTERVAL);
+            if open && !self.collect(INTERVAL) {
+                waited += INTERVAL;
             }
             if let Some(status) = self.process.try_wait()? {
                 break status;
             }
             if observer.cancelled() {
-                return Ok(Err(Interrupted));
+                return Ok(Err(Abandoned::Interrupted));
+            }
+            if waited >= patience {
+                return Ok(Err(Abandoned::TooSlow));
             }
             if !open {
-                thread::sleep(Duration::from_millis(5));
+                thread::sleep(END_INTERVAL);
+                waited += END_INTERVAL;
             }
         };
         while (self.stdout.is_none() || self.stderr.is_none()) && self.collect(GRACE) {}
@@ -175,8 +218,16 @@ impl Write for Closed {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Killed before its input ends, so that it cannot take the end for that of the archive. Both fail only where
-        // the child has been waited for.
+        // Once it has been waited for its number may be another process's.
+        if !matches!(self.process.try_wait(), Ok(None)) {
+            return;
+        }
+        // Killed before its input ends, so that it cannot take the end for that of the archive.
+        let pid = rustix::process::Pid::from_child(&self.process);
+        if rustix::process::getpgid(Some(pid)) == Ok(pid) {
+            // It leads a group of its own: whatever it has started goes with it.
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
