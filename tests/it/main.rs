@@ -23,6 +23,7 @@ mod crowd;
 mod damage;
 mod delivery;
 mod failures;
+mod fuzz_corpus;
 mod golden;
 mod hostile;
 mod house;
