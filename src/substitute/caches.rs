@@ -1,7 +1,7 @@
 //! Several binary caches as one source of store paths.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -38,8 +38,8 @@ pub struct Caches<'a> {
     known: RwLock<HashMap<StorePath, Known>>,
     /// Compressed, for a closure's together are large.
     skeletons: Mutex<BTreeMap<[u8; 32], Vec<u8>>>,
-    /// Whether those that are remembered are among them.
-    are_recalled: Once,
+    /// The NARs whose skeletons the memory was asked for.
+    recalled: Mutex<BTreeSet<[u8; 32]>>,
 }
 
 /// What is known of a path.
@@ -96,7 +96,7 @@ impl<'a> Caches<'a> {
             order: OnceCell::new(),
             known: RwLock::default(),
             skeletons: Mutex::default(),
-            are_recalled: Once::new(),
+            recalled: Mutex::default(),
             settings,
         })
     }
@@ -289,11 +289,12 @@ impl<'a> Caches<'a> {
         let mut first_error = None;
         loop {
             let cache = &self.caches[place.cache];
-            if self.may_not_ask(cache) {
-                return Err(fail(Arc::new(SubstituteError::Offline { path: path.clone() })));
-            }
             let around = (self.runtime.handle(), self.observer);
-            match nar::show(cache, &place.narinfo, self.patience, around, visitor) {
+            let shown = match self.may_not_ask(cache) {
+                true => Err(NarFailure::NotStarted(SubstituteError::Offline { path: path.clone() })),
+                false => nar::show(cache, &place.narinfo, self.patience, around, visitor),
+            };
+            match shown {
                 Ok(skeleton) => {
                     place.nar().into_iter().for_each(|nar| self.keep(nar, &skeleton));
                     return Ok(skeleton);
@@ -322,7 +323,8 @@ impl<'a> Caches<'a> {
         }
         for &at in order {
             let cache = &self.caches[at];
-            if let Ok(Some(text)) = cache.narinfo(path, self.patience).await
+            if cache.failure().is_none()
+                && let Ok(Some(text)) = cache.narinfo(path, self.patience).await
                 && let Ok(narinfo) = self.read(cache, path, &text)
             {
                 self.remember(cache, path.hash_part(), Some(&text));
@@ -342,24 +344,25 @@ impl<'a> Caches<'a> {
 
     /// The skeleton of a NAR, where it was seen in this run or is remembered.
     fn kept_skeleton(&self, nar: &[u8; 32]) -> Option<Skeleton> {
-        self.are_recalled.call_once(|| self.recall_skeletons());
+        self.recall_skeletons(nar);
         let compressed = self.skeletons().get(nar).cloned()?;
         Skeleton::from_bytes(&zstd::decode_all(compressed.as_slice()).ok()?)
     }
 
-    /// What is remembered of all paths that are known: it is asked for together.
-    fn recall_skeletons(&self) {
-        let nars: Vec<[u8; 32]> = {
-            let (known, have) = (self.known(), self.skeletons());
-            let nar = |known: &Known| match known {
-                Known::At(place) => place.nar(),
-                Known::Absent | Known::Failed(_) => None,
-            };
-            known.values().filter_map(nar).filter(|nar| !have.contains_key(nar)).collect()
+    /// What is remembered of all paths that are known by now: it is asked for together.
+    fn recall_skeletons(&self, wanted: &[u8; 32]) {
+        let mut asked = self.recalled.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.contains(wanted) || self.skeletons().contains_key(wanted) {
+            return;
+        }
+        let nar = |known: &Known| match known {
+            Known::At(place) => place.nar(),
+            Known::Absent | Known::Failed(_) => None,
         };
-        let recalled = self.memory.skeletons(&nars);
+        let nars: Vec<_> = self.known().values().filter_map(nar).filter(|nar| asked.insert(*nar)).collect();
+        let remembered = self.memory.skeletons(&nars);
         let mut skeletons = self.skeletons();
-        for (nar, compressed) in recalled {
+        for (nar, compressed) in remembered {
             skeletons.entry(nar).or_insert(compressed);
         }
     }
@@ -410,3 +413,7 @@ impl Source for Caches<'_> {
         Ok(Some(Arc::new(skeleton)))
     }
 }
+
+#[cfg(test)]
+#[path = "caches_tests.rs"]
+mod tests;

@@ -73,9 +73,10 @@ fn covers(address: &str, cache: &Url) -> bool {
 }
 
 fn percent_decode(text: &str) -> String {
-    let decoded = url::form_urlencoded::parse(format!("x={}", text.replace('+', "%2B")).as_bytes())
-        .next()
-        .map(|(_, value)| value.into_owned());
+    // What means something in a form, and nothing here.
+    let form = text.replace('+', "%2B").replace('&', "%26");
+    let decoded =
+        url::form_urlencoded::parse(format!("x={form}").as_bytes()).next().map(|(_, value)| value.into_owned());
     decoded.unwrap_or_default()
 }
 
@@ -122,3 +123,7 @@ pub(super) struct Keys {
     pub(super) secret: String,
     pub(super) token: Option<String>,
 }
+
+#[cfg(test)]
+#[path = "credentials_tests.rs"]
+mod tests;
