@@ -115,8 +115,12 @@ impl ProxyError {
             Self::Killed { signal: 9 } => {
                 Some("the runtime's machine may be short of memory: give it more, or run this again".to_owned())
             }
-            Self::Container { runtime, words, .. } => DeliveryError::hint_of_words(*runtime, words)
-                .or_else(|| Some(format!("see what it says to: {} run --rm IMAGE true", runtime.program()))),
+            Self::Container { runtime, words, image } => {
+                let hint = DeliveryError::hint_of_words(*runtime, words).map(str::to_owned);
+                hint.or_else(|| {
+                    Some(format!("see whether any container of it runs: {} run --rm {image}", runtime.program()))
+                })
+            }
             Self::NoArchive { .. } => Some("name an image with this tool in it: --proxy-image IMAGE".to_owned()),
             Self::Delivery(error) => error.hint(),
             Self::Failed { .. } | Self::Killed { .. } | Self::Client { .. } => None,

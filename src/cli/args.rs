@@ -84,6 +84,13 @@ Examples:
 
 #[derive(Args, Debug)]
 pub(super) struct Containerize {
+    // Before the groups: what comes after one would stand under its heading.
+    /// Make the image's layers and say what would be sent; the target stays as it is
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print one JSON object that describes the image to standard output
+    #[arg(long)]
+    pub(super) json: bool,
     #[command(flatten)]
     pub(super) environment: EnvironmentArgs,
     #[command(flatten)]
@@ -94,12 +101,6 @@ pub(super) struct Containerize {
     pub(super) layers: LayerArgs,
     #[command(flatten)]
     pub(super) proxy: ProxyArgs,
-    /// Make the image's layers and say what would be sent; the target stays as it is
-    #[arg(long)]
-    pub(super) dry_run: bool,
-    /// Print one JSON object that describes the image to standard output
-    #[arg(long)]
-    pub(super) json: bool,
 }
 
 #[derive(Args, Debug)]

@@ -65,3 +65,11 @@ fn an_exit_status_says_whose_failure_it_was(#[case] code: i32, #[case] words: &s
     let error = proxy(&client).judge(ExitStatus::from_raw(code << 8), words.to_owned()).unwrap_err();
     assert!(error.to_string().starts_with(expected), "{error}");
 }
+
+#[test]
+fn who_needs_the_runtime_for_the_container_is_not_sent_to_a_file() {
+    let client = client();
+    let error = |words: &str| proxy(&client).judge(ExitStatus::from_raw(125 << 8), words.to_owned()).unwrap_err();
+    assert_eq!(error("Cannot connect").hint().unwrap(), "is its machine running? podman machine start");
+    assert!(error("no such image").hint().unwrap().ends_with("podman run --rm nixos/nix"));
+}

@@ -227,7 +227,9 @@ fn only_one_module_knows_what_only_linux_has() {
         "os::linux",
         "\"/proc",
         "\"/sys",
-        "\"/dev/",
+        // `/dev/null` is everywhere (POSIX, XBD 10.1).
+        "\"/dev/f",
+        "\"/dev/s",
         "RawDir",
         "TMPFILE",
         "O_PATH",
