@@ -1,12 +1,15 @@
 //! What must hold for any bytes: each of these reads some, says whether they were accepted, and panics where what was
 //! accepted is not what it seems. Used by the fuzz targets, and by the ordinary tests on the files of `fixtures/fuzz`.
 
-use std::io;
 use std::path::Path;
 
 use layerhold::environment::{Location, Lockfile, Manifest, System};
-use layerhold::nix::{Node, Skeleton, SkeletonRecorder, StorePath, Visitor, read_nar};
+use layerhold::nix::{Skeleton, SkeletonRecorder, StorePath, read_nar};
 use layerhold::substitute::NarInfo;
+
+use self::nar_writer::NarWriter;
+
+mod nar_writer;
 
 /// A NAR has one form: what was read is written as the same bytes. Its skeleton is read back as it was.
 pub fn nar(bytes: &[u8]) -> bool {
@@ -27,7 +30,7 @@ pub fn nar(bytes: &[u8]) -> bool {
 pub fn narinfo(bytes: &[u8]) -> bool {
     // It is asked for by a path: by the one that it is about, if it is about one.
     let text = String::from_utf8_lossy(bytes);
-    let about = text.lines().filter_map(|line| line.strip_prefix("StorePath:")?.trim().parse().ok()).last();
+    let about = text.lines().filter_map(|line| line.strip_prefix("StorePath:")?.trim().parse().ok()).next_back();
     let path: StorePath = about.unwrap_or_else(|| {
         StorePath::from_base_name("cgpp4r8nkcaaw68gcjfxp1vdm8d4jagc-plain").expect("it is a store path")
     });
@@ -117,78 +120,5 @@ fn has_what_json_has_not(value: &toml::Value) -> bool {
         toml::Value::Array(values) => values.iter().any(has_what_json_has_not),
         toml::Value::Table(table) => table.values().any(has_what_json_has_not),
         _ => false,
-    }
-}
-
-/// Writes nodes as a NAR (Nix manual, "Nix Archive (NAR) format").
-#[derive(Default)]
-struct NarWriter {
-    bytes: Vec<u8>,
-    /// The paths of the directories that are open, the root's first.
-    open: Vec<Vec<u8>>,
-}
-
-impl NarWriter {
-    fn string(&mut self, string: &[u8]) {
-        self.bytes.extend_from_slice(&(string.len() as u64).to_le_bytes());
-        self.bytes.extend_from_slice(string);
-        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
-    }
-
-    fn strings(&mut self, strings: &[&str]) {
-        strings.iter().for_each(|string| self.string(string.as_bytes()));
-    }
-
-    /// Ends a node, and the entry that it is of unless it is the root.
-    fn close(&mut self, path: &[u8]) {
-        self.strings(if path.is_empty() { &[")"] } else { &[")", ")"] });
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        while let Some(path) = self.open.pop() {
-            self.close(&path);
-        }
-        self.bytes
-    }
-}
-
-impl Visitor for NarWriter {
-    fn node(&mut self, path: &[u8], node: Node<'_>) -> io::Result<()> {
-        if path.is_empty() {
-            self.strings(&["nix-archive-1"]);
-        } else {
-            let slash = path.iter().rposition(|&byte| byte == b'/');
-            let parent = &path[..slash.unwrap_or(0)];
-            while let Some(done) = self.open.pop_if(|open| open != parent) {
-                self.close(&done);
-            }
-            self.strings(&["entry", "(", "name"]);
-            self.string(&path[slash.map_or(0, |slash| slash + 1)..]);
-            self.strings(&["node"]);
-        }
-        self.strings(&["(", "type"]);
-        match node {
-            Node::Directory => {
-                self.strings(&["directory"]);
-                self.open.push(path.to_vec());
-                return Ok(());
-            }
-            Node::Symlink { target } => {
-                self.strings(&["symlink", "target"]);
-                self.string(target);
-            }
-            Node::Regular { executable, contents, .. } => {
-                let mut bytes = Vec::new();
-                contents.read_to_end(&mut bytes)?;
-                self.strings(&["regular"]);
-                if executable {
-                    self.strings(&["executable", ""]);
-                }
-                self.strings(&["contents"]);
-                self.string(&bytes);
-            }
-        }
-        self.close(path);
-        Ok(())
     }
 }
