@@ -68,7 +68,8 @@ fn no_place() -> io::Error {
     io::Error::other("a layer has no place in the file")
 }
 
-fn reserve(file: &File, length: u64) -> io::Result<()> {
+/// Gives a file its length and, where the file system can, its room on the disk.
+pub(super) fn reserve(file: &File, length: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, length) {
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => file.set_len(length),
         other => Ok(other?),
