@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child as Process, ChildStdin, Command, ExitStatus, Stdio};
@@ -11,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::event::Observer;
+use crate::host::widen_pipe;
 
 /// How much of either output is kept; the rest is read and thrown away.
 const KEPT: u64 = 64 << 20;
@@ -142,6 +142,14 @@ impl Child {
         })
     }
 
+    /// Writes to the child's standard input; a child that ends breaks the pipe.
+    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.stdin {
+            Some(stdin) => stdin.write_all(bytes),
+            None => Closed.write_all(bytes),
+        }
+    }
+
     /// Closes the child's standard input and waits for its end, however long that takes.
     pub(crate) fn wait(self, observer: &dyn Observer) -> io::Result<Result<Ended, Abandoned>> {
         self.wait_at_most(Duration::MAX, observer)
@@ -193,18 +201,6 @@ impl Child {
         }
         true
     }
-}
-
-/// The most that a pipe holds which nobody with special rights has widened (pipe(7): `/proc/sys/fs/pipe-max-size`).
-const WIDE: usize = 1 << 20;
-
-/// Lets a pipe hold more, so that writer and reader wait less often for each other. What is no pipe, or may not be
-/// widened, stays as it is.
-pub fn widen_pipe(pipe: impl AsFd) {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
-    #[cfg(not(target_os = "linux"))]
-    let _ = (pipe, WIDE);
 }
 
 /// The standard input of a child that is not fed.

@@ -10,6 +10,7 @@ pub mod blob;
 mod child;
 pub mod crash;
 pub mod event;
+mod host;
 pub mod parallel;
 pub mod rootfs;
 pub mod sha256;
@@ -29,6 +30,8 @@ pub mod store;
 pub mod image;
 
 pub mod delivery;
+
+pub mod proxy;
 
 pub mod layers;
 pub mod memo;

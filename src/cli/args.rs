@@ -77,10 +77,20 @@ Examples:
       layerhold containerize -r owner/name --generation 3
 
   A Nix store that does not lie at /nix:
-      layerhold containerize --store ./root -f -";
+      layerhold containerize --store ./root -f -
+
+  A Nix store in a volume of the container runtime, as Flox has it on macOS:
+      layerhold containerize --proxy --proxy-image IMAGE-WITH-LAYERHOLD";
 
 #[derive(Args, Debug)]
 pub(super) struct Containerize {
+    // Before the groups: what comes after one would stand under its heading.
+    /// Make the image's layers and say what would be sent; the target stays as it is
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print one JSON object that describes the image to standard output
+    #[arg(long)]
+    pub(super) json: bool,
     #[command(flatten)]
     pub(super) environment: EnvironmentArgs,
     #[command(flatten)]
@@ -89,12 +99,8 @@ pub(super) struct Containerize {
     pub(super) image: ImageArgs,
     #[command(flatten)]
     pub(super) layers: LayerArgs,
-    /// Make the image's layers and say what would be sent; the target stays as it is
-    #[arg(long)]
-    pub(super) dry_run: bool,
-    /// Print one JSON object that describes the image to standard output
-    #[arg(long)]
-    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) proxy: ProxyArgs,
 }
 
 #[derive(Args, Debug)]
@@ -182,6 +188,25 @@ pub(super) struct LayerArgs {
     /// Compression of layers: none, gzip[:1-9] or zstd[:1-19]
     #[arg(long, value_name = "CODEC[:LEVEL]", default_value = "none")]
     pub(super) compression: Compression,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Proxy container")]
+pub(super) struct ProxyArgs {
+    /// Make the image in a container of the runtime, with a Nix store in one of its volumes, as Flox does on macOS
+    /// [default: on macOS, where no binary cache has what is needed]
+    #[arg(long, conflicts_with_all = ["store", "layout", "dry_run", "json"])]
+    pub(super) proxy: bool,
+    /// Image of that container, with a Linux build of layerhold on its PATH
+    #[arg(long, value_name = "IMAGE", env = "LAYERHOLD_PROXY_IMAGE", default_value = "nixos/nix")]
+    #[arg(hide_env_values = true)]
+    pub(super) proxy_image: String,
+    /// Volume with the Nix store, at /nix in that container
+    #[arg(long, value_name = "VOLUME", default_value = "flox-nix")]
+    pub(super) proxy_volume: String,
+    /// This run is in that container: it ends with its standard input, and another says where the image went
+    #[arg(long, hide = true)]
+    pub(super) in_proxy: bool,
 }
 
 /// What can be done with the layer cache.

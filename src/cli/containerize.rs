@@ -11,19 +11,23 @@ use serde_json::{Map, Value, json};
 use super::args;
 use super::cache;
 use super::failure::Failure;
+use super::interrupt;
 use super::platforms;
 use super::progress::Progress;
+use super::proxy;
 use super::size;
 use super::substituters;
 use super::surroundings;
 use crate::containerize::{Report, Request, containerize};
-use crate::delivery::{Delivered, DeliveryError, Runtime, Target, TargetRequest, widen_pipe};
+use crate::delivery::{Delivered, DeliveryError, Runtime, Target, TargetRequest};
 use crate::environment::{
     ACTIVE_ENVIRONMENTS, Candidate, Choice, Remote, Selection, StartServices, Surroundings, parse_label,
 };
 use crate::error::Error;
 use crate::event::{Event, Observer};
+use crate::host::widen_pipe;
 use crate::image::{Image, Images, Timestamp};
+use crate::substitute::CacheAddress;
 
 /// Runs the command.
 pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), Failure> {
@@ -48,33 +52,54 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         ));
     }
 
+    if args.proxy.in_proxy {
+        interrupt::at_end_of_input();
+    }
+
     let systems = platforms::chosen(&args.image.platforms)?;
     let shells = platforms::shells(&args.environment.shell, &systems)?;
+    let surroundings = || Surroundings {
+        current_dir: &current_dir,
+        active_environments: active.as_deref(),
+        remote: surroundings::remote_access(cache.as_ref(), args.environment.offline),
+        choose: if can_ask { Some(&ask) } else { None },
+    };
+    let substituters = substituters::settings(&args.environment, progress)?;
+    let target = TargetRequest {
+        file: args.target.file.clone(),
+        runtime: runtime(args.target.runtime.as_deref())?,
+        layout: args.target.layout.clone(),
+    };
+    let directories = substituters.addresses.iter().filter_map(CacheAddress::directory);
+    let outset = proxy::Outset {
+        selection: selection(&args.environment),
+        surroundings: surroundings(),
+        target: target.clone(),
+        path: std::env::var_os("PATH"),
+        systems: systems.clone(),
+        directories: directories.filter(|directory| directory.is_dir()).map(Into::into).collect(),
+        now: SystemTime::now(),
+    };
+    let mut stdout = unbuffered_stdout().map_err(Failure::output)?;
+    if args.proxy.proxy {
+        return proxy::run(args, outset, &mut stdout, progress);
+    }
     let request = Request {
         environment: selection(&args.environment),
-        surroundings: Surroundings {
-            current_dir: &current_dir,
-            active_environments: active.as_deref(),
-            remote: surroundings::remote_access(cache.as_ref(), args.environment.offline),
-            choose: if can_ask { Some(&ask) } else { None },
-        },
+        surroundings: surroundings(),
         systems,
         this_system: platforms::this_system(),
         mode: args.environment.mode.map(Into::into),
         store: args.environment.store.clone(),
-        substituters: substituters::settings(&args.environment, progress)?,
+        substituters,
         shells,
         services: match (args.environment.services, args.environment.no_services) {
             (true, _) => StartServices::Always,
             (_, true) => StartServices::Never,
             _ => StartServices::AsManifest,
         },
-        target: TargetRequest {
-            file: args.target.file.clone(),
-            runtime: runtime(args.target.runtime.as_deref())?,
-            layout: args.target.layout.clone(),
-        },
-        path: std::env::var_os("PATH"),
+        target,
+        path: outset.path.clone(),
         tag: args.image.tag.clone(),
         labels: labels(&args.image.labels)?,
         created: created(args.image.created)?,
@@ -82,15 +107,18 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         compression: args.layers.compression,
         cache: cache.as_ref(),
         dry_run: args.dry_run,
-        now: SystemTime::now(),
+        now: outset.now,
     };
 
-    let mut stdout = unbuffered_stdout().map_err(Failure::output)?;
     let report = match containerize(request, &mut stdout, progress) {
         Ok(report) => report,
         // Whoever reads has what they wanted.
         Err(Error::Delivery(DeliveryError::ClosedPipe)) => return Ok(()),
         Err(Error::Delivery(DeliveryError::Interrupted)) => return Err(Failure::interrupted()),
+        Err(error) if proxy::may_help(std::env::consts::OS, args, &error) => {
+            progress.event(Event::Warning { message: format!("{error}; going on in a proxy container (--proxy)") });
+            return proxy::run(args, outset, &mut stdout, progress);
+        }
         Err(error) => {
             let hint = error.hint();
             return Err(Failure::new(error, hint));
@@ -109,7 +137,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
             layers_sent + layers_held,
             size::human(bytes_sent)
         ));
-    } else {
+    } else if !args.proxy.in_proxy {
         progress.result(&format!("⚡︎ {title} written to {}", report.target));
     }
     if args.json {

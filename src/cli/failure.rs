@@ -14,22 +14,29 @@ pub(super) struct Failure {
     error: Box<dyn Error>,
     hint: Option<String>,
     exit_code: u8,
+    /// Whether somebody else has told the user already.
+    is_said: bool,
 }
 
 impl Failure {
     /// Failed: exit code 1.
     pub(super) fn new(error: impl Into<Box<dyn Error>>, hint: Option<String>) -> Self {
-        Self { error: error.into(), hint, exit_code: 1 }
+        Self { error: error.into(), hint, exit_code: 1, is_said: false }
     }
 
     /// Wrong usage: exit code 2.
     pub(super) fn usage(error: impl Into<Box<dyn Error>>, hint: Option<String>) -> Self {
-        Self { error: error.into(), hint, exit_code: 2 }
+        Self { exit_code: 2, ..Self::new(error, hint) }
     }
 
     /// `cache verify` found damage: exit code 3.
     pub(super) fn damage(error: impl Into<Box<dyn Error>>, hint: Option<String>) -> Self {
-        Self { error: error.into(), hint, exit_code: 3 }
+        Self { exit_code: 3, ..Self::new(error, hint) }
+    }
+
+    /// Another run failed and has said why: its exit code.
+    pub(super) fn said(error: impl Into<Box<dyn Error>>, exit_code: u8) -> Self {
+        Self { exit_code, is_said: true, ..Self::new(error, None) }
     }
 
     /// The user wanted the run to end: exit code 130.
@@ -69,6 +76,9 @@ impl Failure {
         }
         if self.is_closed_pipe() {
             return ExitCode::SUCCESS;
+        }
+        if self.is_said {
+            return ExitCode::from(self.exit_code);
         }
         progress.line(&format!("✘ ERROR: {}", self.error));
         let mut said = self.error.to_string();

@@ -23,6 +23,15 @@ pub(super) fn flag() -> &'static AtomicBool {
     })
 }
 
+/// Takes the end of standard input for a wish to end, too.
+pub(super) fn at_end_of_input() {
+    std::thread::spawn(|| {
+        // One that cannot be read is at its end.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        flag().store(true, Ordering::Relaxed);
+    });
+}
+
 /// Whether the user wants the run to end.
 pub(super) fn happened() -> bool {
     flag().load(Ordering::Relaxed)

@@ -10,6 +10,7 @@ mod failure;
 mod interrupt;
 mod platforms;
 mod progress;
+mod proxy;
 mod size;
 mod substituters;
 mod surroundings;

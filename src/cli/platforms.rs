@@ -6,10 +6,20 @@ use super::failure::Failure;
 use crate::environment::System;
 use crate::nix::StorePath;
 
-/// The kind of machine that this is, if images are made for it. On macOS too it is Linux on this processor: images run
-/// nothing else.
+/// The kind of machine that this is, if images are made for it.
 pub(super) fn this_system() -> Option<System> {
-    System::of_machine(std::env::consts::ARCH)
+    system_of(std::env::consts::OS, std::env::consts::ARCH)
+}
+
+/// The kind of a machine by Rust's names. What is built on macOS does not run in an image.
+fn system_of(os: &str, architecture: &str) -> Option<System> {
+    if os == "linux" { System::of_machine(architecture) } else { None }
+}
+
+/// The kind of machine that images are for where none is named: under any system it is Linux on the same processor, for
+/// that is what runtimes have there.
+fn default_system(architecture: &str) -> Option<System> {
+    System::of_machine(architecture)
 }
 
 /// The platforms that were asked for, each once, in their order; this machine's where none was.
@@ -21,7 +31,7 @@ pub(super) fn chosen(given: &[System]) -> Result<Vec<System>, Failure> {
         }
     }
     if systems.is_empty() {
-        systems.push(this_system().ok_or_else(|| {
+        systems.push(default_system(std::env::consts::ARCH).ok_or_else(|| {
             Failure::new(
                 format!("images cannot be made for this machine's architecture, {}", std::env::consts::ARCH),
                 Some("name another one: --platform linux/amd64, --platform linux/arm64".to_owned()),
@@ -78,6 +88,7 @@ fn shell(text: &str, systems: &[System]) -> Result<(System, StorePath), Failure>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rstest::rstest;
 
     const AMD64: System = System::X86_64Linux;
     const ARM64: System = System::Aarch64Linux;
@@ -91,7 +102,25 @@ mod tests {
     #[test]
     fn a_platform_counts_once_where_it_was_named_first() {
         assert_eq!(chosen(&[ARM64, AMD64, ARM64]).unwrap(), [ARM64, AMD64]);
-        assert_eq!(chosen(&[]).ok(), this_system().map(|system| vec![system]));
+        assert_eq!(chosen(&[]).ok(), System::of_machine(std::env::consts::ARCH).map(|system| vec![system]));
+    }
+
+    #[rstest]
+    #[case("linux", "x86_64", Some(AMD64), Some(AMD64))]
+    #[case("linux", "aarch64", Some(ARM64), Some(ARM64))]
+    #[case("macos", "aarch64", None, Some(ARM64))]
+    #[case("macos", "x86_64", None, Some(AMD64))]
+    #[case("freebsd", "x86_64", None, Some(AMD64))]
+    #[case("linux", "riscv64", None, None)]
+    #[case("macos", "powerpc", None, None)]
+    fn images_are_for_linux_wherever_they_are_made(
+        #[case] os: &str,
+        #[case] architecture: &str,
+        #[case] here: Option<System>,
+        #[case] by_default: Option<System>,
+    ) {
+        assert_eq!(system_of(os, architecture), here);
+        assert_eq!(default_system(architecture), by_default);
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl Progress {
         Self { verbosity, bar: Mutex::new(None), draws, interrupted, warned: Mutex::default() }
     }
 
+    /// How much the user wants to read.
+    pub(super) fn verbosity(&self) -> Verbosity {
+        self.verbosity
+    }
+
     /// A line for people, above the bar if there is one.
     pub(super) fn line(&self, line: &str) {
         let bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

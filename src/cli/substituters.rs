@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::args::EnvironmentArgs;
-use super::config::{self, Config};
+use super::config::{self, Config, SubstitutersConfig};
 use super::failure::Failure;
 use super::surroundings::{absolute, config_home, variable};
 use crate::event::{Event, Observer};
@@ -37,9 +37,7 @@ pub(super) fn settings(args: &EnvironmentArgs, observer: &dyn Observer) -> Resul
         addresses_of(&nix, observer)
     };
 
-    let of_nix = nix.keys.clone().unwrap_or_else(|| vec![DEFAULT_KEY.to_owned()]);
-    let keys = of_nix.iter().chain(&nix.more_keys).chain(&own.trusted_public_keys).chain(&args.keys);
-    let keys = keys.map(|text| key(text)).collect::<Result<_, _>>()?;
+    let keys = keys(&nix, &own, args).iter().map(|text| key(text)).collect::<Result<_, _>>()?;
 
     Ok(Settings {
         addresses,
@@ -53,6 +51,27 @@ pub(super) fn settings(args: &EnvironmentArgs, observer: &dyn Observer) -> Resul
         remember_absent: nix.remember_absent.unwrap_or(REMEMBER_ABSENT),
         offline: args.offline,
     })
+}
+
+/// The same settings for another run of this tool, as far as they hold elsewhere: a text for `NIX_CONFIG`. What there is
+/// to log in with stays here.
+pub(super) fn as_nix_config(args: &EnvironmentArgs) -> Result<String, Failure> {
+    let nix = nix_conf()?;
+    let own = Config::read()?.map_or_else(Default::default, |(_, config)| config.substituters);
+    let urls = match &own.urls {
+        _ if !args.substituters.is_empty() => args.substituters.clone(),
+        Some(urls) => urls.clone(),
+        None if nix.substitute == Some(false) => Vec::new(),
+        None => named(&nix),
+    };
+    let keys = keys(&nix, &own, args).join(" ");
+    let require = nix.require_signatures.unwrap_or(true);
+    Ok(format!("substituters = {}\ntrusted-public-keys = {keys}\nrequire-sigs = {require}\n", urls.join(" ")))
+}
+
+fn keys(nix: &NixConf, own: &SubstitutersConfig, args: &EnvironmentArgs) -> Vec<String> {
+    let of_nix = nix.keys.clone().unwrap_or_else(|| vec![DEFAULT_KEY.to_owned()]);
+    of_nix.iter().chain(&nix.more_keys).chain(&own.trusted_public_keys).chain(&args.keys).cloned().collect()
 }
 
 fn address(text: &str) -> Result<CacheAddress, Failure> {
@@ -69,7 +88,6 @@ fn key(text: &str) -> Result<PublicKey, Failure> {
 
 /// Nix's settings may name stores of other kinds too, which are none of ours.
 fn addresses_of(nix: &NixConf, observer: &dyn Observer) -> Vec<CacheAddress> {
-    let named = nix.substituters.clone().unwrap_or_else(|| vec![DEFAULT_CACHE.to_owned()]);
     let parse = |text: &String| match text.parse() {
         Ok(address) => Some(address),
         Err(error) => {
@@ -77,7 +95,12 @@ fn addresses_of(nix: &NixConf, observer: &dyn Observer) -> Vec<CacheAddress> {
             None
         }
     };
-    named.iter().chain(&nix.more_substituters).filter_map(parse).collect()
+    named(nix).iter().filter_map(parse).collect()
+}
+
+fn named(nix: &NixConf) -> Vec<String> {
+    let named = nix.substituters.clone().unwrap_or_else(|| vec![DEFAULT_CACHE.to_owned()]);
+    named.into_iter().chain(nix.more_substituters.iter().cloned()).collect()
 }
 
 /// Nix's files in Nix's order (Nix manual, "nix.conf"), and `NIX_CONFIG` over them.

@@ -122,6 +122,18 @@ fn warn_of_store_paths(environment: &Environment, system: System, packages: &[Pa
     }
 }
 
+/// A bash of the store that runs on `system`, for whoever learns that the environment has none: an interactive one
+/// rather than another, and of those the newest.
+fn shell_at_hand(nix: &Reach<'_>, system: System) -> Option<StorePath> {
+    let mut shells = nix.local_paths(|name| name.starts_with("bash-")).ok()?;
+    shells.sort_by_key(|path| path.name().starts_with("bash-interactive-"));
+    let runs = |path: &StorePath| {
+        let program = nix.read_file(path, "bin/bash").ok().flatten();
+        program.is_some_and(|program| system.runs(&program)) && matches!(nix.path_info(path), Ok(Some(_)))
+    };
+    shells.into_iter().rev().find(runs)
+}
+
 /// A `log` output is a package's build log: a single file, which flox leaves out of environments.
 fn package(installed: Installed) -> Option<Package> {
     let Installed { install_id, output, path, priority } = installed;
@@ -175,11 +187,12 @@ impl Platform {
     pub(super) fn compose(
         &self,
         environment: &Environment,
-        source: &dyn Source,
+        source: &Reach<'_>,
         max_layers: usize,
     ) -> Result<Composed<'_>, RealiseError> {
         let (realised, plan) = rayon::join(|| self.realise(environment, source), || self.plan(max_layers));
-        Ok(Composed { platform: self, plan, realised: realised? })
+        let realised = realised.map_err(|error| error.with_shell(|| shell_at_hand(source, self.ingredients.system)))?;
+        Ok(Composed { platform: self, plan, realised })
     }
 
     /// The image's own files: the environment's tree, its activation, accounts.

@@ -163,7 +163,13 @@ impl DeliveryError {
             }
             Self::NoParent { parent, .. } => Some(format!("make it: mkdir -p {}", parent.display())),
             Self::NotALayout { .. } => Some("name a directory that is empty or not there yet: --layout DIR".into()),
-            Self::Command { runtime, words, .. } => command_hint(*runtime, words),
+            Self::Command { runtime, words, .. } => {
+                let hint = Self::hint_of_words(*runtime, words)?;
+                Some(match is_not_running(*runtime, words) {
+                    true => format!("{hint}; or write a file: --file image.tar"),
+                    false => hint.to_owned(),
+                })
+            }
             Self::ZstdUnsupported { .. } => {
                 Some("Docker reads zstd since version 23; use --compression none or --compression gzip".into())
             }
@@ -181,30 +187,32 @@ impl DeliveryError {
             _ => None,
         }
     }
+
+    /// The usual reasons that a runtime gives, and what to do about each.
+    pub fn hint_of_words(runtime: Runtime, words: &str) -> Option<&'static str> {
+        let said = |reason: &str| words.to_ascii_lowercase().contains(reason);
+        Some(match runtime {
+            Runtime::Docker if is_forbidden(runtime, words) => {
+                "join the group that may talk to the daemon: sudo usermod -aG docker \"$USER\", then log in again"
+            }
+            Runtime::Docker if is_not_running(runtime, words) => "is the daemon running? sudo systemctl start docker",
+            Runtime::Podman if is_not_running(runtime, words) => "is its machine running? podman machine start",
+            Runtime::Docker if said("no space left") => {
+                "make room where the daemon keeps its images: docker image prune"
+            }
+            Runtime::Podman if said("no space left") => "make room where Podman keeps its images: podman image prune",
+            _ if said("max depth exceeded") => "Docker takes at most 125 layers: --max-layers 100",
+            _ => return None,
+        })
+    }
 }
 
-/// The usual reasons that a runtime gives, and what to do about each.
-fn command_hint(runtime: Runtime, words: &str) -> Option<String> {
+fn is_forbidden(runtime: Runtime, words: &str) -> bool {
+    runtime == Runtime::Docker && words.to_ascii_lowercase().contains("permission denied")
+}
+
+fn is_not_running(runtime: Runtime, words: &str) -> bool {
     let words = words.to_ascii_lowercase();
-    let hint = if words.contains("permission denied") && runtime == Runtime::Docker {
-        "join the group that may talk to the daemon: sudo usermod -aG docker \"$USER\", then log in again"
-    } else if words.contains("cannot connect")
-        || words.contains("connection refused")
-        || words.contains("daemon running")
-    {
-        match runtime {
-            Runtime::Docker => "is the daemon running? sudo systemctl start docker; or write a file: --file image.tar",
-            Runtime::Podman => "is its machine running? podman machine start; or write a file: --file image.tar",
-        }
-    } else if words.contains("no space left") {
-        match runtime {
-            Runtime::Docker => "make room where the daemon keeps its images: docker image prune",
-            Runtime::Podman => "make room where Podman keeps its images: podman image prune",
-        }
-    } else if words.contains("max depth exceeded") {
-        "Docker takes at most 125 layers: --max-layers 100"
-    } else {
-        return None;
-    };
-    Some(hint.to_owned())
+    let reasons = ["cannot connect", "connection refused", "daemon running"];
+    !is_forbidden(runtime, &words) && reasons.iter().any(|reason| words.contains(reason))
 }

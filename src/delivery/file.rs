@@ -37,7 +37,8 @@ pub struct FileSink {
     is_copied: bool,
 }
 
-enum Output {
+/// What the bytes go to.
+pub(super) enum Output {
     /// A temporary file and the path that it will have.
     Beside { temporary: PartialFile, target: PathBuf },
     /// A device or a pipe.
@@ -45,7 +46,8 @@ enum Output {
 }
 
 impl Output {
-    fn file(&mut self) -> &mut File {
+    /// The open file.
+    pub(super) fn file(&mut self) -> &mut File {
         match self {
             Self::Beside { temporary, .. } => temporary.as_file_mut(),
             Self::Direct(file) => file,
@@ -68,13 +70,19 @@ impl FileSink {
 
     fn failed(&self) -> impl Fn(io::Error) -> DeliveryError + use<> {
         let path = self.path.clone();
-        move |source| match source.kind() {
+        move |source| Self::failure(path.clone(), source)
+    }
+
+    /// A write to the file at `path` that failed.
+    pub(super) fn failure(path: PathBuf, source: io::Error) -> DeliveryError {
+        match source.kind() {
             io::ErrorKind::BrokenPipe => DeliveryError::ClosedPipe,
-            _ => DeliveryError::Write { path: path.clone(), source },
+            _ => DeliveryError::Write { path, source },
         }
     }
 
-    fn open(&self) -> Result<Output, DeliveryError> {
+    /// Opens what the bytes go to.
+    pub(super) fn open(&self) -> Result<Output, DeliveryError> {
         let failed = self.failed();
         let target = end_of_links(&self.path).map_err(&failed)?;
         let parent = match target.parent() {

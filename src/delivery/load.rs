@@ -76,7 +76,7 @@ enum There {
 }
 
 /// The command that takes an archive from its standard input.
-const LOAD: [&str; 2] = ["load", "--quiet"];
+pub(super) const LOAD: [&str; 2] = ["load", "--quiet"];
 
 impl<'a> RuntimeSink<'a> {
     /// A sink on the runtime. Nothing is asked yet.

@@ -14,6 +14,7 @@ mod missing;
 mod opening;
 mod partial;
 mod podman;
+mod receiver;
 mod runtime;
 mod spool;
 mod stream;
@@ -26,7 +27,6 @@ mod conformance;
 #[cfg(test)]
 mod samples;
 
-pub use crate::child::widen_pipe;
 pub use archive::{Archive, ArchiveNames};
 pub use error::DeliveryError;
 pub use file::FileSink;
@@ -34,6 +34,7 @@ pub use layout::LayoutSink;
 pub use load::RuntimeSink;
 pub use missing::{LayerBytes, Missing};
 pub use opening::Opening;
+pub use receiver::Receiver;
 pub use runtime::{InvalidRuntime, Runtime, RuntimeClient};
 pub use spool::Spool;
 pub use stream::StreamSink;

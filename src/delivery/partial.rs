@@ -2,13 +2,12 @@
 
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::crash;
+use crate::{crash, host};
 
 /// What the names of files begin with that could not be written without one.
 pub(super) const PREFIX: &str = ".layerhold-";
@@ -20,7 +19,7 @@ pub(super) struct PartialFile {
 }
 
 enum Kind {
-    /// Without a name (open(2), `O_TMPFILE`): the system frees it with the process, by whatever end.
+    /// Without a name: the system frees it with the process, by whatever end.
     Unnamed(File),
     /// Where the file system or the system has no such files. A killed process leaves it there.
     Named(NamedTempFile),
@@ -29,7 +28,7 @@ enum Kind {
 impl PartialFile {
     /// A new file on the file system of `directory`, with this mode less the umask.
     pub(super) fn new_in(directory: &Path, mode: u32) -> io::Result<Self> {
-        let file = match unnamed(directory, mode) {
+        let file = match host::unnamed(directory, mode) {
             Some(file) => Kind::Unnamed(file),
             None => Kind::Named(builder().permissions(Permissions::from_mode(mode)).tempfile_in(directory)?),
         };
@@ -71,14 +70,7 @@ impl PartialFile {
     fn named(self) -> io::Result<NamedTempFile> {
         match self.file {
             Kind::Unnamed(file) => {
-                // open(2) gives this way to link what has no name.
-                let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
-                let link = |name: &Path| {
-                    let cwd = rustix::fs::CWD;
-                    rustix::fs::linkat(cwd, &by_descriptor, cwd, name, rustix::fs::AtFlags::SYMLINK_FOLLOW)?;
-                    Ok(())
-                };
-                let named = builder().make_in(&self.directory, link)?;
+                let named = builder().make_in(&self.directory, |name| host::link(&file, name))?;
                 let (_, path) = named.into_parts();
                 Ok(NamedTempFile::from_parts(file, path))
             }
@@ -93,22 +85,6 @@ fn builder() -> tempfile::Builder<'static, 'static> {
     builder
 }
 
-/// A file without a name that can be given one later; `None` where that is not to be had.
-#[cfg(target_os = "linux")]
-fn unnamed(directory: &Path, mode: u32) -> Option<File> {
-    use rustix::fs::{Mode, OFlags};
-    if !Path::new("/proc/self/fd").exists() {
-        return None;
-    }
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    rustix::fs::open(directory, flags, Mode::from_raw_mode(mode)).ok().map(File::from)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn unnamed(_: &Path, _: u32) -> Option<File> {
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +94,7 @@ mod tests {
 
     /// Both kinds, where the file system has both.
     fn partial(directory: &Path, named: bool) -> PartialFile {
-        let file = match unnamed(directory, 0o666) {
+        let file = match host::unnamed(directory, 0o666) {
             Some(file) if !named => Kind::Unnamed(file),
             _ => Kind::Named(builder().tempfile_in(directory).unwrap()),
         };

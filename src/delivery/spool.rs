@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::archive::{self, Place};
 use crate::blob::Digest;
+use crate::host;
 use crate::image::Layer;
 
 /// The blobs of an archive, the first of its entries, each at its place: written in any order, from several threads.
@@ -27,7 +28,7 @@ impl Spool {
         let places = Place::of_all(sizes);
         let spool = Self { file, places, filled: Mutex::default() };
         if spool.end() > 0 {
-            reserve(&spool.file, spool.end())?;
+            host::reserve(&spool.file, spool.end())?;
         }
         Ok(spool)
     }
@@ -66,14 +67,6 @@ impl Spool {
 
 fn no_place() -> io::Error {
     io::Error::other("a layer has no place in the file")
-}
-
-/// Gives a file its length and, where the file system can, its room on the disk.
-pub(super) fn reserve(file: &File, length: u64) -> io::Result<()> {
-    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, length) {
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => file.set_len(length),
-        other => Ok(other?),
-    }
 }
 
 /// Writes on from a place in a file that others write to elsewhere, and never into the next one's.

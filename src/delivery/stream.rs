@@ -1,7 +1,7 @@
 //! Standard output: the archive, to whoever reads it.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io::Write;
 
 use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Past, Sink};
 use crate::blob::Digest;
@@ -20,21 +20,13 @@ impl<W: Write> StreamSink<W> {
     }
 }
 
-/// A reader that went away is no failure of this tool's.
-fn describe(error: io::Error) -> DeliveryError {
-    match error.kind() {
-        io::ErrorKind::BrokenPipe => DeliveryError::ClosedPipe,
-        _ => DeliveryError::Stream(error),
-    }
-}
-
 impl<W: Write> Sink for StreamSink<W> {
     fn has(&mut self, _: &Images, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
         Ok(BTreeSet::new())
     }
 
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
-        missing.in_order(|layer, bytes| self.archive.put(&mut self.out, layer, bytes, describe))
+        missing.in_order(|layer, bytes| self.archive.put(&mut self.out, layer, bytes, DeliveryError::of_stream))
     }
 
     fn finish(&mut self, images: &Images, _: &dyn Past) -> Result<Finish, DeliveryError> {
@@ -42,7 +34,7 @@ impl<W: Write> Sink for StreamSink<W> {
             &mut self.out,
             images,
             &ArchiveNames::portable(images.name()),
-            describe,
+            DeliveryError::of_stream,
         )?;
         Ok(Finish::Committed)
     }
@@ -53,6 +45,7 @@ mod tests {
     use super::super::samples::{deliver, image};
     use super::*;
     use crate::event::Silent;
+    use std::io;
 
     #[test]
     fn a_reader_that_goes_away_is_told_from_a_failure() {

@@ -53,6 +53,9 @@ pub enum TargetError {
         /// The runtime.
         runtime: Runtime,
     },
+    /// An archive that was made elsewhere, for a layout, which has blobs of its own.
+    #[error("an image layout takes no archive that was made elsewhere")]
+    ArchiveForLayout,
     /// Two targets at once.
     #[error("--file and --layout exclude each other")]
     FileAndLayout,
@@ -72,6 +75,11 @@ impl TargetError {
                  or write them to a file or a layout: --file image.tar, --layout DIR",
                 runtime.program()
             )),
+            Self::ArchiveForLayout => Some(
+                "write a file and copy out of that: --file image.tar; skopeo copy oci-archive:image.tar \
+                 oci:DIR:NAME:TAG"
+                    .to_owned(),
+            ),
             Self::FileAndLayout => None,
         }
     }

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::spool::reserve;
 use super::written::token_of;
 use super::{DeliveryError, Past};
 use crate::crash;
 use crate::event::{Event, Observer, Stage};
+use crate::host;
 
 /// How much is copied between two looks at whether the user still wants it.
 const PIECE: u64 = 16 << 20;
@@ -84,7 +84,7 @@ impl Twin {
     }
 
     fn try_copy_to(&self, target: &File, bytes: u64, observer: &dyn Observer) -> Result<(), CopyError> {
-        if share_blocks(&self.file, target) {
+        if host::share_blocks(&self.file, target) {
             observer.event(Event::Advanced { bytes });
         } else {
             self.copy_pieces(target, bytes, observer)?;
@@ -97,7 +97,7 @@ impl Twin {
     /// The kernel copies: no byte comes through this process where any other way is open.
     fn copy_pieces(&self, mut target: &File, bytes: u64, observer: &dyn Observer) -> Result<(), CopyError> {
         // Blocks that are sought one after the other, while they are written, take ext4 half as long again.
-        reserve(target, self.length)?;
+        host::reserve(target, self.length)?;
         let mut copied = 0;
         while copied < self.length {
             if observer.cancelled() {
@@ -115,17 +115,6 @@ impl Twin {
         }
         Ok(())
     }
-}
-
-/// Makes `target` the same file by sharing all blocks, where the file system can; else nothing is done.
-#[cfg(target_os = "linux")]
-fn share_blocks(file: &File, target: &File) -> bool {
-    rustix::fs::ioctl_ficlone(target, file).is_ok()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn share_blocks(_: &File, _: &File) -> bool {
-    false
 }
 
 /// Whether a file is certainly not as it was left. Without being opened: that may do something, to a device say.

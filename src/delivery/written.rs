@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::ArchiveNames;
+use crate::host;
 use crate::image::Images;
 
 /// The version of what an archive looks like: another one is another file for the same image.
@@ -41,7 +42,7 @@ pub(super) fn token_of(metadata: &fs::Metadata, contents: &[u8; 32]) -> Option<[
     if !metadata.is_file() {
         return None;
     }
-    let boot = fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+    let boot = host::boot()?;
     let mut hasher = blake3::Hasher::new_derive_key(TOKEN_VERSION);
     field(&mut hasher, &boot);
     field(&mut hasher, contents);

@@ -95,6 +95,16 @@ pub enum FloxHubError {
     },
 }
 
+impl FloxHubSettings {
+    /// The variables that tell another run of this tool the same, whose configuration files are others; `url` is the
+    /// address of the FloxHub that is meant, where it is not the user's own.
+    pub fn as_variables(&self, url: Option<&str>) -> Result<Vec<(&'static str, String)>, FloxHubError> {
+        let hub = FloxHub::reach(self, url)?;
+        let token = hub.token.map(|token| (FLOXHUB_TOKEN, token.reveal().to_owned()));
+        Ok([(FLOXHUB_URL, hub.url), (FLOXHUB_GIT_URL, hub.git_url)].into_iter().chain(token).collect())
+    }
+}
+
 impl FloxHubError {
     /// What mends it.
     pub fn hint(&self) -> Option<String> {

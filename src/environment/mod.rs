@@ -60,4 +60,4 @@ pub use user::UserSpec;
 pub use vars::VarError;
 
 /// The directory that makes another one an environment.
-const DOT_FLOX: &str = ".flox";
+pub const DOT_FLOX: &str = ".flox";

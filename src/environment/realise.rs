@@ -75,6 +75,8 @@ pub enum RealiseError {
     NoShell {
         /// What needs it, as the manifest calls it.
         needs: &'static str,
+        /// One in the Nix store that could be named, where somebody has looked.
+        at_hand: Option<StorePath>,
     },
     /// The store path that was named as the shell has no `bin/bash`.
     #[error("'{shell}' has no bin/bash")]
@@ -97,13 +99,24 @@ pub enum RealiseError {
 }
 
 impl RealiseError {
+    /// The error with a shell to name, where one is wanted.
+    pub fn with_shell(self, find: impl FnOnce() -> Option<StorePath>) -> Self {
+        match self {
+            Self::NoShell { needs, at_hand: None } => Self::NoShell { needs, at_hand: find() },
+            other => other,
+        }
+    }
+
     /// What mends it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Forest(error) => error.hint(),
             Self::Services(error) => Some(error.hint()),
             Self::Vars(_) => Some("change it: flox edit".to_owned()),
-            Self::NoShell { .. } => Some(
+            Self::NoShell { at_hand: Some(shell), .. } => {
+                Some(format!("add one: flox install bash; or take the one in the Nix store here: --shell {shell}"))
+            }
+            Self::NoShell { at_hand: None, .. } => Some(
                 "add one: flox install bash; or name one in the Nix store: --shell /nix/store/...-bash-...".to_owned(),
             ),
             Self::NotAShell { .. } => {
@@ -146,7 +159,7 @@ impl Programs {
             return Err(ServicesError::NoProcessCompose { services: services.keys().cloned().collect() }.into());
         }
         if programs.bash.is_none() {
-            return Err(RealiseError::NoShell { needs: "services" });
+            return Err(RealiseError::NoShell { needs: "services", at_hand: None });
         }
         Ok(programs)
     }
@@ -186,7 +199,7 @@ fn render(request: &RealiseRequest<'_>, base: &Base, programs: &Programs) -> Res
     };
     let bash = &programs.bash;
     if let (None, Some(needs)) = (bash, activation.needs_shell()) {
-        return Err(RealiseError::NoShell { needs });
+        return Err(RealiseError::NoShell { needs, at_hand: None });
     }
     let rendered = Rendered::new(&name, |env| {
         let mut nodes = links.clone();
@@ -224,7 +237,7 @@ fn use_built(
     env: &StorePath,
 ) -> Result<Realised, RealiseError> {
     let Some(bash) = &programs.bash else {
-        return Err(RealiseError::NoShell { needs: "its activation" });
+        return Err(RealiseError::NoShell { needs: "its activation", at_hand: None });
     };
     let view = StoreView::new(request.source);
     let Some(entry) = BuiltEntry::of(&view, env, request.name, request.mode, bash)? else {

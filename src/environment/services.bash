@@ -86,7 +86,7 @@ _flox_supervise() {
   done 2>/dev/null
   # What is typed on a terminal reaches the command without help.
   if [[ -t 0 ]]; then trap : INT QUIT; fi
-  # Without job control bash has a child in the background ignore these.
+  # Without job control bash ignores these in the background, unless it becomes another program.
   (
     trap - INT QUIT
     "$@"

@@ -37,6 +37,15 @@ impl System {
         }
     }
 
+    /// Whether a file is a program for the system: its ELF header says so.
+    pub fn runs(self, program: &[u8]) -> bool {
+        let machine: u16 = match self {
+            Self::X86_64Linux => 0x3e,
+            Self::Aarch64Linux => 0xb7,
+        };
+        program.starts_with(b"\x7fELF\x02\x01") && program.get(18..20) == Some(&machine.to_le_bytes())
+    }
+
     /// The Linux system for an architecture as Rust names it (`std::env::consts::ARCH`), if images are made for it.
     pub fn of_machine(architecture: &str) -> Option<Self> {
         match architecture {
@@ -124,5 +133,14 @@ mod tests {
                 assert_eq!(name.parse(), Ok(system));
             }
         }
+    }
+
+    #[test]
+    fn a_program_runs_on_its_own_machine() {
+        let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let systems = [System::X86_64Linux, System::Aarch64Linux];
+        let running: Vec<_> = systems.into_iter().filter(|system| system.runs(&own)).collect();
+        assert_eq!(running, Vec::from_iter(System::of_machine(std::env::consts::ARCH)));
+        assert!(systems.iter().all(|system| !system.runs(b"#!/bin/sh\n") && !system.runs(b"\x7fELF\x02\x01")));
     }
 }

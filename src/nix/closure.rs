@@ -61,11 +61,11 @@ impl ClosureError {
     /// What mends it where the path is for `system`, which this machine is not: nothing for it is built here.
     pub fn hint_elsewhere(&self, system: &str) -> Option<String> {
         match self {
-            Self::Missing { path, .. } => Some(format!(
+            Self::Missing { path, asked, .. } if asked.is_empty() => Some(format!(
                 "fetch it: nix-store --realise {path}; where no substituter has it, build it on {system} and copy it \
                  from there: nix-copy-closure --from HOST {path}; in another store: --store ROOT"
             )),
-            Self::Unusable { .. } => self.hint(),
+            Self::Missing { .. } | Self::Unusable { .. } => self.hint(),
         }
     }
 

@@ -83,6 +83,14 @@ impl<'a> LocalStore<'a> {
         matches!(self.is_on_disk(path), Ok(true))
     }
 
+    /// The store paths whose names `wanted` wants, in the order of their names.
+    pub fn named(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<StorePath>, SourceError> {
+        let mut paths = store_paths(&self.store)?;
+        paths.retain(|path| wanted(path.name()));
+        paths.sort_by(|a, b| (a.name(), a).cmp(&(b.name(), b)));
+        Ok(paths)
+    }
+
     fn location<'s>(&'s self, path: &'s StorePath) -> Location<'s> {
         Location { directory: self.directory.as_fd(), store: &self.store, path }
     }
@@ -133,8 +141,12 @@ impl Source for LocalStore<'_> {
     }
 }
 
-/// Every store path in the directory; other files there (`.links`, temporary ones) are not Nix's concern either.
 fn list(store: &Path) -> Result<KnownPaths, SourceError> {
+    Ok(KnownPaths::new(store_paths(store)?))
+}
+
+/// Every store path in the directory; other files there (`.links`, temporary ones) are not Nix's concern either.
+fn store_paths(store: &Path) -> Result<Vec<StorePath>, SourceError> {
     let failed = |source| SourceError::Store { store: store.to_owned(), source };
     let mut paths = Vec::new();
     for entry in fs::read_dir(store).map_err(failed)? {
@@ -142,5 +154,5 @@ fn list(store: &Path) -> Result<KnownPaths, SourceError> {
             paths.extend(path.ok());
         }
     }
-    Ok(KnownPaths::new(paths))
+    Ok(paths)
 }

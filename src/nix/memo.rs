@@ -5,6 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::Stat;
 
+use crate::host;
+
 /// The 32 base-32 digits of a store path, as they stand in files that refer to it.
 pub type HashPart = [u8; 32];
 
@@ -36,7 +38,7 @@ impl FileStamp {
     pub(super) fn of(stat: &Stat) -> Self {
         let nanoseconds = |seconds, rest| i128::from(seconds) * 1_000_000_000 + rest;
         Self {
-            device: stat.st_dev,
+            device: host::device(stat),
             inode: stat.st_ino,
             size: u64::try_from(stat.st_size).unwrap_or(0),
             modified: nanoseconds(stat.st_mtime, i128::from(stat.st_mtime_nsec)),

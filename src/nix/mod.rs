@@ -23,7 +23,7 @@ mod skeleton;
 mod source;
 mod store_path;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tree;
 mod tree_hash;
 mod walk;

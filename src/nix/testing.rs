@@ -23,7 +23,7 @@ pub(super) const FORGETFUL: Hashing<'static> =
     Hashing { memo: &NoMemo, observer: &Silent, now: SystemTime::UNIX_EPOCH };
 
 /// A store path with the hash part `digit`, 32 times.
-pub(super) fn store_path(digit: char, name: &str) -> StorePath {
+pub(crate) fn store_path(digit: char, name: &str) -> StorePath {
     StorePath::from_base_name(&format!("{}-{name}", digit.to_string().repeat(32))).unwrap()
 }
 
@@ -160,7 +160,7 @@ pub(super) fn nar(source: &dyn Source, path: &StorePath) -> Vec<u8> {
 }
 
 /// The NAR serialisation of a tree.
-pub(super) fn nar_of_tree(tree: &MemoryTree) -> Vec<u8> {
+pub(crate) fn nar_of_tree(tree: &MemoryTree) -> Vec<u8> {
     nar_of(record_nodes(|visitor| tree.walk(visitor)).unwrap())
 }
 

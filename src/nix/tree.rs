@@ -1,6 +1,7 @@
 //! A store path's structure without its files' contents: names, kinds, link targets.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{Node, Source, StorePath, WalkError};
 
@@ -39,7 +40,7 @@ impl TreeListing {
     /// The structure of `path`: what the source keeps of it, or a walk that opens no file.
     pub fn read(source: &dyn Source, path: &StorePath) -> Result<Self, WalkError> {
         if let Some(skeleton) = source.skeleton(path)? {
-            return Ok(skeleton.listing.clone());
+            return Ok(Arc::unwrap_or_clone(skeleton).listing);
         }
         let mut listing = Self::default();
         source.walk(path, &mut |path: &[u8], node: Node<'_>| {

@@ -6,23 +6,20 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, RawDir, fstat, readlinkat_raw, statat};
+use rustix::fs::{AtFlags, FileType, fstat, readlinkat_raw, statat};
 use rustix::io::Errno;
 
 use super::file::{CheckedFile, FileError, open_directory};
 use super::{FileStamp, Node, StorePath, TreeState, Visitor, WalkError};
+use crate::host::Listing;
 
 /// How many directories of one walk are open at once. Packing walks on every core, and the limit of descriptors may
 /// be as low as 256.
 const OPEN_DIRECTORIES: usize = 8;
-
-/// The space for one `getdents` call, in bytes.
-const LISTING: usize = 32 * 1024;
 
 /// Where a store path lies on disk.
 #[derive(Clone, Copy)]
@@ -264,8 +261,7 @@ struct Ancestry<'a> {
     names: Vec<u8>,
     /// The current entry's path.
     path: Vec<u8>,
-    /// Space for listing a directory.
-    listing: Vec<MaybeUninit<u8>>,
+    listing: Listing,
 }
 
 impl<'a> Ancestry<'a> {
@@ -276,23 +272,18 @@ impl<'a> Ancestry<'a> {
             entries: Vec::new(),
             names: Vec::new(),
             path: Vec::new(),
-            listing: vec![MaybeUninit::uninit(); LISTING],
+            listing: Listing::default(),
         }
     }
 
     /// Goes into the current entry, a directory, and lists it.
     fn enter(&mut self, directory: Opened) -> Result<(), WalkError> {
         let (first, names) = (self.entries.len(), self.names.len());
-        let mut listing = RawDir::new(&directory.descriptor, &mut self.listing);
-        while let Some(entry) = listing.next() {
-            let entry = entry.map_err(|errno| self.location.error(&self.path, FileError::Read(errno.into())))?;
-            let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." {
-                continue;
-            }
-            self.entries.push(Listed { start: self.names.len(), length: name.len(), kind: entry.file_type() });
+        let listed = self.listing.list(directory.descriptor.as_fd(), |name, kind| {
+            self.entries.push(Listed { start: self.names.len(), length: name.len(), kind });
             self.names.extend_from_slice(name);
-        }
+        });
+        listed.map_err(|errno| self.location.error(&self.path, FileError::Read(errno.into())))?;
         let name = |entry: &Listed| &self.names[entry.start..entry.start + entry.length];
         self.entries[first..].sort_unstable_by(|a, b| name(a).cmp(name(b)));
         let Opened { descriptor, stamp } = directory;

@@ -1,7 +1,7 @@
 //! Where a binary cache is.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use url::Url;
@@ -103,6 +103,21 @@ impl FromStr for CacheAddress {
         }
         let text = shown.trim_end_matches('/').to_owned();
         Ok(Self { place, priority, is_trusted, text })
+    }
+}
+
+impl CacheAddress {
+    /// Whether it is a directory, so that nothing goes over the network.
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.place, Place::File(_))
+    }
+
+    /// The directory of a cache that is one on this machine.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.place {
+            Place::File(directory) => Some(directory),
+            Place::Http(_) | Place::S3(_) => None,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::credentials::Credentials;
 use super::error::SubstituteError;
 use super::fetch::{Patience, small_file};
 use super::narinfo;
-use super::transport::{Client, Directory, FetchError, Http, Objects, Transport};
+use super::transport::{Client, Directory, FetchError, Http, Objects, SharedClient, Transport};
 use crate::nix::{STORE_DIR, StorePath};
 
 /// The longest `nix-cache-info` that is read, in bytes.
@@ -57,21 +57,15 @@ impl Cache {
         client: &Arc<Client>,
         credentials: &Credentials,
     ) -> Result<Self, SubstituteError> {
-        let unanswered = |source: FetchError| SubstituteError::Unanswered {
+        let unusable = |error: object_store::Error| SubstituteError::Unanswered {
             cache: address.to_string(),
             what: "anything".to_owned(),
-            source,
-        };
-        let never = |error: Box<dyn std::error::Error + Send + Sync>| {
-            unanswered(FetchError::Connection { error, is_passing: false })
+            source: FetchError::Connection { error: Box::new(error), is_passing: false },
         };
         let transport: Box<dyn Transport> = match &address.place {
-            Place::Http(base) => {
-                let login = credentials.login(base).map_err(|error| never(error.into()))?;
-                Box::new(Http { client: Arc::clone(client), base: base.clone(), login })
-            }
+            Place::Http(base) => Box::new(Http::new(Arc::clone(client), base.clone(), credentials.login(base))),
             Place::File(directory) => Box::new(Directory(directory.clone())),
-            Place::S3(bucket) => Box::new(objects(bucket, credentials).map_err(|error| never(error.into()))?),
+            Place::S3(bucket) => Box::new(objects(bucket, credentials, client).map_err(unusable)?),
         };
         Ok(Self { address, transport, failure: OnceLock::new(), info: OnceCell::new() })
     }
@@ -124,11 +118,11 @@ impl Cache {
     }
 }
 
-fn objects(bucket: &Bucket, credentials: &Credentials) -> object_store::Result<Objects> {
+fn objects(bucket: &Bucket, credentials: &Credentials, client: &Arc<Client>) -> object_store::Result<Objects> {
     let mut builder = AmazonS3Builder::new()
+        .with_http_connector(SharedClient(Arc::clone(client)))
         .with_bucket_name(&bucket.name)
         .with_region(bucket.region.as_deref().unwrap_or("us-east-1"))
-        .with_allow_http(bucket.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://")))
         // Attempts and waits are counted in one place, ours.
         .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() });
     if let Some(endpoint) = &bucket.endpoint {

@@ -36,7 +36,10 @@ pub struct Caches<'a> {
     /// The order in which caches are asked; known only once one has to be.
     order: OnceCell<Vec<usize>>,
     known: RwLock<HashMap<StorePath, Known>>,
-    skeletons: Mutex<BTreeMap<[u8; 32], Arc<Skeleton>>>,
+    /// Compressed, for a closure's together are large.
+    skeletons: Mutex<BTreeMap<[u8; 32], Vec<u8>>>,
+    /// The NARs whose skeletons the memory was asked for.
+    recalled: Mutex<BTreeSet<[u8; 32]>>,
 }
 
 /// What is known of a path.
@@ -53,6 +56,15 @@ struct Place {
     narinfo: NarInfo,
     /// Whether nobody was asked in this run.
     is_remembered: bool,
+}
+
+impl Place {
+    fn nar(&self) -> Option<[u8; 32]> {
+        match self.narinfo.info.content {
+            ContentHash::Nar(nar) => Some(nar),
+            ContentHash::Tree(_) => None,
+        }
+    }
 }
 
 impl<'a> Caches<'a> {
@@ -84,6 +96,7 @@ impl<'a> Caches<'a> {
             order: OnceCell::new(),
             known: RwLock::default(),
             skeletons: Mutex::default(),
+            recalled: Mutex::default(),
             settings,
         })
     }
@@ -119,6 +132,11 @@ impl<'a> Caches<'a> {
         let _: Result<(), FetchError> = self.runtime.block_on(until_cancelled(self.observer, work));
     }
 
+    /// Whether the network would have to be asked, and may not be.
+    fn may_not_ask(&self, cache: &Cache) -> bool {
+        self.settings.offline && !cache.address.is_local()
+    }
+
     fn knows(&self, path: &StorePath) -> bool {
         self.known().contains_key(path)
     }
@@ -131,7 +149,7 @@ impl<'a> Caches<'a> {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn skeletons(&self) -> MutexGuard<'_, BTreeMap<[u8; 32], Arc<Skeleton>>> {
+    fn skeletons(&self) -> MutexGuard<'_, BTreeMap<[u8; 32], Vec<u8>>> {
         self.skeletons.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -145,9 +163,6 @@ impl<'a> Caches<'a> {
                     return Known::At(Arc::new(Place { cache: at, narinfo, is_remembered: true }));
                 }
             }
-        }
-        if self.settings.offline {
-            return Known::Failed(Arc::new(SubstituteError::Offline { path: path.clone() }));
         }
         let mut failure = None;
         for &at in self.order().await.iter().skip(first) {
@@ -179,6 +194,9 @@ impl<'a> Caches<'a> {
                 Err(error) => drop(failure.get_or_insert_with(|| Arc::new(error))),
             }
         }
+        if self.caches.iter().any(|cache| self.may_not_ask(cache)) {
+            failure.get_or_insert_with(|| Arc::new(SubstituteError::Offline { path: path.clone() }));
+        }
         failure.map_or(Known::Absent, Known::Failed)
     }
 
@@ -203,7 +221,11 @@ impl<'a> Caches<'a> {
     /// The caches that answer, by their priorities.
     async fn order(&self) -> &[usize] {
         let ask = || async {
-            let infos = self.caches.iter().enumerate().map(|(at, cache)| async move {
+            let asked = self.caches.iter().enumerate().filter(|(_, cache)| !self.may_not_ask(cache));
+            let names: Vec<String> = asked.clone().map(|(_, cache)| cache.address.to_string()).collect();
+            let message = format!("asking for what the Nix store does not have: {}", names.join(", "));
+            self.observer.event(Event::Detail { message });
+            let infos = asked.map(|(at, cache)| async move {
                 if let Some(priority) = cache.address.priority {
                     return (priority, at);
                 }
@@ -260,19 +282,23 @@ impl<'a> Caches<'a> {
     }
 
     /// Shows a path's NAR, from the next cache that has it where one fails before it has shown anything.
-    fn show(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Arc<Skeleton>, WalkError> {
+    fn show(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Skeleton, WalkError> {
         let fail = |error: Arc<SubstituteError>| WalkError::Far(far(error));
         let mut place =
             self.place(path).map_err(fail)?.ok_or_else(|| WalkError::Absent { path: path.to_absolute() })?;
-        if self.settings.offline {
-            return Err(fail(Arc::new(SubstituteError::Offline { path: path.clone() })));
-        }
         let mut first_error = None;
         loop {
             let cache = &self.caches[place.cache];
             let around = (self.runtime.handle(), self.observer);
-            match nar::show(cache, &place.narinfo, self.patience, around, visitor) {
-                Ok(skeleton) => return Ok(self.keep(&place.narinfo.info, skeleton)),
+            let shown = match self.may_not_ask(cache) {
+                true => Err(NarFailure::NotStarted(SubstituteError::Offline { path: path.clone() })),
+                false => nar::show(cache, &place.narinfo, self.patience, around, visitor),
+            };
+            match shown {
+                Ok(skeleton) => {
+                    place.nar().into_iter().for_each(|nar| self.keep(nar, &skeleton));
+                    return Ok(skeleton);
+                }
                 Err(NarFailure::Visitor(error)) => return Err(WalkError::Visitor(error)),
                 Err(NarFailure::Cache(error)) => return Err(fail(Arc::new(error))),
                 Err(NarFailure::NotStarted(error)) => {
@@ -297,7 +323,8 @@ impl<'a> Caches<'a> {
         }
         for &at in order {
             let cache = &self.caches[at];
-            if let Ok(Some(text)) = cache.narinfo(path, self.patience).await
+            if cache.failure().is_none()
+                && let Ok(Some(text)) = cache.narinfo(path, self.patience).await
                 && let Ok(narinfo) = self.read(cache, path, &text)
             {
                 self.remember(cache, path.hash_part(), Some(&text));
@@ -307,37 +334,36 @@ impl<'a> Caches<'a> {
         Known::Absent
     }
 
-    fn keep(&self, info: &PathInfo, skeleton: Skeleton) -> Arc<Skeleton> {
-        let skeleton = Arc::new(skeleton);
-        if let ContentHash::Nar(nar) = info.content
-            && self.skeletons().insert(nar, Arc::clone(&skeleton)).is_none()
-            && let Ok(compressed) = zstd::encode_all(skeleton.to_bytes().as_slice(), SKELETON_LEVEL)
+    fn keep(&self, nar: [u8; 32], skeleton: &Skeleton) {
+        if let Ok(compressed) = zstd::encode_all(skeleton.to_bytes().as_slice(), SKELETON_LEVEL)
+            && self.skeletons().insert(nar, compressed.clone()).is_none()
         {
             self.memory.keep_skeleton(nar, compressed);
         }
-        skeleton
     }
 
-    /// The skeletons that are remembered of all paths that are known: they are asked for together.
-    fn recall_skeletons(&self) {
-        let nars: Vec<[u8; 32]> = {
-            let (known, have) = (self.known(), self.skeletons());
-            let nar = |known: &Known| match known {
-                Known::At(place) => match place.narinfo.info.content {
-                    ContentHash::Nar(nar) => Some(nar),
-                    ContentHash::Tree(_) => None,
-                },
-                Known::Absent | Known::Failed(_) => None,
-            };
-            known.values().filter_map(nar).filter(|nar| !have.contains_key(nar)).collect()
+    /// The skeleton of a NAR, where it was seen in this run or is remembered.
+    fn kept_skeleton(&self, nar: &[u8; 32]) -> Option<Skeleton> {
+        self.recall_skeletons(nar);
+        let compressed = self.skeletons().get(nar).cloned()?;
+        Skeleton::from_bytes(&zstd::decode_all(compressed.as_slice()).ok()?)
+    }
+
+    /// What is remembered of all paths that are known by now: it is asked for together.
+    fn recall_skeletons(&self, wanted: &[u8; 32]) {
+        let mut asked = self.recalled.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.contains(wanted) || self.skeletons().contains_key(wanted) {
+            return;
+        }
+        let nar = |known: &Known| match known {
+            Known::At(place) => place.nar(),
+            Known::Absent | Known::Failed(_) => None,
         };
-        let recalled = self.memory.skeletons(&nars);
+        let nars: Vec<_> = self.known().values().filter_map(nar).filter(|nar| asked.insert(*nar)).collect();
+        let remembered = self.memory.skeletons(&nars);
         let mut skeletons = self.skeletons();
-        for (nar, compressed) in recalled {
-            let bytes = zstd::decode_all(compressed.as_slice()).ok();
-            if let Some(skeleton) = bytes.and_then(|bytes| Skeleton::from_bytes(&bytes)) {
-                skeletons.entry(nar).or_insert_with(|| Arc::new(skeleton));
-            }
+        for (nar, compressed) in remembered {
+            skeletons.entry(nar).or_insert(compressed);
         }
     }
 }
@@ -382,15 +408,12 @@ impl Source for Caches<'_> {
             Ok(Some(place)) => place,
             Ok(None) | Err(_) => return Ok(None),
         };
-        let ContentHash::Nar(nar) = place.narinfo.info.content else { return Ok(None) };
-        let have = || self.skeletons().get(&nar).cloned();
-        if let Some(skeleton) = have() {
-            return Ok(Some(skeleton));
-        }
-        self.recall_skeletons();
-        match have() {
-            Some(skeleton) => Ok(Some(skeleton)),
-            None => self.show(path, &mut |_: &[u8], _: Node<'_>| Ok(())).map(Some),
-        }
+        let kept = place.nar().and_then(|nar| self.kept_skeleton(&nar));
+        let skeleton = kept.map_or_else(|| self.show(path, &mut |_: &[u8], _: Node<'_>| Ok(())), Ok)?;
+        Ok(Some(Arc::new(skeleton)))
     }
 }
+
+#[cfg(test)]
+#[path = "caches_tests.rs"]
+mod tests;

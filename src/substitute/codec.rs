@@ -27,7 +27,7 @@ pub enum Codec {
 impl Codec {
     pub(super) fn named(name: &str) -> Option<Self> {
         Some(match name {
-            "none" | "" => Self::None,
+            "none" => Self::None,
             "xz" | "lzma" => Self::Xz,
             "zstd" => Self::Zstd,
             "gzip" => Self::Gzip,

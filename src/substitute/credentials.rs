@@ -5,6 +5,8 @@ use std::fmt;
 
 use url::Url;
 
+use super::netrc::entry_for;
+
 /// What a server is told of who asks.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Login {
@@ -45,27 +47,20 @@ impl fmt::Debug for AwsCredentials {
     }
 }
 
-/// A netrc file that cannot be read.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the netrc file cannot be read")]
-pub struct InvalidNetrc;
-
 impl Credentials {
     /// What the server of a cache is told: what stands in its address, else a token, else what the netrc file has.
-    pub(super) fn login(&self, cache: &Url) -> Result<Option<Login>, InvalidNetrc> {
+    pub(super) fn login(&self, cache: &Url) -> Option<Login> {
         if let Some(password) = cache.password() {
             let decode = |text: &str| percent_decode(text);
-            return Ok(Some(Login::Basic { user: decode(cache.username()), password: decode(password) }));
+            return Some(Login::Basic { user: decode(cache.username()), password: decode(password) });
         }
         let token =
             self.tokens.iter().filter(|(address, _)| covers(address, cache)).max_by_key(|(address, _)| address.len());
         if let Some((_, token)) = token {
-            return Ok(Some(Login::Bearer(token.clone())));
+            return Some(Login::Bearer(token.clone()));
         }
-        let (Some(text), Some(host)) = (&self.netrc, cache.host_str()) else { return Ok(None) };
-        let netrc: netrc::Netrc = text.parse().map_err(|_| InvalidNetrc)?;
-        let entry = netrc.hosts.get(host).or_else(|| netrc.hosts.get("default"));
-        Ok(entry.map(|entry| Login::Basic { user: entry.login.clone(), password: entry.password.clone() }))
+        let entry = entry_for(self.netrc.as_deref()?, cache.host_str()?)?;
+        Some(Login::Basic { user: entry.login, password: entry.password })
     }
 }
 
@@ -78,9 +73,10 @@ fn covers(address: &str, cache: &Url) -> bool {
 }
 
 fn percent_decode(text: &str) -> String {
-    let decoded = url::form_urlencoded::parse(format!("x={}", text.replace('+', "%2B")).as_bytes())
-        .next()
-        .map(|(_, value)| value.into_owned());
+    // What means something in a form, and nothing here.
+    let form = text.replace('+', "%2B").replace('&', "%26");
+    let decoded =
+        url::form_urlencoded::parse(format!("x={form}").as_bytes()).next().map(|(_, value)| value.into_owned());
     decoded.unwrap_or_default()
 }
 
@@ -127,3 +123,7 @@ pub(super) struct Keys {
     pub(super) secret: String,
     pub(super) token: Option<String>,
 }
+
+#[cfg(test)]
+#[path = "credentials_tests.rs"]
+mod tests;

@@ -112,6 +112,11 @@ impl SubstituteError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Unanswered { cache, source, .. } | Self::Fetch { cache, source, .. } => Some(match source {
+                FetchError::Denied { .. } if cache.starts_with("s3://") => {
+                    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile of ~/.aws/credentials in the \
+                     cache's address: ?profile=NAME"
+                        .to_owned()
+                }
                 FetchError::Denied { .. } => format!(
                     "give a password in a netrc file (netrc-file in nix.conf, or NETRC), or a token: \
                      [substituters.tokens] with \"{cache}\" = \"FILE\" in config.toml"

@@ -120,7 +120,19 @@ impl<'c> Download<'c> {
         patience: Patience,
         (runtime, observer): (&'c Handle, &'c dyn Observer),
     ) -> Result<Self, FetchError> {
-        let mut download = Self {
+        let mut download = Self::new(transport, name, most, patience, (runtime, observer));
+        download.fill()?;
+        Ok(download)
+    }
+
+    fn new(
+        transport: &'c dyn Transport,
+        name: &'c str,
+        most: u64,
+        patience: Patience,
+        (runtime, observer): (&'c Handle, &'c dyn Observer),
+    ) -> Self {
+        Self {
             transport,
             runtime,
             observer,
@@ -133,9 +145,7 @@ impl<'c> Download<'c> {
             body: None,
             pieces: VecDeque::new(),
             is_over: false,
-        };
-        download.fill()?;
-        Ok(download)
+        }
     }
 
     /// Gets more pieces, unless the file is over.
@@ -249,3 +259,7 @@ pub(super) async fn until_cancelled<T>(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "fetch_tests.rs"]
+mod tests;

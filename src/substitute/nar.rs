@@ -35,7 +35,7 @@ pub(super) fn show(
 ) -> Result<Skeleton, NarFailure> {
     let (name, path, expected_size) = (cache.address.to_string(), narinfo.info.path.clone(), narinfo.info.nar_size);
     // No codec makes a file much longer; an endless one is not read for ever.
-    let most = narinfo.file_size.unwrap_or(expected_size + expected_size / 8 + (1 << 20));
+    let most = narinfo.file_size.unwrap_or_else(|| expected_size.saturating_add(expected_size / 8 + (1 << 20)));
     let download = Download::start(&*cache.transport, &narinfo.url, most, patience, (runtime, observer));
     let download = download.map_err(|error| match error {
         FetchError::Cancelled(cancelled) => NarFailure::Visitor(io::Error::other(cancelled)),
@@ -51,10 +51,10 @@ pub(super) fn show(
         Some(ContentAddress::Flat(hash)) => Some(hash),
         _ => None,
     };
-    let mut checked = FlatCheck { visitor, expected: flat, is_wrong: flat.is_some() };
+    let mut checked = FlatCheck { visitor, expected: flat, found: None };
     let mut recorder = SkeletonRecorder { visitor: &mut checked, skeleton: Skeleton::default() };
     let read = read_nar(&mut measured, &mut recorder);
-    let (skeleton, is_wrong) = (recorder.skeleton, checked.is_wrong);
+    let (skeleton, found_flat) = (recorder.skeleton, checked.found);
     let (found_size, found) = (measured.at, ContentHash::Nar(measured.sha256.finalize().into()));
     let cache_failed = |error| Err(NarFailure::Cache(error));
     match read {
@@ -72,9 +72,15 @@ pub(super) fn show(
         Ok(()) if found_size != expected_size => {
             cache_failed(SubstituteError::WrongSize { cache: name, path, expected: expected_size, found: found_size })
         }
-        Ok(()) if found != narinfo.info.content || is_wrong => {
+        Ok(()) if found != narinfo.info.content => {
             cache_failed(SubstituteError::WrongHash { cache: name, path, expected: narinfo.info.content, found })
         }
+        Ok(()) if found_flat != flat => cache_failed(SubstituteError::WrongHash {
+            cache: name,
+            path,
+            expected: flat.map_or(narinfo.info.content, ContentHash::Nar),
+            found: found_flat.map_or(found, ContentHash::Nar),
+        }),
         Ok(()) => Ok(skeleton),
     }
 }
@@ -105,17 +111,18 @@ impl Read for Measured<'_> {
 struct FlatCheck<'v> {
     visitor: &'v mut dyn Visitor,
     expected: Option<[u8; 32]>,
-    is_wrong: bool,
+    /// Of a tree that is no such file, nothing.
+    found: Option<[u8; 32]>,
 }
 
 impl Visitor for FlatCheck<'_> {
     fn node(&mut self, path: &[u8], node: Node<'_>) -> io::Result<()> {
         match (self.expected, node) {
-            (Some(expected), Node::Regular { executable: false, size, contents }) if path.is_empty() => {
+            (Some(_), Node::Regular { executable: false, size, contents }) if path.is_empty() => {
                 let mut hashed = Hashed { contents, sha256: Sha256::new() };
                 self.visitor.node(path, Node::Regular { executable: false, size, contents: &mut hashed })?;
                 io::copy(&mut hashed, &mut io::sink())?;
-                self.is_wrong = <[u8; 32]>::from(hashed.sha256.finalize()) != expected;
+                self.found = Some(hashed.sha256.finalize().into());
                 Ok(())
             }
             (_, node) => self.visitor.node(path, node),

@@ -97,7 +97,8 @@ impl NarInfo {
         let nar_size = nar_size.ok_or_else(|| fail("NarSize", size, &"it is not a number of bytes"))?;
         let file_size = fields
             .file_size
-            .map(|size| size.parse::<u64>().map_err(|_| fail("FileSize", size, &"it is not a number of bytes")));
+            .map(|size| size.parse::<u64>().map_err(|_| fail("FileSize", size, &"it is not a number of bytes")))
+            .transpose()?;
         let mut all_references = BTreeSet::new();
         for reference in fields.references.unwrap_or_default().split_whitespace() {
             let reference =
@@ -105,7 +106,7 @@ impl NarInfo {
             all_references.insert(reference);
         }
         let references = all_references.iter().filter(|reference| *reference != path).cloned().collect();
-        let compression = fields.compression.unwrap_or("bzip2");
+        let compression = fields.compression.filter(|name| !name.is_empty()).unwrap_or("bzip2");
         let codec =
             Codec::named(compression).ok_or_else(|| fail("Compression", compression, &"this tool does not know it"))?;
         let url = fields.url.filter(|url| !url.is_empty()).ok_or(missing("URL"))?.to_owned();
@@ -113,7 +114,8 @@ impl NarInfo {
             info: PathInfo { path: found, content, nar_size, references },
             url,
             codec,
-            file_size: file_size.transpose()?,
+            // To Nix, 0 is a length that nobody knows.
+            file_size: file_size.filter(|&size| size > 0),
             all_references,
             signatures: fields.signatures.into_iter().map(str::to_owned).collect(),
             ca: fields.ca.map(str::to_owned),

@@ -39,6 +39,11 @@ impl<'a> Reach<'a> {
         self.local.as_ref().map_or(Ok(None), |local| local.read_file(path, name))
     }
 
+    /// The paths of the local store whose names `wanted` wants ([`LocalStore::named`]).
+    pub fn local_paths(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<StorePath>, SourceError> {
+        self.local.as_ref().map_or(Ok(Vec::new()), |local| local.named(wanted))
+    }
+
     fn local_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
         self.local.as_ref().map_or(Ok(None), |local| local.path_info(path))
     }

@@ -189,3 +189,7 @@ fn from_base64<const N: usize>(text: &str) -> Option<[u8; N]> {
     }
     (at == N && pending & ((1 << bits) - 1) == 0).then_some(bytes)
 }
+
+#[cfg(test)]
+#[path = "signature_tests.rs"]
+mod tests;

@@ -1,5 +1,6 @@
 //! How the files of a binary cache are had: from a server, a directory or a bucket, one answer a question.
 
+use std::fmt;
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -10,7 +11,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt};
-use object_store::{GetOptions, GetRange, ObjectStore};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+};
+use object_store::{ClientOptions, GetOptions, GetRange, ObjectStore};
 use reqwest::{StatusCode, header};
 use url::Url;
 
@@ -162,9 +166,17 @@ impl Client {
 
 /// A cache on an HTTP server.
 pub(super) struct Http {
-    pub(super) client: Arc<Client>,
-    pub(super) base: Url,
-    pub(super) login: Option<Login>,
+    client: Arc<Client>,
+    base: Url,
+    login: Option<Login>,
+}
+
+impl Http {
+    pub(super) fn new(client: Arc<Client>, mut base: Url, login: Option<Login>) -> Self {
+        // The client would send what stands in the address beside the login: servers refuse two.
+        let _ = (base.set_username(""), base.set_password(None));
+        Self { client, base, login }
+    }
 }
 
 impl Transport for Http {
@@ -263,6 +275,39 @@ impl Transport for Directory {
         };
         let answer = open();
         Box::pin(async move { answer })
+    }
+}
+
+/// The client of all caches, for object stores: theirs would know neither our certificates nor the fallback for machines
+/// without any, and would give up on a NAR that takes longer than half a minute.
+#[derive(Clone)]
+pub(super) struct SharedClient(pub(super) Arc<Client>);
+
+impl fmt::Debug for SharedClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedClient").finish_non_exhaustive()
+    }
+}
+
+impl HttpConnector for SharedClient {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(self.clone()))
+    }
+}
+
+impl HttpService for SharedClient {
+    fn call<'c, 'f>(
+        &'c self,
+        request: HttpRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'f>>
+    where
+        'c: 'f,
+        Self: 'f,
+    {
+        Box::pin(async move {
+            let client = self.0.get().map_err(|error| HttpError::new(HttpErrorKind::Unknown, error))?;
+            HttpService::call(client, request).await
+        })
     }
 }
 

@@ -175,6 +175,25 @@ fn a_hook_where_the_closure_has_no_bash() {
 }
 
 #[test]
+fn a_bash_that_lies_in_the_store_is_named_if_it_runs_there() {
+    let place = Place::new();
+    let environment = place.environment("[hook]\non-activate = \"true\"\n");
+    // Names alone make no shell: a patch, and a program for another kind of machine.
+    place.store.add("bash-5.3.patch", &Tree::new().file("x", ""));
+    place.store.add("bash-5.3", &Tree::new().program("bin/bash", b"\x7fELF\x02\x01 for nothing"));
+    let said = place.failure(&mut place.containerize(&environment));
+    says(&said, &["--shell /nix/store/...-bash-..."]);
+    // The beginning of a program for this machine.
+    let own = &fs::read(std::env::current_exe().unwrap()).unwrap()[..20];
+    let shell = place.store.add("bash-interactive-5.2", &Tree::new().program("bin/bash", own));
+    let said = place.failure(&mut place.containerize(&environment));
+    let hint = "hint: add one: flox install bash; or take the one in the Nix store here: --shell /nix/store/[HASH]-bash-\
+                interactive-5.2\n";
+    says(&said, &[hint]);
+    place.containerize(&environment).args(["--shell", &shell]).assert().success();
+}
+
+#[test]
 fn a_socket_in_a_store_path() {
     let place = Place::new();
     let _socket = UnixListener::bind(place.store.real(&place.tool).join("share/socket")).unwrap();

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod archive;
+mod bucket_server;
 mod cache_server;
 mod flox_fixture;
 mod floxhub_fixture;
@@ -13,6 +14,7 @@ mod stand_in;
 mod terminal;
 
 mod activation;
+mod buckets;
 mod cache;
 mod chroot;
 mod containerize;
@@ -21,6 +23,7 @@ mod crowd;
 mod damage;
 mod delivery;
 mod failures;
+mod fuzz_corpus;
 mod golden;
 mod hostile;
 mod house;
@@ -28,6 +31,7 @@ mod laws;
 mod offline;
 mod platform_peers;
 mod platforms;
+mod proxy;
 mod remote;
 mod runtimes;
 mod services;

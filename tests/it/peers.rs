@@ -41,6 +41,9 @@ pub(crate) fn git() -> Option<()> {
     path.join("git-http-backend").is_file().then_some(())
 }
 
+/// A server of Amazon's protocol for buckets.
+pub(crate) use crate::bucket_server::moto;
+
 /// Root's right to mount file systems.
 pub(crate) fn root() -> Option<()> {
     rustix::process::geteuid().is_root().then_some(())

@@ -17,15 +17,15 @@ use crate::peers::{find_program, peer};
 use crate::sandbox::Sandbox;
 
 /// An environment of the real store, whose packages a binary cache has too.
-struct Project {
-    sandbox: Sandbox,
-    nix: &'static NixStore,
-    environment: FloxEnv,
-    cache: BinaryCache,
+pub(crate) struct Project {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) nix: &'static NixStore,
+    pub(crate) environment: FloxEnv,
+    pub(crate) cache: BinaryCache,
 }
 
 impl Project {
-    fn new(nix: &'static NixStore, compression: &str) -> Self {
+    pub(crate) fn new(nix: &'static NixStore, compression: &str) -> Self {
         let sandbox = Sandbox::new();
         let environment = hello_environment(&sandbox, nix, "hello", "");
         let installs = ["bash", "coreutils", "hello"].map(|package| nix.out(package));
@@ -35,7 +35,7 @@ impl Project {
     }
 
     /// A run with the local store.
-    fn image_of_the_store(&self, args: &[&str]) -> Vec<u8> {
+    pub(crate) fn image_of_the_store(&self, args: &[&str]) -> Vec<u8> {
         let file = self.sandbox.path("from-store.tar");
         let mut command = self.sandbox.cmd();
         command.arg("containerize").arg("--store").arg(self.nix.root()).arg("-d").arg(self.environment.dir());
@@ -45,7 +45,7 @@ impl Project {
     }
 
     /// A run with an empty store and this cache.
-    fn command(&self, url: &str) -> assert_cmd::Command {
+    pub(crate) fn command(&self, url: &str) -> assert_cmd::Command {
         let mut command = self.sandbox.cmd();
         command
             .arg("containerize")
@@ -58,12 +58,12 @@ impl Project {
         command
     }
 
-    fn file(&self) -> std::path::PathBuf {
+    pub(crate) fn file(&self) -> std::path::PathBuf {
         self.sandbox.path("image.tar")
     }
 
     /// A run that fails; says why, tidied, with the cache's address replaced.
-    fn failure(&self, url: &str) -> String {
+    pub(crate) fn failure(&self, url: &str) -> String {
         let outcome = self.command(url).assert().failure();
         let said = String::from_utf8(outcome.get_output().stderr.clone()).unwrap();
         assert!(!self.file().exists());

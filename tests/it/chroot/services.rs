@@ -125,6 +125,20 @@ fn signals_reach_the_command_and_what_it_makes_of_them_counts(#[case] sent: Sign
 }
 
 #[test]
+fn a_signal_ends_a_function_too() {
+    // Not `FOREVER`: while a program runs, bash leaves it to that program to be interrupted.
+    let profile = "slowly() { echo ready; while :; do :; done; }".to_owned();
+    let manifest = Manifest { profile_bash: Some(profile), ..Manifest::default() };
+    let Some(image) = image(&serving(manifest, [("plain", stoppable())])) else { return };
+    let mut child = spawn(container(&image, Run::default(), &["slowly"]));
+    read_until(child.stdout.as_mut().unwrap(), "ready\n");
+    wait_for(&image, "tmp/up");
+    signal(&child, Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(said(&image, "tmp/stopped"), "stopped\n");
+}
+
+#[test]
 fn the_stop_signal_of_the_manifest_reaches_the_command_too() {
     let mut manifest = serving(Manifest::default(), [("plain", stoppable())]);
     manifest.containerize.stop_signal = Some("SIGPWR".to_owned());
@@ -150,7 +164,8 @@ fn without_a_command_and_an_input_the_services_are_the_container() {
     signal(&child, Signal::TERM);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
-    assert!(text(&output.stdout).ends_with("[web\t] bye\n"), "{}", text(&output.stdout));
+    // Its shell may tell of what it waited for, too.
+    assert!(text(&output.stdout).contains("[web\t] bye\n"), "{}", text(&output.stdout));
 }
 
 #[test]
@@ -208,6 +223,7 @@ fn what_is_typed_reaches_a_command_once() {
     command.terminal.write_all(b"\x03").unwrap();
     wait_for(&image, "tmp/ints");
     std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(said(&image, "tmp/stopped"), "", "the services are no part of what is typed");
     signal(&command.child, Signal::HUP);
     assert_eq!(command.child.wait().unwrap().code(), Some(8));
     assert_eq!((said(&image, "tmp/ints").as_str(), said(&image, "tmp/stopped").as_str()), ("int\n", "stopped\n"));
@@ -241,12 +257,22 @@ fn the_command_has_its_standard_input() {
 #[test]
 fn services_that_cannot_start_are_an_error_before_the_command() {
     let Some(image) = image(&serving(Manifest::default(), [("plain", stoppable())])) else { return };
+    let fails = |because: &str| {
+        let output = container(&image, Run::default(), &["greet"]).output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), String::new()));
+        let error = text(&output.stderr);
+        let first =
+            format!("✘ ERROR: the services did not start: process-compose ended with status 1\n  FTL {because}");
+        assert!(error.starts_with(&first), "{error}");
+    };
     fs::create_dir(image.path("tmp/services.sock")).unwrap();
-    let output = container(&image, Run::default(), &["greet"]).output().unwrap();
-    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), String::new()));
-    let error = text(&output.stderr);
-    let first = "✘ ERROR: the services did not start: process-compose ended with status 1\n  FTL /tmp/services.sock: ";
-    assert!(error.starts_with(first), "{error}");
+    fails("/tmp/services.sock: ");
+    fs::remove_dir(image.path("tmp/services.sock")).unwrap();
+    // A socket that an earlier run left does not mean that they are up.
+    drop(UnixListener::bind(image.path("tmp/services.sock")).unwrap());
+    fs::remove_file(image.path("tmp/process-compose.log")).unwrap();
+    fs::create_dir(image.path("tmp/process-compose.log")).unwrap();
+    fails("Is a directory");
 }
 
 #[test]

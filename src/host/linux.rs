@@ -1,0 +1,92 @@
+//! Linux: the calls that only it has, where they save work or leave less behind.
+
+use std::fs::{self, File};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, Stat};
+use rustix::io::Errno;
+
+/// The space for one `getdents` call, in bytes.
+const SPACE: usize = 32 * 1024;
+
+/// Lists directories, one after the other, with one buffer for all.
+pub(crate) struct Listing(Vec<MaybeUninit<u8>>);
+
+impl Default for Listing {
+    fn default() -> Self {
+        Self(vec![MaybeUninit::uninit(); SPACE])
+    }
+}
+
+impl Listing {
+    /// Shows every name in `directory` with the kind of what has it, as far as the file system tells, in no order. The
+    /// directory must not have been read from before.
+    pub(crate) fn list(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        mut see: impl FnMut(&[u8], FileType),
+    ) -> Result<(), Errno> {
+        let mut entries = RawDir::new(directory, &mut self.0);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                see(name, entry.file_type());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The number of the file system that a file is on.
+pub(crate) fn device(stat: &Stat) -> u64 {
+    stat.st_dev
+}
+
+/// A file without a name on the file system of `directory`, which the system frees with the process, by whatever end;
+/// `None` where that is not to be had. [`link`] gives it a name.
+pub(crate) fn unnamed(directory: &Path, mode: u32) -> Option<File> {
+    // Without this it could not be given a name.
+    if !Path::new("/proc/self/fd").exists() {
+        return None;
+    }
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(directory, flags, Mode::from_raw_mode(mode)).ok().map(File::from)
+}
+
+/// Gives a file without a name one that no other file has.
+pub(crate) fn link(unnamed: &File, name: &Path) -> io::Result<()> {
+    // open(2) gives this way to link what has no name.
+    let by_descriptor = format!("/proc/self/fd/{}", unnamed.as_raw_fd());
+    Ok(rustix::fs::linkat(CWD, &by_descriptor, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// Makes `target` the same file by sharing all blocks, where the file system can; else nothing is done.
+pub(crate) fn share_blocks(file: &File, target: &File) -> bool {
+    rustix::fs::ioctl_ficlone(target, file).is_ok()
+}
+
+/// Gives an empty file its length and, where the file system can, its room on the disk.
+pub(crate) fn reserve(file: &File, length: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.set_len(length),
+        other => Ok(other?),
+    }
+}
+
+/// The most that a pipe holds which nobody with special rights has widened (pipe(7): `/proc/sys/fs/pipe-max-size`).
+const WIDE: usize = 1 << 20;
+
+/// Lets a pipe hold more, so that writer and reader wait less often for each other. What is no pipe, or may not be
+/// widened, stays as it is.
+pub(crate) fn widen_pipe(pipe: impl AsFd) {
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
+}
+
+/// What is the same until the system starts again, and never after; `None` where the system does not say.
+pub(crate) fn boot() -> Option<Vec<u8>> {
+    fs::read("/proc/sys/kernel/random/boot_id").ok()
+}

@@ -1,0 +1,157 @@
+//! What both have to do, held to the same questions.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::UnixListener;
+
+use rustix::fs::FileType;
+
+/// A directory of every kind of entry, with names that are easily got wrong and more of them than one call lists.
+fn crowd() -> (tempfile::TempDir, BTreeMap<Vec<u8>, FileType>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut expected = BTreeMap::new();
+    let mut add = |name: &[u8], kind: FileType| {
+        let path = dir.path().join(OsStr::from_bytes(name));
+        match kind {
+            FileType::Directory => fs::create_dir(path).unwrap(),
+            FileType::Symlink => symlink("nowhere", path).unwrap(),
+            FileType::Socket => drop(UnixListener::bind(path).unwrap()),
+            _ => drop(File::create(path).unwrap()),
+        }
+        expected.insert(name.to_vec(), kind);
+    };
+    for at in 0..2000 {
+        add(format!("{at}-{}", "n".repeat(40)).as_bytes(), FileType::RegularFile);
+    }
+    add(b"..hidden", FileType::RegularFile);
+    add(b"a name\nof two lines", FileType::RegularFile);
+    add(&[b'x'; 255], FileType::RegularFile);
+    add(b"directory", FileType::Directory);
+    add(b"link", FileType::Symlink);
+    add(b"socket", FileType::Socket);
+    #[cfg(target_os = "linux")] // macOS has no names outside Unicode.
+    add(b"not utf-8 \xff\xfe", FileType::RegularFile);
+    (dir, expected)
+}
+
+/// The same tests of each.
+macro_rules! conformance {
+    ($system:ident) => {
+        mod $system {
+            use super::super::$system as system;
+            use super::*;
+
+            fn listed(listing: &mut system::Listing, dir: &std::path::Path) -> BTreeMap<Vec<u8>, FileType> {
+                let mut found = BTreeMap::new();
+                let directory = File::open(dir).unwrap();
+                let mut again = Vec::new();
+                listing
+                    .list(directory.as_fd(), |name, kind| {
+                        let name = name.to_vec();
+                        // A file system need not tell; the walk asks then.
+                        let kind = match kind {
+                            FileType::Unknown => {
+                                let stat = rustix::fs::lstat(dir.join(OsStr::from_bytes(&name))).unwrap();
+                                FileType::from_raw_mode(stat.st_mode)
+                            }
+                            known => known,
+                        };
+                        if found.insert(name.clone(), kind).is_some() {
+                            again.push(name);
+                        }
+                    })
+                    .unwrap();
+                assert_eq!(again, Vec::<Vec<u8>>::new(), "listed twice");
+                found
+            }
+
+            #[test]
+            fn a_directory_is_listed_whole() {
+                let (dir, expected) = crowd();
+                let mut listing = system::Listing::default();
+                assert_eq!(listed(&mut listing, dir.path()), expected);
+                assert_eq!(listed(&mut listing, &dir.path().join("directory")), BTreeMap::new());
+                assert_eq!(listed(&mut listing, dir.path()), expected, "a second time");
+            }
+
+            #[test]
+            fn what_is_no_directory_is_not_listed() {
+                let file = tempfile::tempfile().unwrap();
+                let listed = system::Listing::default().list(file.as_fd(), |_, _| panic!("a name in a file"));
+                assert_eq!(listed, Err(rustix::io::Errno::NOTDIR));
+            }
+
+            #[test]
+            fn files_of_one_file_system_have_its_number() {
+                let dir = tempfile::tempdir().unwrap();
+                let number = system::device(&rustix::fs::stat(dir.path()).unwrap());
+                let file = tempfile::tempfile_in(dir.path()).unwrap();
+                assert_eq!(system::device(&rustix::fs::fstat(&file).unwrap()), number);
+                assert_eq!(number, dir.path().metadata().unwrap().dev(), "as the standard library has it");
+            }
+
+            #[test]
+            fn a_file_without_a_name_takes_one_that_is_free() {
+                let dir = tempfile::tempdir().unwrap();
+                let Some(mut file) = system::unnamed(dir.path(), 0o666) else {
+                    let named = tempfile::tempfile_in(dir.path()).unwrap();
+                    let refused = system::link(&named, &dir.path().join("name")).unwrap_err();
+                    assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
+                    return;
+                };
+                file.write_all(b"whole").unwrap();
+                assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+                system::link(&file, &dir.path().join("name")).unwrap();
+                assert_eq!(fs::read(dir.path().join("name")).unwrap(), b"whole");
+                let taken = system::link(&file, &dir.path().join("name")).unwrap_err();
+                assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+            }
+
+            #[test]
+            fn a_file_gets_its_length_and_is_empty_there() {
+                let mut file = tempfile::tempfile().unwrap();
+                system::reserve(&file, 100_000).unwrap();
+                let mut contents = Vec::new();
+                file.read_to_end(&mut contents).unwrap();
+                assert_eq!(contents, [0; 100_000]);
+            }
+
+            #[test]
+            fn blocks_are_shared_as_a_whole_or_nothing_is_done() {
+                let (mut file, mut target) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+                file.write_all(b"whole").unwrap();
+                let is_shared = system::share_blocks(&file, &target);
+                let mut contents = Vec::new();
+                target.read_to_end(&mut contents).unwrap();
+                assert_eq!(contents, if is_shared { &b"whole"[..] } else { b"" });
+            }
+
+            #[test]
+            fn a_pipe_works_widened_or_not_and_a_file_is_left_alone() {
+                let (mut reader, mut writer) = io::pipe().unwrap();
+                system::widen_pipe(&writer);
+                writer.write_all(b"through").unwrap();
+                drop(writer);
+                assert_eq!(io::read_to_string(&mut reader).unwrap(), "through");
+                let file = tempfile::tempfile().unwrap();
+                system::widen_pipe(&file);
+                assert_eq!(file.metadata().unwrap().len(), 0);
+            }
+
+            #[test]
+            fn the_mark_of_a_start_stays_until_the_next() {
+                assert_eq!(system::boot(), system::boot());
+                assert!(system::boot().is_none_or(|mark| !mark.is_empty()));
+            }
+        }
+    };
+}
+
+#[cfg(target_os = "linux")]
+conformance!(linux);
+conformance!(portable);

@@ -1,0 +1,106 @@
+//! moto's server of Amazon's protocol, with a bucket that holds a binary cache.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// Where `scripts/test` puts it; `None` where it has not.
+pub(crate) fn moto() -> Option<Moto> {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("moto");
+    place.join("whole").exists().then(|| Moto { python: place.join("bin/python") })
+}
+
+/// The server, not yet running.
+pub(crate) struct Moto {
+    python: PathBuf,
+}
+
+/// Who may read a bucket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readers {
+    /// Whoever signs with the keys of the one user that there is.
+    Owner,
+    /// Everybody.
+    All,
+}
+
+/// A running server; it ends with the test.
+pub(crate) struct BucketServer {
+    server: Child,
+    port: u16,
+    /// The owner's key and its secret.
+    pub(crate) keys: (String, String),
+}
+
+/// Makes a user and a bucket, fills the bucket, and has signatures checked from then on where all may not read.
+const FILL: &str = r#"
+import json, os, sys, urllib.request
+import boto3
+endpoint, directory, readers = sys.argv[1:]
+def client(name):
+    return boto3.client(name, endpoint_url=endpoint, region_name="us-east-1",
+                        aws_access_key_id="nobody", aws_secret_access_key="nothing")
+iam, s3 = client("iam"), client("s3")
+iam.create_user(UserName="owner")
+policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
+iam.put_user_policy(UserName="owner", PolicyName="all", PolicyDocument=json.dumps(policy))
+key = iam.create_access_key(UserName="owner")["AccessKey"]
+s3.create_bucket(Bucket="cache")
+for place, _, names in os.walk(directory):
+    for name in names:
+        file = os.path.join(place, name)
+        with open(file, "rb") as body:
+            s3.put_object(Bucket="cache", Key=os.path.relpath(file, directory), Body=body,
+                          ACL="public-read" if readers == "all" else "private")
+if readers != "all":
+    text = {"Content-Type": "text/plain"}
+    urllib.request.urlopen(urllib.request.Request(endpoint + "/moto-api/reset-auth", b"0", text))
+print(key["AccessKeyId"], key["SecretAccessKey"])
+"#;
+
+impl Moto {
+    /// Starts it with the files of a directory in the bucket `cache`.
+    pub(crate) fn start(&self, directory: &Path, readers: Readers) -> BucketServer {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let python = || {
+            let mut command = Command::new(&self.python);
+            command.env_clear().stdin(Stdio::null());
+            command
+        };
+        let mut server = python()
+            .args(["-m", "moto.server", "--host", "127.0.0.1", "--port", &port.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(server.try_wait().unwrap().is_none(), "moto's server has ended");
+            std::thread::yield_now();
+        }
+        let mut running = BucketServer { server, port, keys: Default::default() };
+        let readers = if readers == Readers::All { "all" } else { "owner" };
+        let filled = python().args(["-c", FILL, &running.endpoint()]).arg(directory).arg(readers).output().unwrap();
+        assert!(filled.status.success(), "{}", String::from_utf8_lossy(&filled.stderr));
+        let said = String::from_utf8(filled.stdout).unwrap();
+        let (id, secret) = said.trim().split_once(' ').unwrap();
+        running.keys = (id.to_owned(), secret.to_owned());
+        running
+    }
+}
+
+impl BucketServer {
+    fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The bucket as a binary cache.
+    pub(crate) fn url(&self) -> String {
+        format!("s3://cache?endpoint={}", self.endpoint())
+    }
+}
+
+impl Drop for BucketServer {
+    fn drop(&mut self) {
+        let _ = (self.server.kill(), self.server.wait());
+    }
+}
