@@ -30,6 +30,7 @@ pub const POINTS: &[&str] = &[
     "layers.packed",
     "image.recorded",
     "output.layer",
+    "output.piece",
     "output.written",
     "output.in-place",
     "gc.planned",

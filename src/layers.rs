@@ -7,7 +7,7 @@ pub use workshop::{Trouble, Workshop};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
@@ -255,8 +255,17 @@ impl Past for Layers<'_> {
         self.workshop.store.is_some_and(|store| store.knows_output(file, token))
     }
 
-    fn remember_output(&self, file: &Path, token: &[u8; 32]) {
-        self.workshop.with_store("remember the file", |store| store.remember_output(file, token));
+    fn outputs_with(&self, contents: &[u8; 32]) -> Vec<PathBuf> {
+        let files = self.workshop.with_store("look up files", |store| store.outputs_with(contents));
+        files.unwrap_or_default()
+    }
+
+    fn remember_output(&self, file: &Path, contents: &[u8; 32], token: &[u8; 32]) {
+        self.workshop.with_store("remember the file", |store| store.remember_output(file, contents, token));
+    }
+
+    fn forget_output(&self, file: &Path) {
+        self.workshop.with_store("forget a file", |store| store.forget_output(file));
     }
 }
 

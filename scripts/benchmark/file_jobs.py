@@ -19,6 +19,11 @@ def file_jobs(place):
         place.warm()
         run(place.layerhold("base", "-f", kept))
 
+    def forget_files():
+        place.remove_output()
+        for known in (place.cache / "outputs").iterdir():
+            known.unlink()
+
     copied = quoted(["cp", kept, out])
     synced = f" && sync {quoted([out])}"
 
@@ -42,6 +47,14 @@ def file_jobs(place):
                 Contender(OURS, place.layerhold("base", "-f", out), place.remove_output, out),
                 Contender("cp", copied, place.remove_output, out),
                 Contender("cp, then sync of the file", copied + synced, place.remove_output, out),
+            ],
+            setup=keep,
+        ),
+        Job(
+            "unchanged-only-file",
+            [
+                Contender(OURS, place.layerhold("base", "-f", out), forget_files, out),
+                Contender("cp", copied, place.remove_output, out),
             ],
             setup=keep,
         ),

@@ -14,7 +14,8 @@ from targets import MIB, verdicts
 SECTIONS = [
     ("Nothing changed", [
         ("unchanged-same-file", "`-f FILE`, which holds the image already"),
-        ("unchanged-other-file", "`-f FILE`, which is not there yet"),
+        ("unchanged-other-file", "`-f FILE`, which is not there yet, while another file holds the image"),
+        ("unchanged-only-file", "`-f FILE`, which is not there yet, and no other file holds the image"),
         ("unchanged-pipe", "`-f -` into a pipe; `tar` is of the same files"),
         ("unchanged-docker", "into Docker, which has the image"),
         ("unchanged-podman", "into Podman, which has the image"),

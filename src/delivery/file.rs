@@ -7,10 +7,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::partial::PartialFile;
-use super::written::{mark, token};
+use super::twin::Twin;
+use super::written::{contents, mark, token};
 use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Missing, Past, Sink, Spool};
 use crate::blob::Digest;
 use crate::crash;
+use crate::event::Observer;
 use crate::image::{Images, Layer};
 
 /// Writes the archive to a file.
@@ -20,6 +22,7 @@ use crate::image::{Images, Layer};
 ///   tool's is: it can be made again, and after a power failure it should be.
 /// - A new file's mode is 0666 less the umask; a file that was there passes on its mode and, where the process may
 ///   give files away, its owner. A file that the process may not write is not replaced.
+/// - Where another file holds the image already, the kernel copies that one.
 /// - A symbolic link stays: the file that it leads to is replaced, or made where the link leads nowhere.
 /// - What is no regular file (`/dev/null`, a named pipe) is written directly.
 pub struct FileSink {
@@ -30,6 +33,8 @@ pub struct FileSink {
     spool: Option<Spool>,
     /// Whether the file holds the image already.
     is_there: bool,
+    /// Whether the temporary file is whole: the copy of another one.
+    is_copied: bool,
 }
 
 /// What the bytes go to.
@@ -53,7 +58,14 @@ impl Output {
 impl FileSink {
     /// A sink on the file at `path`. Nothing is touched yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), output: None, archive: Archive::new(), spool: None, is_there: false }
+        Self {
+            path: path.into(),
+            output: None,
+            archive: Archive::new(),
+            spool: None,
+            is_there: false,
+            is_copied: false,
+        }
     }
 
     fn failed(&self) -> impl Fn(io::Error) -> DeliveryError + use<> {
@@ -152,7 +164,7 @@ impl Sink for FileSink {
         };
         if let Output::Beside { target, .. } = &output
             && let Ok(target) = target.canonicalize()
-            && let Some(token) = token(&target, images)
+            && let Some(token) = token(&target, &contents(images))
             && past.knows_output(&target, &token)
         {
             self.is_there = true;
@@ -160,6 +172,16 @@ impl Sink for FileSink {
         }
         self.output = Some(output);
         Ok(BTreeSet::new())
+    }
+
+    /// From another file that was given this very image, and has not been touched since.
+    fn copy(&mut self, images: &Images, past: &dyn Past, observer: &dyn Observer) -> Result<bool, DeliveryError> {
+        // With a spool some layers are in the file already.
+        let (Some(Output::Beside { temporary, .. }), None) = (&self.output, &self.spool) else { return Ok(false) };
+        let Some(twin) = Twin::find(&contents(images), past) else { return Ok(false) };
+        let bytes = images.layers().iter().map(|layer| layer.size).sum();
+        self.is_copied = twin.copy_to(temporary.as_file(), bytes, observer, self.failed())?;
+        Ok(self.is_copied)
     }
 
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
@@ -199,20 +221,19 @@ impl Sink for FileSink {
             Some(output) => output,
             None => self.open()?,
         };
-        std::mem::take(&mut self.archive).finish(
-            output.file(),
-            images,
-            &ArchiveNames::portable(images.name()),
-            &failed,
-        )?;
+        if !self.is_copied {
+            let names = ArchiveNames::portable(images.name());
+            std::mem::take(&mut self.archive).finish(output.file(), images, &names, &failed)?;
+        }
         if let Output::Beside { temporary, target } = output {
             let marked = mark(temporary.as_file());
             temporary.persist(&target).map_err(&failed)?;
             // A kill before this leaves the memory of what the file was before: that fits no longer.
             if let (true, Ok(target)) = (marked, target.canonicalize())
-                && let Some(token) = token(&target, images)
+                && let contents = contents(images)
+                && let Some(token) = token(&target, &contents)
             {
-                past.remember_output(&target, &token);
+                past.remember_output(&target, &contents, &token);
             }
         }
         Ok(Finish::Committed)
@@ -259,12 +280,11 @@ pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
 mod tests {
     use super::super::Delivered;
     use super::super::conformance::{files, whole_archive};
-    use super::super::samples::{self, Ending, deliver, image};
+    use super::super::samples::{self, Ending, Remembering, deliver, image};
     use super::*;
     use crate::event::Silent;
     use std::io::Write;
     use std::os::unix::fs::{FileExt, symlink};
-    use std::sync::Mutex;
 
     fn write(path: &Path) -> Result<Delivered, DeliveryError> {
         let (image, blobs) = image("v1", &["base", "top"]);
@@ -273,20 +293,6 @@ mod tests {
 
     fn is_image(path: &Path) -> bool {
         whole_archive(&fs::read(path).unwrap()).is_some()
-    }
-
-    /// Remembers files in memory.
-    #[derive(Default)]
-    struct Remembering(Mutex<BTreeMap<PathBuf, [u8; 32]>>);
-
-    impl Past for Remembering {
-        fn knows_output(&self, file: &Path, token: &[u8; 32]) -> bool {
-            self.0.lock().unwrap().get(file) == Some(token)
-        }
-
-        fn remember_output(&self, file: &Path, token: &[u8; 32]) {
-            self.0.lock().unwrap().insert(file.to_owned(), *token);
-        }
     }
 
     #[test]

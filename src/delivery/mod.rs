@@ -19,6 +19,7 @@ mod runtime;
 mod spool;
 mod stream;
 mod target;
+mod twin;
 mod written;
 
 #[cfg(test)]
@@ -41,7 +42,7 @@ pub use target::{Target, TargetError, TargetRequest};
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::blob::Digest;
 use crate::event::{Event, Observer, Stage};
@@ -87,9 +88,20 @@ pub trait Past: Sync {
         false
     }
 
-    /// Remembers what a file was given and how it was left.
-    fn remember_output(&self, file: &Path, token: &[u8; 32]) {
-        let _ = (file, token);
+    /// The files that were given these contents when they were written last, the latest first.
+    fn outputs_with(&self, contents: &[u8; 32]) -> Vec<PathBuf> {
+        let _ = contents;
+        Vec::new()
+    }
+
+    /// Remembers what a file was given, and the token of that and of how it was left.
+    fn remember_output(&self, file: &Path, contents: &[u8; 32], token: &[u8; 32]) {
+        let _ = (file, contents, token);
+    }
+
+    /// Forgets a file that is not as it was left.
+    fn forget_output(&self, file: &Path) {
+        let _ = file;
     }
 }
 
@@ -123,8 +135,8 @@ pub enum Finish {
 
 /// A target of delivery.
 ///
-/// The calls come in this order: `spool` where layers are still to be made, `has`, `put` with the layers that it does
-/// not have, `finish`. All take the same images.
+/// The calls come in this order: `spool` where layers are still to be made, `has`, `copy`, `put` with the layers that it
+/// does not have unless all was copied, `finish`. All take the same images.
 pub trait Sink {
     /// Places in which layers of these sizes can be written while they are made, the lowest first; `None` where the
     /// target takes layers only when all is known of them.
@@ -135,6 +147,13 @@ pub trait Sink {
 
     /// The layers, by digest, that the target has already and that need not be put.
     fn has(&mut self, images: &Images, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError>;
+
+    /// Copies the images as a whole from elsewhere, where they are as they were delivered before, and says whether that
+    /// was done: no layer is looked at then.
+    fn copy(&mut self, images: &Images, past: &dyn Past, observer: &dyn Observer) -> Result<bool, DeliveryError> {
+        let _ = (images, past, observer);
+        Ok(false)
+    }
 
     /// Takes the layers that the target lacks, none where it has all. Where this fails the sink is used no more.
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError>;
@@ -210,6 +229,9 @@ fn send(
 ) -> Result<Delivered, DeliveryError> {
     let (missing, delivered) = divide(images, held);
     observer.event(Event::Started { stage: Stage::Delivering, total_bytes: delivered.bytes_sent });
+    if sink.copy(images, provider.past(), observer)? {
+        return Ok(delivered);
+    }
     provider.prepare(&missing);
     sink.put(&Missing::new(missing, provider, observer))?;
     Ok(delivered)

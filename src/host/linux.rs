@@ -64,6 +64,11 @@ pub(crate) fn link(unnamed: &File, name: &Path) -> io::Result<()> {
     Ok(rustix::fs::linkat(CWD, &by_descriptor, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
 }
 
+/// Makes `target` the same file by sharing all blocks, where the file system can; else nothing is done.
+pub(crate) fn share_blocks(file: &File, target: &File) -> bool {
+    rustix::fs::ioctl_ficlone(target, file).is_ok()
+}
+
 /// Gives an empty file its length and, where the file system can, its room on the disk.
 pub(crate) fn reserve(file: &File, length: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {

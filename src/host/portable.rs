@@ -47,6 +47,11 @@ pub(crate) fn link(_: &File, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// No two files share blocks.
+pub(crate) fn share_blocks(_: &File, _: &File) -> bool {
+    false
+}
+
 /// Gives an empty file its length; its room on the disk is found when it is written.
 pub(crate) fn reserve(file: &File, length: u64) -> io::Result<()> {
     file.set_len(length)

@@ -122,6 +122,16 @@ macro_rules! conformance {
             }
 
             #[test]
+            fn blocks_are_shared_as_a_whole_or_nothing_is_done() {
+                let (mut file, mut target) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+                file.write_all(b"whole").unwrap();
+                let is_shared = system::share_blocks(&file, &target);
+                let mut contents = Vec::new();
+                target.read_to_end(&mut contents).unwrap();
+                assert_eq!(contents, if is_shared { &b"whole"[..] } else { b"" });
+            }
+
+            #[test]
             fn a_pipe_works_widened_or_not_and_a_file_is_left_alone() {
                 let (mut reader, mut writer) = io::pipe().unwrap();
                 system::widen_pipe(&writer);

@@ -11,7 +11,7 @@
 //! claims/<key>             locked by the process that is making the layer
 //! index/                   a sled database of all layers, made from the records; may be thrown away at any time
 //! memory/                  a sled database of what was learned of store paths' files; may be thrown away at any time
-//! outputs/<hash>           what a file that was written was given; may be thrown away at any time
+//! outputs/<hash>           a file that was written and what it was given; may be thrown away at any time
 //! fetched/                 what others fetched; not the store's
 //! index.lock               held by the one process that has a database open, or collects garbage
 //! tmp/                     files that are being written

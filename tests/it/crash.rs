@@ -51,10 +51,15 @@ impl Place {
         self.sandbox.path("work/image.tar")
     }
 
-    /// Arguments that write the image of one version to a file. Compressed, so that the store keeps the bytes.
+    /// Arguments that write the image of one version to a file.
     fn build(&self, version: usize) -> Vec<String> {
+        self.build_into(version, "image.tar")
+    }
+
+    /// Compressed, so that the store keeps the bytes.
+    fn build_into(&self, version: usize, file: &str) -> Vec<String> {
         let (store, dir) = (self.store.root().display(), self.environments[version].dir().display());
-        let args = format!("containerize --store {store} -d {dir} --compression zstd:1 -f image.tar");
+        let args = format!("containerize --store {store} -d {dir} --compression zstd:1 -f {file}");
         args.split(' ').map(str::to_owned).collect()
     }
 
@@ -205,6 +210,14 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         },
     ),
     (
+        "a build that copies another file",
+        Scenario {
+            prepare: |place, cache| drop(place.run(cache, &place.build_into(0, "other.tar"))),
+            args: |place| place.build(0),
+            points: &["output.piece", "output.written", "output.in-place"],
+        },
+    ),
+    (
         "a build that finds its index damaged",
         Scenario {
             prepare: |place, cache| {
@@ -271,7 +284,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
 ];
 
 #[rstest]
-fn a_kill_at_any_point_loses_nothing(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8, 9)] scenario: usize) {
+fn a_kill_at_any_point_loses_nothing(#[values(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)] scenario: usize) {
     let (name, scenario) = &SCENARIOS[scenario];
     let place = Place::new();
     let prepared = place.sandbox.path("prepared");

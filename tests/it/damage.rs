@@ -78,3 +78,60 @@ fn a_damaged_blob_is_never_delivered(#[case] damage: fn(&Path), #[values("file",
     }
     assert_eq!(blobs(&sandbox.path("cache")).len(), 2, "both layers are kept again");
 }
+
+/// What a file needs that is copied: nothing of the layer cache but what is known of the other file.
+#[test]
+fn a_file_is_copied_from_another_as_long_as_nobody_touches_that() {
+    let sandbox = Sandbox::new();
+    let store = BareStore::new(sandbox.path("root"));
+    let tool = store.add("tool-1.0", &Tree::new().program("bin/tool", "#!/bin/false\n".repeat(500)));
+    let environment = FloxEnv::of_store_paths(sandbox.path("project"), "copied", &[("tool", &tool)], "");
+    let build = |file: &str, args: &[&str]| {
+        let mut command = sandbox.cmd();
+        command.args(["-v", "containerize", "--json", "--compression", "zstd", "-f", file]).args(args);
+        command.arg("--store").arg(store.root()).arg("-d").arg(environment.dir());
+        let output = command.assert().success().get_output().clone();
+        let mut described: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        described.as_object_mut().unwrap().remove("target");
+        (described, String::from_utf8(output.stderr).unwrap())
+    };
+    let file = |name: &str| sandbox.path("work").join(name);
+    let copied_from = |name: &str| format!("copied from '{}', which holds the same image", file(name).display());
+    build("first.tar", &[]);
+    let whole = fs::read(file("first.tar")).unwrap();
+    let (written, said) = build("elsewhere.tar", &["--tag", "other"]);
+    assert!(written["bytes_sent"].as_u64().unwrap() > 0);
+    assert!(!said.contains("copied from"), "another tag is another archive: {said}");
+
+    // No layer is looked at: that they are damaged would be found, and said.
+    for blob in blobs(&sandbox.path("cache")) {
+        flip_a_bit(&blob);
+    }
+    let (dry, said) = build("second.tar", &["--dry-run"]);
+    assert!(!said.contains("copied from") && !file("second.tar").exists(), "{said}");
+    let (copied, said) = build("second.tar", &[]);
+    assert!(said.contains(&copied_from("first.tar")) && !said.contains("damaged"), "{said}");
+    assert!(fs::read(file("second.tar")).unwrap() == whole);
+    for member in ["image_id", "manifest_digest", "layers", "layers_sent", "bytes_sent", "layers_held", "bytes_held"] {
+        assert_eq!(copied[member], dry[member], "{member}");
+    }
+    let (again, said) = build("second.tar", &[]);
+    assert!(again["layers_sent"] == 0 && !said.contains("copied from"), "{said}");
+
+    // The link leads to a file that was copied, and the other one is its source.
+    std::os::unix::fs::symlink("second.tar", file("link.tar")).unwrap();
+    let (again, _) = build("link.tar", &[]);
+    assert_eq!(again["layers_sent"], 0, "it holds the image");
+    fs::remove_file(file("second.tar")).unwrap();
+    let (_, said) = build("link.tar", &[]);
+    assert!(said.contains(&copied_from("first.tar")), "{said}");
+    assert!(file("link.tar").is_symlink() && fs::read(file("second.tar")).unwrap() == whole);
+
+    // Both are touched, and so the layers are needed.
+    for name in ["first.tar", "second.tar"] {
+        flip_a_bit(&file(name));
+    }
+    let (_, said) = build("third.tar", &[]);
+    assert!(said.contains("damaged") && !said.contains("copied from"), "{said}");
+    assert!(fs::read(file("third.tar")).unwrap() == whole);
+}
