@@ -86,15 +86,16 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// 32 bytes from 43 base-64 digits and one `=` (RFC 4648, section 4); bits beyond the last byte must be zero.
-fn from_base64(text: &str) -> Option<[u8; 32]> {
-    let digits = text.strip_suffix('=')?.as_bytes();
-    if digits.len() != 43 {
+/// Reads `N` bytes in base-64 with its padding (RFC 4648, section 4); `None` for anything else, bits beyond the last byte
+/// among it.
+pub fn from_base64<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.trim_end_matches('=');
+    if text.len() != N.div_ceil(3) * 4 || digits.len() != (N * 8).div_ceil(6) {
         return None;
     }
-    let mut bytes = [0u8; 32];
+    let mut bytes = [0; N];
     let (mut pending, mut bits, mut at) = (0u32, 0, 0);
-    for digit in digits {
+    for digit in digits.bytes() {
         let value = match digit {
             b'A'..=b'Z' => digit - b'A',
             b'a'..=b'z' => digit - b'a' + 26,
@@ -103,16 +104,15 @@ fn from_base64(text: &str) -> Option<[u8; 32]> {
             b'/' => 63,
             _ => return None,
         };
-        pending = pending << 6 | u32::from(value);
+        pending = (pending << 6 | u32::from(value)) & 0xffff;
         bits += 6;
         if bits >= 8 {
             bits -= 8;
-            bytes[at] = (pending >> bits) as u8;
+            *bytes.get_mut(at)? = (pending >> bits) as u8;
             at += 1;
-            pending &= (1 << bits) - 1;
         }
     }
-    (pending == 0).then_some(bytes)
+    (at == N && pending & ((1 << bits) - 1) == 0).then_some(bytes)
 }
 
 #[cfg(test)]

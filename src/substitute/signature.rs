@@ -7,7 +7,7 @@ use std::str::FromStr;
 use ed25519_dalek::{Signature, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 
-use crate::nix::{ContentHash, PathInfo, STORE_DIR, StorePath, to_base32};
+use crate::nix::{ContentHash, PathInfo, STORE_DIR, StorePath, from_base64, to_base32};
 
 /// A public key that signatures are checked against: `NAME:BASE64`, as Nix's `trusted-public-keys` have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,34 +160,6 @@ fn path_of(kind: &str, hash: &[u8; 32], name: &str) -> Option<StorePath> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// `N` bytes in base-64 with its padding (RFC 4648, section 4).
-fn from_base64<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.trim_end_matches('=');
-    if text.len() != N.div_ceil(3) * 4 || digits.len() != (N * 8).div_ceil(6) {
-        return None;
-    }
-    let mut bytes = [0; N];
-    let (mut pending, mut bits, mut at) = (0u32, 0, 0);
-    for digit in digits.bytes() {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        pending = (pending << 6 | u32::from(value)) & 0xffff;
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            *bytes.get_mut(at)? = (pending >> bits) as u8;
-            at += 1;
-        }
-    }
-    (at == N && pending & ((1 << bits) - 1) == 0).then_some(bytes)
 }
 
 #[cfg(test)]
