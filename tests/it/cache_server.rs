@@ -76,6 +76,8 @@ pub(crate) enum Fault {
     Body(Arc<Vec<u8>>),
     /// Sends zeros for ever.
     Endless,
+    /// Sends so many bytes of the body, and then nothing for as long as the client waits.
+    HangAfter(usize),
 }
 
 /// A server on 127.0.0.1 for the files of a directory; it ends with the test.
@@ -125,7 +127,7 @@ impl CacheServer {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The next questions for files whose names end so meet these faults, one each; the last one for ever if `forever`.
+    /// The next questions for files whose names end so meet these faults, one each.
     pub(crate) fn fail(&self, name: &str, faults: &[Fault]) {
         self.state.faults.lock().unwrap().insert(name.to_owned(), faults.iter().rev().cloned().collect());
     }
@@ -207,6 +209,11 @@ impl State {
                 body.len(),
                 total - 1
             )?,
+        }
+        if let Some(Fault::HangAfter(bytes)) = fault {
+            stream.write_all(&body[..bytes.min(body.len())])?;
+            drop(stream.read_to_end(&mut Vec::new()));
+            return Ok(false);
         }
         if let Some(Fault::CutAfter(bytes)) = fault {
             stream.write_all(&body[..bytes.min(body.len())])?;

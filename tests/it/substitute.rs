@@ -280,6 +280,36 @@ fn without(text: &str, field: &str) -> String {
     text.lines().filter(|line| !line.starts_with(field)).map(|line| format!("{line}\n")).collect()
 }
 
+#[rstest]
+#[case::killed("KILL", None)]
+#[case::interrupted("INT", Some(130))]
+#[case::ended("TERM", Some(130))]
+fn a_run_that_is_ended_while_it_fetches_leaves_nothing_bad(#[case] signal: &str, #[case] code: Option<i32>) {
+    let nix = peer!(nix);
+    let project = Project::new(nix, "none");
+    let expected = project.image_of_the_store(&[]);
+    let server = CacheServer::start(&project.cache.directory);
+    let hello = nix.out("hello");
+    let nar = project.cache.field(hello, "URL");
+    server.fail(&nar, &[Fault::HangAfter(1000)]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
+    command.env_clear().envs(project.sandbox.environment()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.arg("containerize").arg("--store").arg(project.sandbox.path("empty")).arg("-f").arg(project.file());
+    command.arg("-d").arg(project.environment.dir());
+    command.args(["--substituter", &server.url(), "--trusted-public-key", &project.cache.key]);
+    let mut child = command.spawn().unwrap();
+    while !server.asked().contains(&nar) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let sent = Command::new("/bin/kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    assert_eq!(child.wait().unwrap().code(), code);
+    assert!(!project.file().exists());
+    project.assert_clean_of(hello);
+    project.command(&server.url()).assert().success();
+    assert!(fs::read(project.file()).unwrap() == expected);
+}
+
 #[test]
 fn unsigned_paths_are_taken_from_a_cache_that_is_trusted_and_where_no_signatures_are_wanted() {
     let nix = peer!(nix);
