@@ -16,6 +16,9 @@ pub const FLOXHUB_URL: &str = "FLOX_FLOXHUB_URL";
 /// The variable with the address of FloxHub's git repositories, where that does not follow from FloxHub's own.
 pub const FLOXHUB_GIT_URL: &str = "_FLOX_FLOXHUB_GIT_URL";
 
+/// The variable with the address of Flox's services, where that does not follow from FloxHub's own.
+pub const CATALOG_URL: &str = "FLOX_CATALOG_URL";
+
 /// The variable with the token.
 pub const FLOXHUB_TOKEN: &str = "FLOX_FLOXHUB_TOKEN";
 
@@ -26,6 +29,8 @@ pub struct FloxHubSettings {
     pub url: Option<String>,
     /// The value of `_FLOX_FLOXHUB_GIT_URL`.
     pub git_url: Option<String>,
+    /// The value of `FLOX_CATALOG_URL`.
+    pub catalog_url: Option<String>,
     /// The value of `FLOX_FLOXHUB_TOKEN`.
     pub token: Option<Secret>,
     /// Flox's own configuration files; of two that say something the first holds.
@@ -43,7 +48,7 @@ impl Secret {
     }
 
     /// The text itself, for the one who needs it.
-    pub(super) fn reveal(&self) -> &str {
+    pub fn reveal(&self) -> &str {
         &self.0
     }
 }
@@ -61,6 +66,8 @@ pub(super) struct FloxHub {
     pub(super) url: String,
     /// What the addresses of its git repositories begin with, without a slash at the end.
     pub(super) git_url: String,
+    /// What the addresses of its services begin with, without a slash at the end.
+    pub(super) services_url: String,
     /// What it lets this user in by.
     pub(super) token: Option<Secret>,
 }
@@ -101,7 +108,14 @@ impl FloxHubSettings {
     pub fn as_variables(&self, url: Option<&str>) -> Result<Vec<(&'static str, String)>, FloxHubError> {
         let hub = FloxHub::reach(self, url)?;
         let token = hub.token.map(|token| (FLOXHUB_TOKEN, token.reveal().to_owned()));
-        Ok([(FLOXHUB_URL, hub.url), (FLOXHUB_GIT_URL, hub.git_url)].into_iter().chain(token).collect())
+        let addresses = [(FLOXHUB_URL, hub.url), (FLOXHUB_GIT_URL, hub.git_url), (CATALOG_URL, hub.services_url)];
+        Ok(addresses.into_iter().chain(token).collect())
+    }
+
+    /// The address of Flox's services without a slash at the end, and the token that they are shown.
+    pub fn services(&self) -> Result<(String, Option<Secret>), FloxHubError> {
+        let hub = FloxHub::reach(self, None)?;
+        Ok((hub.services_url, hub.token))
     }
 }
 
@@ -140,12 +154,16 @@ impl FloxHub {
             Some((url, setting)) => Address::parse(&url, setting)?.0,
             None => wanted.git_url(),
         };
+        let services_url = match from_variable(&settings.catalog_url, CATALOG_URL) {
+            Some((url, setting)) => Address::parse(&url, setting)?.0,
+            None => wanted.services_url(),
+        };
         let token = settings.token.as_ref().map(|token| (token.reveal().to_owned(), FLOXHUB_TOKEN.to_owned()));
         let token = match token.or_else(|| in_configs(|config| &config.token)).filter(|_| wanted == own) {
             Some((token, setting)) => Some(check_token(&token, setting)?),
             None => None,
         };
-        Ok(Self { url: wanted.0, git_url, token })
+        Ok(Self { url: wanted.0, git_url, services_url, token })
     }
 }
 
@@ -173,16 +191,21 @@ impl Address {
         }
     }
 
-    /// The git repositories of the FloxHub at `hub[.x].flox.dev` are at `api[.x].flox.dev/git`, those of any other below
-    /// its own address (flox: flox.rs, `Floxhub::resolve_effective_url`).
+    /// Its git repositories.
     fn git_url(&self) -> String {
+        format!("{}/git", self.services_url())
+    }
+
+    /// The services of the FloxHub at `hub[.x].flox.dev` are at `api[.x].flox.dev`, those of any other at its own address
+    /// (flox: floxhub.rs, `Floxhub::resolve_effective_url`).
+    fn services_url(&self) -> String {
         let (scheme, rest) = self.0.split_once("://").unwrap_or(("https", &self.0));
         let (authority, _) = rest.split_once('/').unwrap_or((rest, ""));
         let (host, port) =
             authority.split_once(':').map_or((authority, ""), |(host, _)| (host, &authority[host.len()..]));
         match host.strip_prefix("hub.").filter(|behind| *behind == "flox.dev" || behind.ends_with(".flox.dev")) {
-            Some(behind) => format!("{scheme}://api.{behind}{port}/git"),
-            None => format!("{}/git", self.0),
+            Some(behind) => format!("{scheme}://api.{behind}{port}"),
+            None => self.0.clone(),
         }
     }
 }

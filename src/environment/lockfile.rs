@@ -34,6 +34,17 @@ pub struct Installed {
     pub priority: u64,
 }
 
+/// Where in nixpkgs a package is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FromNixpkgs {
+    /// The package's attribute.
+    pub attribute: String,
+    /// Its derivation.
+    pub derivation: StorePath,
+    /// The commit of nixpkgs.
+    pub revision: String,
+}
+
 /// A lockfile.
 #[derive(Clone, Debug)]
 pub struct Lockfile {
@@ -53,6 +64,7 @@ struct LockedPackage {
     system: String,
     priority: u32,
     contents: Contents,
+    origin: Option<FromNixpkgs>,
 }
 
 #[derive(Clone, Debug)]
@@ -193,6 +205,25 @@ impl Lockfile {
         serde_json::from_slice::<serde_json::Value>(text).is_ok_and(|value| value == self.value)
     }
 
+    /// Where in nixpkgs the packages on `system` are from, as far as they are, each once: from the commit that most of
+    /// them are from.
+    pub fn from_nixpkgs(&self, system: System) -> Vec<FromNixpkgs> {
+        let of_system = self.packages.iter().filter(|package| package.system == system.as_str());
+        let origins: Vec<_> = of_system.filter_map(|package| package.origin.as_ref()).collect();
+        let mut counts = BTreeMap::<&str, usize>::new();
+        for origin in &origins {
+            *counts.entry(&origin.revision).or_default() += 1;
+        }
+        let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(revision, _)| revision);
+        let mut found: Vec<FromNixpkgs> = Vec::new();
+        for origin in origins.into_iter().filter(|origin| Some(origin.revision.as_str()) == most) {
+            if !found.iter().any(|known| known.derivation == origin.derivation) {
+                found.push(origin.clone());
+            }
+        }
+        found
+    }
+
     /// The store paths of the environment on `system`, in the lockfile's order; `environment` is for errors.
     pub fn installed(&self, system: System, environment: &Location) -> Result<Vec<Installed>, InstallError> {
         self.manifest.check_system(system, environment)?;
@@ -327,7 +358,19 @@ impl LockedPackage {
             system: package.need("system")?.string()?,
             priority: package.optional("priority", read_priority)?.unwrap_or(DEFAULT_PRIORITY),
             contents,
+            origin: Self::read_origin(package),
         })
+    }
+
+    /// Packages that somebody published are from a revision of that one's own repository, flakes from any. What is not
+    /// as Flox writes it tells nothing.
+    fn read_origin(package: &Cursor<'_>) -> Option<FromNixpkgs> {
+        let text = |key| package.optional(key, Cursor::string).ok().flatten();
+        let url = text("locked_url")?;
+        let is_nixpkgs = url.split(['?', '#']).next()?.trim_end_matches('/').ends_with("/nixpkgs");
+        let derivation = text("derivation")?.parse().ok()?;
+        let (attribute, revision) = (text("attr_path")?, text("rev")?);
+        is_nixpkgs.then_some(FromNixpkgs { attribute, derivation, revision })
     }
 }
 

@@ -205,6 +205,32 @@ fn a_broken_lockfile_names_file_and_key(#[case] value: Json, #[case] message: &s
 }
 
 #[test]
+fn packages_are_traced_to_the_revision_of_nixpkgs_that_most_of_them_are_from() {
+    let locked = |id: &str, attribute: &str, url: &str, revision: &str| {
+        json!({
+            "install_id": id, "system": "x86_64-linux", "attr_path": attribute, "rev": revision,
+            "locked_url": format!("{url}?rev={revision}"), "outputs": {},
+            "derivation": format!("/nix/store/gsnnaglyb9vpvqcgw3i4czy3n892smms-{attribute}-1.drv"),
+        })
+    };
+    let nixpkgs = "https://github.com/flox/nixpkgs";
+    let packages = [
+        locked("hello", "hello", nixpkgs, "new"),
+        locked("old", "old", nixpkgs, "old"),
+        locked("again", "hello", nixpkgs, "new"),
+        locked("curl", "curl", nixpkgs, "new"),
+        locked("own", "own", "https://github.com/somebody/project", "new"),
+        json!({ "install_id": "flake", "system": "x86_64-linux", "outputs": {}, "locked-url": "github:NixOS/nixpkgs/0" }),
+    ];
+    let lockfile = json!({ "lockfile-version": 1, "manifest": { "version": 1 }, "packages": packages });
+    let found = parse(lockfile).unwrap().from_nixpkgs(System::X86_64Linux);
+    let found: Vec<_> = found.iter().map(|package| (package.attribute.as_str(), package.revision.as_str())).collect();
+    assert_eq!(found, [("hello", "new"), ("curl", "new")]);
+    let sample = sample("hello").from_nixpkgs(System::X86_64Linux);
+    assert_eq!(sample[0].revision, "d407951447dcd00442e97087bf374aad70c04cea");
+}
+
+#[test]
 fn the_same_json_laid_out_otherwise_is_the_same_lockfile() {
     let lockfile = sample("hello");
     let text = std::fs::read("fixtures/environments/hello/manifest.lock").unwrap();

@@ -3,6 +3,7 @@
 mod accounts;
 mod activation;
 mod base;
+mod basics;
 mod built;
 mod built_entry;
 mod container_config;
@@ -36,18 +37,19 @@ mod system;
 mod user;
 mod vars;
 
+pub use basics::Basic;
 pub use built::{Built, Unusable};
 pub use container_config::{ContainerConfig, InvalidConfig, parse_label};
 pub use find::{
     ACTIVE_ENVIRONMENTS, Candidate, CandidatePlace, Choice, Choose, FindError, Selection, Surroundings, find,
 };
-pub use floxhub::{FLOXHUB_GIT_URL, FLOXHUB_TOKEN, FLOXHUB_URL, FloxHubError, FloxHubSettings, Secret};
+pub use floxhub::{CATALOG_URL, FLOXHUB_GIT_URL, FLOXHUB_TOKEN, FLOXHUB_URL, FloxHubError, FloxHubSettings, Secret};
 pub use forest::{Conflict, Forest, ForestError, ForestNode, PRIORITY_SCALE, Package, Propagation};
 pub use git::GitError;
 pub use install::{InstallEntry, InvalidPriority, PackageSource, SelectedOutputs};
 pub use invalid_file::{InvalidFile, Place, Position, Problem};
 pub use location::Location;
-pub use lockfile::{InstallError, Installed, Lockfile};
+pub use lockfile::{FromNixpkgs, InstallError, Installed, Lockfile};
 pub use manifest::{ActivateMode, Manifest};
 pub use open::{Environment, Hub, OpenError};
 pub use realise::{RealiseError, RealiseRequest, Realised, realise};
