@@ -100,7 +100,10 @@ pub fn containerize(
     let nix = request.reach(&memo, observer)?;
     let ingredients = request
         .for_each(&request.systems, |&system| Ingredients::choose(&request, system, &environment, &nix, observer))?;
-    let platforms = request.for_each(ingredients, |ingredients| Platform::gather(ingredients, &nix, observer))?;
+    let catalog = request.catalog(&memo, observer);
+    let platforms = request.for_each(ingredients, |ingredients| {
+        Platform::gather(&request, ingredients, &nix, &catalog, observer)
+    })?;
     memo.save();
 
     let trouble = Trouble::default();

@@ -21,6 +21,8 @@ pub mod substitute;
 
 pub mod environment;
 
+pub mod catalog;
+
 pub mod plan;
 
 pub mod pack;

@@ -1,8 +1,10 @@
-//! What was learned at some cost, kept in the layer store: hashes of files, answers of binary caches.
+//! What was learned at some cost, kept in the layer store: hashes of files, answers of binary caches and of Flox's catalog.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::blob::Digest;
+use crate::catalog::CatalogMemory;
 use crate::event::{Event, Observer};
 use crate::nix::{FileMemo, FileStamp, RememberedFile};
 use crate::store::{LayerStore, Shelf, StoreError};
@@ -26,6 +28,7 @@ struct Fresh {
     files: Vec<(Vec<u8>, Vec<u8>)>,
     answers: Vec<(Vec<u8>, Vec<u8>)>,
     skeletons: Vec<(Vec<u8>, Vec<u8>)>,
+    catalog: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl<'a> Memo<'a> {
@@ -37,11 +40,12 @@ impl<'a> Memo<'a> {
     /// Keeps what was learned since the last time.
     pub fn save(&self) {
         let Some(store) = self.store else { return };
-        let Fresh { files, answers, skeletons } = std::mem::take(&mut *self.fresh());
+        let Fresh { files, answers, skeletons, catalog } = std::mem::take(&mut *self.fresh());
         let saved = store
             .remember(Shelf::Files, &files)
             .and_then(|()| store.remember(Shelf::Answers, &answers))
-            .and_then(|()| store.remember(Shelf::Skeletons, &skeletons));
+            .and_then(|()| store.remember(Shelf::Skeletons, &skeletons))
+            .and_then(|()| store.remember(Shelf::Catalog, &catalog));
         if let Err(error) = saved {
             let message = format!("{error}: the next run hashes files and asks binary caches again");
             self.observer.event(Event::Detail { message });
@@ -97,5 +101,16 @@ impl CacheMemory for Memo<'_> {
 
     fn keep_skeleton(&self, nar: [u8; 32], skeleton: Vec<u8>) {
         self.fresh().skeletons.push((nar.to_vec(), skeleton));
+    }
+}
+
+impl CatalogMemory for Memo<'_> {
+    fn answer_to(&self, question: &Digest) -> Option<Vec<u8>> {
+        let key = question.hex().into_bytes();
+        self.recall(|store| store.recall_these(Shelf::Catalog, std::slice::from_ref(&key))).remove(&key)
+    }
+
+    fn keep_answer_to(&self, question: &Digest, answer: Vec<u8>) {
+        self.fresh().catalog.push((question.hex().into_bytes(), answer));
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::config::{self, Config};
 use super::failure::Failure;
 use super::size;
-use crate::environment::{FLOXHUB_GIT_URL, FLOXHUB_TOKEN, FLOXHUB_URL, FloxHubSettings, RemoteAccess, Secret};
+use crate::environment::{CATALOG_URL, FLOXHUB_GIT_URL, FLOXHUB_TOKEN, FLOXHUB_URL, FloxHubSettings, RemoteAccess, Secret};
 use crate::event::{Event, Observer};
 use crate::store::LayerStore;
 
@@ -87,6 +87,7 @@ pub(super) fn remote_access(cache: Option<&LayerStore>, offline: bool) -> Remote
     let settings = FloxHubSettings {
         url: text(FLOXHUB_URL),
         git_url: text(FLOXHUB_GIT_URL),
+        catalog_url: text(CATALOG_URL),
         token: text(FLOXHUB_TOKEN).map(Secret::new),
         config_files: directory
             .map(|directory| directory.join("flox.toml"))

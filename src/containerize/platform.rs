@@ -5,9 +5,10 @@ use std::fmt::Display;
 use std::sync::OnceLock;
 
 use super::Request;
+use crate::catalog;
 use crate::environment::{
-    self, ActivateMode, Built, ContainerConfig, Environment, InstallEntry, Installed, Lockfile, Package, RealiseError,
-    Realised, Service, System,
+    self, ActivateMode, Basic, Built, ContainerConfig, Environment, FromNixpkgs, InstallEntry, Installed, Lockfile,
+    Package, RealiseError, Realised, Service, System,
 };
 use crate::error::Error;
 use crate::event::{Event, Observer, Stage};
@@ -58,6 +59,9 @@ pub(super) struct Ingredients {
     services: BTreeMap<String, Service>,
     mode: ActivateMode,
     lockfile: Option<Vec<u8>>,
+    from_nixpkgs: Vec<FromNixpkgs>,
+    /// What Flox adds to every environment, as far as the environment itself does not have it.
+    basics: Vec<StorePath>,
 }
 
 impl Ingredients {
@@ -82,13 +86,16 @@ impl Ingredients {
             warn_of_store_paths(environment, system, &packages, observer);
         }
         let lockfile = environment.lockfile.as_ref().map(Lockfile::to_json);
+        let from_nixpkgs = environment.lockfile.as_ref().map(|lockfile| lockfile.from_nixpkgs(system)).unwrap_or_default();
         let services = environment.manifest.services.started(request.services, system)?;
         if !services.is_empty() {
             let names: Vec<&str> = services.keys().map(String::as_str).collect();
             let message = request.of_platform(system, &format!("the image starts services: {}", names.join(", ")));
             observer.event(Event::Detail { message });
         }
-        Ok(Self { system, built, packages, shell: request.shells.get(&system).cloned(), services, mode, lockfile })
+        let shell = request.shells.get(&system).cloned();
+        let basics = Vec::new();
+        Ok(Self { system, built, packages, shell, services, mode, lockfile, from_nixpkgs, basics })
     }
 
     /// Where the closure begins.
@@ -97,7 +104,48 @@ impl Ingredients {
             Some(built) => vec![built.clone()],
             None => self.packages.iter().map(|package| package.path.clone()).collect(),
         };
-        environment.into_iter().chain(self.shell.clone()).collect()
+        environment.into_iter().chain(self.shell.clone()).chain(self.basics.clone()).collect()
+    }
+
+    /// Asks Flox's catalog for those of bash, coreutils and certificates that the closure lacks. Without an answer the
+    /// image does without, as far as it can.
+    fn add_basics(
+        &mut self,
+        request: &Request<'_>,
+        closure: &Closure,
+        nix: &Reach<'_>,
+        catalog: &catalog::Access<'_>,
+        observer: &dyn Observer,
+    ) {
+        let wanted = Basic::lacking(closure, self.shell.as_ref());
+        if wanted.is_empty() || self.from_nixpkgs.is_empty() {
+            return;
+        }
+        let say = |message: String| request.of_platform(self.system, &message);
+        let found = match catalog.find(self.system, &self.from_nixpkgs, &wanted) {
+            Ok(found) => found,
+            Err(error) => {
+                let names: Vec<_> = wanted.iter().map(|basic| basic.name()).collect();
+                let message = format!("the image goes without {}: Flox's catalog was not asked: {error}", names.join(", "));
+                observer.event(Event::Warning { message: say(message) });
+                return;
+            }
+        };
+        for basic in wanted {
+            let name = basic.name();
+            let (message, path) = match found.paths.get(&basic) {
+                None => (format!("Flox's catalog has no {name} beside the environment's packages"), None),
+                Some(path) => match nix.path_info(path) {
+                    Ok(Some(_)) => (format!("{name} beside the environment's packages: '{path}'"), Some(path.clone())),
+                    Ok(None) => (format!("{name} would be '{path}', which is nowhere to be had"), None),
+                    Err(error) => (format!("{name} would be '{path}', which cannot be had: {error}"), None),
+                },
+            };
+            let from = found.other_revisions.get(&basic).filter(|_| path.is_some());
+            let from = from.map(|revision| format!(", of nixpkgs {revision}")).unwrap_or_default();
+            observer.event(Event::Detail { message: say(message + &from) });
+            self.basics.extend(path);
+        }
     }
 
     /// What the user installs, where the closure has it.
@@ -150,22 +198,38 @@ pub(super) struct Platform {
 impl Platform {
     /// Computes the closure. Without a Nix database that vouches for the paths they are read and hashed, as far as they
     /// are not remembered: who waits for it sees why.
+    ///
+    /// What Flox adds to every environment is added where the lockfile's own nixpkgs has it and the paths can be had.
     pub(super) fn gather(
-        ingredients: Ingredients,
+        request: &Request<'_>,
+        mut ingredients: Ingredients,
         nix: &Reach<'_>,
+        catalog: &catalog::Access<'_>,
         observer: &dyn Observer,
     ) -> Result<Self, ClosureError> {
-        let closure = || Closure::compute(nix, ingredients.roots());
-        let closure = match nix.is_vouched_for() {
-            true => closure()?,
-            false => {
-                observer.event(Event::Started { stage: Stage::Hashing, total_bytes: 0 });
-                let closure = closure();
-                observer.event(Event::Finished { stage: Stage::Hashing });
-                closure?
+        let mut closure = Self::closure(&ingredients, nix, observer)?;
+        if ingredients.built.is_none() && !request.substituters.addresses.is_empty() {
+            ingredients.add_basics(request, &closure, nix, catalog, observer);
+            if !ingredients.basics.is_empty() {
+                closure = Self::closure(&ingredients, nix, observer)?;
             }
-        };
+        }
         Ok(Self { ingredients, closure, plan: OnceLock::new() })
+    }
+
+    fn closure(
+        ingredients: &Ingredients,
+        nix: &Reach<'_>,
+        observer: &dyn Observer,
+    ) -> Result<Closure, ClosureError> {
+        let closure = || Closure::compute(nix, ingredients.roots());
+        if nix.is_vouched_for() {
+            return closure();
+        }
+        observer.event(Event::Started { stage: Stage::Hashing, total_bytes: 0 });
+        let closure = closure();
+        observer.event(Event::Finished { stage: Stage::Hashing });
+        closure
     }
 
     /// The planned layers of which something lies far away; an environment is rendered of what is known of them once

@@ -1,9 +1,10 @@
-//! Where store paths come from: the Nix store on this machine, binary caches.
+//! Where store paths come from: the Nix store on this machine, binary caches; and what names more of them.
 
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use super::Request;
+use crate::catalog;
 use crate::error::Error;
 use crate::event::Observer;
 use crate::memo::Memo;
@@ -25,5 +26,16 @@ impl Request<'_> {
             opened => Some(opened?),
         };
         Ok(Reach::new(local, caches))
+    }
+
+    /// Flox's catalog. It is not asked before something is wanted of it.
+    pub(super) fn catalog<'r>(&'r self, memo: &'r Memo<'r>, observer: &'r dyn Observer) -> catalog::Access<'r> {
+        catalog::Access {
+            hub: &self.surroundings.remote.settings,
+            certificates: &self.substituters.certificates,
+            offline: self.substituters.offline,
+            memory: memo,
+            observer,
+        }
     }
 }

@@ -19,6 +19,8 @@ pub enum Shelf {
     Answers,
     /// What store paths in binary caches are made of.
     Skeletons,
+    /// What Flox's catalog answered.
+    Catalog,
 }
 
 impl Shelf {
@@ -27,6 +29,7 @@ impl Shelf {
             Self::Files => "files",
             Self::Answers => "answers",
             Self::Skeletons => "skeletons",
+            Self::Catalog => "catalog",
         }
     }
 
@@ -36,6 +39,7 @@ impl Shelf {
             Self::Files => b"memories",
             Self::Answers => b"answers",
             Self::Skeletons => b"skeletons",
+            Self::Catalog => b"catalog",
         }
     }
 
@@ -46,14 +50,14 @@ impl Shelf {
             Self::Files => 400_000,
             // All of them are read by every run that needs one.
             Self::Answers => 20_000,
-            Self::Skeletons => 50 << 20,
+            Self::Skeletons | Self::Catalog => 50 << 20,
         }
     }
 
     fn weight(self, value: &[u8]) -> u64 {
         match self {
             Self::Files | Self::Answers => 1,
-            Self::Skeletons => value.len() as u64 + 64,
+            Self::Skeletons | Self::Catalog => value.len() as u64 + 64,
         }
     }
 }
@@ -155,7 +159,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tmp")).unwrap();
         let held = database::hold(directory.path(), Duration::from_secs(1)).unwrap();
-        let all = [Shelf::Files, Shelf::Answers, Shelf::Skeletons];
+        let all = [Shelf::Files, Shelf::Answers, Shelf::Skeletons, Shelf::Catalog];
         for (n, shelf) in all.into_iter().enumerate() {
             let entries = [(b"a".to_vec(), vec![n as u8]), (b"b".to_vec(), vec![])];
             remember(directory.path(), &held, shelf, &entries).unwrap();

@@ -17,6 +17,7 @@ const ORDER: &[&str] = &[
     "nix",
     "substitute",
     "environment",
+    "catalog",
     "plan",
     "pack",
     "store",

@@ -16,6 +16,7 @@ mod terminal;
 mod activation;
 mod buckets;
 mod cache;
+mod catalog;
 mod chroot;
 mod containerize;
 mod crash;
