@@ -101,9 +101,8 @@ pub fn containerize(
     let ingredients = request
         .for_each(&request.systems, |&system| Ingredients::choose(&request, system, &environment, &nix, observer))?;
     let catalog = request.catalog(&memo, observer);
-    let platforms = request.for_each(ingredients, |ingredients| {
-        Platform::gather(&request, ingredients, &nix, &catalog, observer)
-    })?;
+    let platforms = request
+        .for_each(ingredients, |ingredients| Platform::gather(&request, ingredients, &nix, &catalog, observer))?;
     memo.save();
 
     let trouble = Trouble::default();

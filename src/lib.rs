@@ -11,6 +11,7 @@ mod child;
 pub mod crash;
 pub mod event;
 mod host;
+mod http;
 pub mod parallel;
 pub mod rootfs;
 pub mod sha256;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::blob::Digest;
 use crate::environment::{Basic, FloxHubError, FloxHubSettings, FromNixpkgs, System};
 use crate::event::Observer;
-use crate::http::{Client, FetchError, until_cancelled};
+use crate::http::{Client, FetchError, answered, from_reqwest, until_cancelled};
 use futures_util::StreamExt;
 pub use question::Found;
 use question::{Answer, Question};
@@ -71,7 +71,8 @@ impl Access<'_> {
         let Some(first) = packages.first() else { return Ok(Found::default()) };
         let question = Question::new(system, packages, wanted).to_json()?;
         let key = Digest::of(&question);
-        let found = |answer: &[u8]| Ok::<_, CatalogError>(Answer::parse(answer)?.found(system, &first.revision, wanted));
+        let found =
+            |answer: &[u8]| Ok::<_, CatalogError>(Answer::parse(answer)?.found(system, &first.revision, wanted));
         if let Some(found) = self.memory.answer_to(&key).and_then(|answer| found(&answer).ok()) {
             return Ok(found);
         }

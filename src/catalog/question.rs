@@ -229,7 +229,10 @@ mod tests {
         let plain = "/nix/store/vlfjhc9730i65q1xhzf51kzh58s9kxnp-bash-5.3p9";
         let wanted = [Basic::Bash];
         let both = |first, second| {
-            found(json!([item("bashInteractive", interactive, first, true), item("bash", plain, second, true)]), &wanted)
+            found(
+                json!([item("bashInteractive", interactive, first, true), item("bash", plain, second, true)]),
+                &wanted,
+            )
         };
         assert_eq!(both(OURS, OURS).paths[&Basic::Bash].to_string(), interactive);
         assert_eq!(both("another", OURS).paths[&Basic::Bash].to_string(), plain);

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use super::config::{self, Config};
 use super::failure::Failure;
 use super::size;
-use crate::environment::{CATALOG_URL, FLOXHUB_GIT_URL, FLOXHUB_TOKEN, FLOXHUB_URL, FloxHubSettings, RemoteAccess, Secret};
+use crate::environment::{
+    CATALOG_URL, FLOXHUB_GIT_URL, FLOXHUB_TOKEN, FLOXHUB_URL, FloxHubSettings, RemoteAccess, Secret,
+};
 use crate::event::{Event, Observer};
 use crate::store::LayerStore;
 

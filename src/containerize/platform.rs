@@ -86,7 +86,8 @@ impl Ingredients {
             warn_of_store_paths(environment, system, &packages, observer);
         }
         let lockfile = environment.lockfile.as_ref().map(Lockfile::to_json);
-        let from_nixpkgs = environment.lockfile.as_ref().map(|lockfile| lockfile.from_nixpkgs(system)).unwrap_or_default();
+        let from_nixpkgs =
+            environment.lockfile.as_ref().map(|lockfile| lockfile.from_nixpkgs(system)).unwrap_or_default();
         let services = environment.manifest.services.started(request.services, system)?;
         if !services.is_empty() {
             let names: Vec<&str> = services.keys().map(String::as_str).collect();
@@ -126,7 +127,8 @@ impl Ingredients {
             Ok(found) => found,
             Err(error) => {
                 let names: Vec<_> = wanted.iter().map(|basic| basic.name()).collect();
-                let message = format!("the image goes without {}: Flox's catalog was not asked: {error}", names.join(", "));
+                let message =
+                    format!("the image goes without {}: Flox's catalog was not asked: {error}", names.join(", "));
                 observer.event(Event::Warning { message: say(message) });
                 return;
             }
@@ -217,11 +219,7 @@ impl Platform {
         Ok(Self { ingredients, closure, plan: OnceLock::new() })
     }
 
-    fn closure(
-        ingredients: &Ingredients,
-        nix: &Reach<'_>,
-        observer: &dyn Observer,
-    ) -> Result<Closure, ClosureError> {
+    fn closure(ingredients: &Ingredients, nix: &Reach<'_>, observer: &dyn Observer) -> Result<Closure, ClosureError> {
         let closure = || Closure::compute(nix, ingredients.roots());
         if nix.is_vouched_for() {
             return closure();

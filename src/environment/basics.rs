@@ -72,7 +72,9 @@ mod tests {
         ] {
             assert!(names.iter().all(|name| basic.is_named(name)), "{names:?}");
         }
-        for name in ["bash-5.3p15-man", "bash-completion-2.16.0", "coreutils-9.8-info", "nss-cacert-3.115-p11kit", "nss"] {
+        for name in
+            ["bash-5.3p15-man", "bash-completion-2.16.0", "coreutils-9.8-info", "nss-cacert-3.115-p11kit", "nss"]
+        {
             assert!(!Basic::ALL.iter().any(|basic| basic.is_named(name)), "{name}");
         }
     }

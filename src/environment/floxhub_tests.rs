@@ -31,19 +31,28 @@ fn a_variable_beats_the_configuration_and_that_what_is_usual() {
     let mut settings =
         FloxHubSettings { config_files: vec![own.clone(), system.clone()], ..FloxHubSettings::default() };
     let reach = |settings: &FloxHubSettings| FloxHub::reach(settings, None).unwrap();
-    let hub = |url: &str, git_url: &str, token| FloxHub { url: url.to_owned(), git_url: git_url.to_owned(), token };
-    assert_eq!(reach(&settings), hub("https://hub.flox.dev", "https://api.flox.dev/git", None));
+    let hub = |url: &str, git_url: &str, services_url: &str, token| FloxHub {
+        url: url.to_owned(),
+        git_url: git_url.to_owned(),
+        services_url: services_url.to_owned(),
+        token,
+    };
+    let usual = hub("https://hub.flox.dev", "https://api.flox.dev/git", "https://api.flox.dev", None);
+    assert_eq!(reach(&settings), usual);
 
     fs::write(&system, "floxhub_url = 'https://system'\nfloxhub_token = 'flox_system'\n").unwrap();
-    assert_eq!(reach(&settings), hub("https://system", "https://system/git", secret("flox_system")));
+    let system = |token| hub("https://system", "https://system/git", "https://system", secret(token));
+    assert_eq!(reach(&settings), system("flox_system"));
     fs::write(&own, "disable_metrics = true\nfloxhub_token = \"flox_own\\n\"\n").unwrap();
-    assert_eq!(reach(&settings), hub("https://system", "https://system/git", secret("flox_own")));
+    assert_eq!(reach(&settings), system("flox_own"));
 
     settings.url = Some("https://variable/".to_owned());
     settings.token = secret("flox_variable");
-    assert_eq!(reach(&settings), hub("https://variable", "https://variable/git", secret("flox_variable")));
+    let variable = |git_url, services_url| hub("https://variable", git_url, services_url, secret("flox_variable"));
+    assert_eq!(reach(&settings), variable("https://variable/git", "https://variable"));
     settings.git_url = Some("file:///srv/git/".to_owned());
-    assert_eq!(reach(&settings), hub("https://variable", "file:///srv/git", secret("flox_variable")));
+    settings.catalog_url = Some("https://catalog/".to_owned());
+    assert_eq!(reach(&settings), variable("file:///srv/git", "https://catalog"));
 }
 
 #[test]

@@ -8,9 +8,10 @@ use tokio::sync::OnceCell;
 use super::address::{Bucket, CacheAddress, Place};
 use super::credentials::Credentials;
 use super::error::SubstituteError;
-use super::fetch::{Patience, small_file};
 use super::narinfo;
-use super::transport::{Client, Directory, FetchError, Http, Objects, SharedClient, Transport};
+use super::transport::{Directory, Http, Objects};
+use crate::http::{Client, FetchError, SharedClient, Transport};
+use crate::http::{Patience, small_file};
 use crate::nix::{STORE_DIR, StorePath};
 
 /// The longest `nix-cache-info` that is read, in bytes.

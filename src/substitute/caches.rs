@@ -10,13 +10,12 @@ use tokio::sync::OnceCell;
 
 use super::cache::Cache;
 use super::error::{SubstituteError, far};
-use super::fetch::{Patience, until_cancelled};
 use super::memory::CacheMemory;
 use super::nar::{self, NarFailure};
 use super::narinfo::NarInfo;
 use super::settings::Settings;
-use super::transport::{Client, FetchError};
 use crate::event::{Event, Observer};
+use crate::http::{Client, FetchError, Patience, until_cancelled};
 use crate::nix::{ContentHash, Node, PathInfo, Skeleton, Source, SourceError, StorePath, Visitor, WalkError};
 
 /// How skeletons are compressed where they are remembered.

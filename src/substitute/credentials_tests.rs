@@ -7,8 +7,9 @@ use std::thread;
 
 use rstest::rstest;
 
-use super::super::transport::{Client, Http, Transport};
+use super::super::transport::Http;
 use super::*;
+use crate::http::{Client, Transport};
 
 const NETRC: &str = "\
 machine cache.example login alice password one

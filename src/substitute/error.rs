@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::narinfo::InvalidNarInfo;
 use super::signature::Distrust;
-use super::transport::FetchError;
+use crate::http::FetchError;
 use crate::nix::{ContentHash, Far, NarError, StorePath};
 
 /// A path could not be had from a binary cache, though none says that it does not have it.

@@ -7,11 +7,10 @@ use tokio::runtime::Handle;
 
 use super::cache::Cache;
 use super::error::SubstituteError;
-use super::fetch::{Download, Patience};
 use super::narinfo::NarInfo;
 use super::signature::ContentAddress;
-use super::transport::FetchError;
 use crate::event::{Cancelled, Observer};
+use crate::http::{Download, FetchError, Patience};
 use crate::nix::{ContentHash, NarError, Node, Skeleton, SkeletonRecorder, Visitor, read_nar};
 
 /// The NAR could not be shown.

@@ -13,6 +13,7 @@ const ORDER: &[&str] = &[
     "host",
     "child",
     "parallel",
+    "http",
     "rootfs",
     "nix",
     "substitute",

@@ -1,4 +1,4 @@
-//! Files of a binary cache in spite of servers that fail: attempts, waits, resumption, bounds.
+//! Files in spite of servers that fail: attempts, waits, resumption, bounds.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 
-use super::transport::{Body, FetchError, Transport};
+use super::{Body, FetchError, Transport};
 use crate::event::{Cancelled, Observer};
 
 /// How often the user's wish to stop is looked at while a server is waited for.
@@ -17,17 +17,17 @@ const GLANCE: Duration = Duration::from_millis(100);
 
 /// How much a server is given.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     /// Attempts in all, while nothing is gained by them.
-    pub(super) attempts: u32,
+    pub(crate) attempts: u32,
     /// The wait after the first attempt that failed; each later one is twice as long.
-    pub(super) first_wait: Duration,
+    pub(crate) first_wait: Duration,
     /// The longest wait: a server that wants to be left alone for longer counts as one that does not answer.
-    pub(super) longest_wait: Duration,
+    pub(crate) longest_wait: Duration,
     /// In this time [`Patience::window`] bytes must come, or all there are.
-    pub(super) stalled_after: Duration,
+    pub(crate) stalled_after: Duration,
     /// How many bytes.
-    pub(super) window: usize,
+    pub(crate) window: usize,
 }
 
 impl Default for Patience {
@@ -59,7 +59,7 @@ impl Patience {
 }
 
 /// All of a small file, of at most `most` bytes.
-pub(super) async fn small_file(
+pub(crate) async fn small_file(
     transport: &dyn Transport,
     name: &str,
     most: u64,
@@ -93,7 +93,7 @@ pub(super) async fn small_file(
 }
 
 /// A large file, read as it comes. A connection that breaks is taken up again where it broke.
-pub(super) struct Download<'c> {
+pub(crate) struct Download<'c> {
     transport: &'c dyn Transport,
     runtime: &'c Handle,
     observer: &'c dyn Observer,
@@ -113,7 +113,7 @@ pub(super) struct Download<'c> {
 
 impl<'c> Download<'c> {
     /// Asks for the file, and waits for its first bytes.
-    pub(super) fn start(
+    pub(crate) fn start(
         transport: &'c dyn Transport,
         name: &'c str,
         most: u64,
@@ -245,7 +245,7 @@ impl Read for Download<'_> {
 }
 
 /// Waits for `work`, unless the user wants the run to end.
-pub(super) async fn until_cancelled<T>(
+pub(crate) async fn until_cancelled<T>(
     observer: &dyn Observer,
     work: impl Future<Output = Result<T, FetchError>>,
 ) -> Result<T, FetchError> {

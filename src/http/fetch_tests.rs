@@ -7,7 +7,7 @@ use futures_util::stream;
 use rstest::rstest;
 use tokio::time::Instant;
 
-use super::super::transport::{Answer, Asked};
+use super::super::{Answer, Asked};
 use super::*;
 use crate::event::{Event, Silent};
 

@@ -1,0 +1,34 @@
+//! HTTP in spite of servers that fail: one client, certificates, attempts, bounded waits, downloads that go on.
+
+mod client;
+mod error;
+mod fetch;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::stream::Stream;
+
+pub(crate) use client::{Client, SharedClient};
+pub use error::FetchError;
+pub(crate) use error::{answered, first_byte, from_object_store, from_reqwest};
+pub(crate) use fetch::{Download, Patience, small_file, until_cancelled};
+
+/// The bytes of a file, or of its rest.
+pub(crate) type Body = Pin<Box<dyn Stream<Item = Result<Bytes, FetchError>> + Send>>;
+/// What a question is answered with, in time.
+pub(crate) type Asked<'t> = Pin<Box<dyn Future<Output = Result<Answer, FetchError>> + Send + 't>>;
+
+/// A file of a cache.
+pub(crate) struct Answer {
+    /// Where in the file the body begins: at the byte that was asked for, or at 0 with a server that knows no ranges.
+    pub(crate) start: u64,
+    pub(crate) body: Body,
+}
+
+/// Answers questions for files of one cache.
+pub(crate) trait Transport: Send + Sync {
+    /// The file called `name`, relative to the cache, from its byte `from` on.
+    fn get<'t>(&'t self, name: &'t str, from: u64) -> Asked<'t>;
+}
