@@ -7,6 +7,7 @@
 mod platform;
 mod record;
 mod sources;
+mod targets;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,18 +15,21 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::delivery::{self, Delivered, Target, TargetRequest};
+use crate::delivery::{Means, TargetRequest};
 use crate::environment::{self, ActivateMode, Selection, StartServices, Surroundings, System};
 use crate::error::Error;
 use crate::event::Observer;
 use crate::image::{Image, ImageName, Images, Timestamp};
-use crate::layers::{self, Layers, MadeBefore, Trouble, Workshop};
+use crate::layers::{Layers, MadeBefore, Trouble, Workshop};
 use crate::memo::Memo;
 use crate::nix::StorePath;
 use crate::pack::{Compression, Packer};
+use crate::registry::{self, Registries};
 use crate::store::LayerStore;
 use crate::substitute;
 use platform::{Composed, Ingredients, Platform};
+pub use targets::Delivery;
+use targets::Targets;
 
 /// What is asked for.
 pub struct Request<'a> {
@@ -49,6 +53,8 @@ pub struct Request<'a> {
     pub services: StartServices,
     /// Where the image goes.
     pub target: TargetRequest,
+    /// How registries are reached.
+    pub registries: registry::Settings,
     /// The value of `PATH`, on which container runtimes are looked for.
     pub path: Option<OsString>,
     /// The image's tag.
@@ -74,10 +80,8 @@ pub struct Request<'a> {
 pub struct Report {
     /// The image, or the images and their index.
     pub images: Images,
-    /// Where it is now, or would be.
-    pub target: Target,
-    /// What its delivery took, or would have taken.
-    pub delivered: Delivered,
+    /// Where it is now, or would be, and what that took.
+    pub deliveries: Vec<Delivery>,
     /// How many bytes the layer store takes now; `None` without one, or where it failed.
     pub cache_bytes: Option<u64>,
 }
@@ -89,12 +93,9 @@ pub fn containerize(
     stdout: &mut (dyn Write + Send),
     observer: &dyn Observer,
 ) -> Result<Report, Error> {
-    // What can be refused is refused before any layer is packed; a runtime is asked while the image is planned.
     let environment = environment::find(&request.environment, &request.surroundings, observer)?;
     let name = ImageName::new(&environment.name, &request.tag)?;
-    let target = Target::choose(request.target.clone(), request.path.as_deref(), &environment.name)?;
-    target.accepts_platforms(request.systems.len())?;
-    let mut opening = target.ask(&name, layers::media_type(request.compression))?;
+    let mut targets = Targets::choose(&request, &name, &environment.name)?;
 
     let memo = Memo::new(request.cache, observer);
     let nix = request.reach(&memo, observer)?;
@@ -107,25 +108,26 @@ pub fn containerize(
 
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);
-    let workshop = Workshop { packer: &packer, store: request.cache, observer, trouble: &trouble };
+    let workshop = Workshop { packer: &packer, store: request.cache, observer, trouble: &trouble, now: request.now };
     let far = platforms.iter().map(|platform| platform.far_layers(&nix, request.max_layers)).collect();
-    platforms.iter().filter_map(Platform::layer_count).try_for_each(|count| target.accepts_layers(count))?;
+    platforms.iter().filter_map(Platform::layer_count).try_for_each(|count| targets.accept_layers(count))?;
     let far = Layers::look_up(workshop, far, MadeBefore::default());
-    if let (false, Some(opening)) = (far.is_complete(), &mut opening) {
-        opening.accepts(observer)?;
+    if !far.is_complete() {
+        targets.accept_compression(observer)?;
     }
     let made_before = far.make_before()?;
 
     let composed = request.for_each(&platforms, |platform| platform.compose(&environment, &nix, request.max_layers))?;
     memo.save();
-    composed.iter().try_for_each(|composed| target.accepts_layers(composed.layer_count()))?;
+    composed.iter().try_for_each(|composed| targets.accept_layers(composed.layer_count()))?;
     let sought = Layers::look_up(workshop, composed.iter().map(Composed::contents).collect(), made_before);
-    if let (false, Some(opening)) = (sought.is_complete(), &mut opening) {
-        opening.accepts(observer)?;
+    if !sought.is_complete() {
+        targets.accept_compression(observer)?;
     }
-    let mut sink = target.sink(opening, stdout, observer);
+    let registries = Registries::new(request.registries.clone(), observer);
+    let mut sinks = targets.sinks(stdout, &Means { registries: &registries, observer });
     let spool = match sought.sizes()? {
-        Some(sizes) if !request.dry_run => sink.spool(&sizes)?,
+        Some(sizes) if !request.dry_run => sinks.spool(&sizes)?,
         _ => None,
     };
     let layers = sought.pack_missing(spool)?;
@@ -134,12 +136,11 @@ pub fn containerize(
     })?;
     let images = Images::assemble(name, images)?;
     if request.dry_run {
-        let delivered = delivery::foresee(&images, &layers, &mut *sink)?;
-        drop(sink);
-        return Ok(Report { images, target, delivered, cache_bytes: None });
+        let deliveries = sinks.foresee(&images, &layers)?;
+        return Ok(Report { images, deliveries, cache_bytes: None });
     }
     let closures: Vec<_> = platforms.iter().map(|platform| &platform.closure).collect();
     let cache_bytes = layers.record_image(&record::of(&images, &closures, &layers, request.now));
-    let delivered = delivery::deliver(&images, &layers, &mut *sink, observer)?;
-    Ok(Report { images, target, delivered, cache_bytes })
+    let deliveries = sinks.deliver(&images, &layers, observer)?;
+    Ok(Report { images, deliveries, cache_bytes })
 }

@@ -1,6 +1,6 @@
 //! Every way in which the whole way through can fail, one stage each.
 
-use crate::delivery::{DeliveryError, TargetError};
+use crate::delivery::{DeliveryError, Target, TargetError};
 use crate::environment::{FindError, InstallError, RealiseError, ServicesError, System};
 use crate::image::{ImageError, NameError};
 use crate::layers::LayersError;
@@ -58,9 +58,22 @@ pub enum Error {
     /// The image did not reach its target.
     #[error(transparent)]
     Delivery(#[from] DeliveryError),
+    /// The image did not reach one of its targets.
+    #[error("{error}; it is written to {}", all_of(.written))]
+    NotEverywhere {
+        /// Those that it did reach.
+        written: Vec<Target>,
+        /// Why the next one has it not.
+        #[source]
+        error: DeliveryError,
+    },
     /// The layer store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn all_of(targets: &[Target]) -> String {
+    targets.iter().map(Target::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl Error {
@@ -82,7 +95,7 @@ impl Error {
             },
             Self::Layers(error) => error.hint(),
             Self::Image(_) => None,
-            Self::Delivery(error) => error.hint(),
+            Self::Delivery(error) | Self::NotEverywhere { error, .. } => error.hint(),
             Self::Store(error) => error.hint(),
         }
     }

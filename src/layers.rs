@@ -1,5 +1,6 @@
 //! Obtains the planned layers, from the layer store or by packing them, and streams their bytes wherever they go.
 
+mod presence;
 mod workshop;
 
 use workshop::Obtained;
@@ -18,7 +19,7 @@ use crate::event::{Cancelled, Event};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
 use crate::nix::TreeState;
 use crate::pack::{Compression, LayerContents, PackError, Packed};
-use crate::store::{BlobStamp, ImageRecord, LayerRecord, Lease};
+use crate::store::{BlobStamp, ImageRecord, LayerRecord, Lease, Shelf};
 
 /// A layer could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -266,6 +267,21 @@ impl Past for Layers<'_> {
 
     fn forget_output(&self, file: &Path) {
         self.workshop.with_store("forget a file", |store| store.forget_output(file));
+    }
+
+    fn repositories(&self) -> BTreeMap<String, BTreeSet<Digest>> {
+        let remembered = self.workshop.with_store("look up repositories", |store| store.recall(Shelf::Blobs));
+        presence::recalled(&remembered.unwrap_or_default(), self.workshop.now)
+    }
+
+    fn remember_blobs(&self, repository: &str, blobs: &[Digest]) {
+        let entries = presence::entries(repository, blobs, Some(self.workshop.now));
+        self.workshop.with_store("remember a repository", |store| store.remember(Shelf::Blobs, &entries));
+    }
+
+    fn forget_blobs(&self, repository: &str, blobs: &[Digest]) {
+        let entries = presence::entries(repository, blobs, None);
+        self.workshop.with_store("forget a repository", |store| store.remember(Shelf::Blobs, &entries));
     }
 }
 

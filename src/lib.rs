@@ -13,6 +13,7 @@ pub mod event;
 mod host;
 mod http;
 pub mod parallel;
+pub mod registry;
 pub mod rootfs;
 pub mod sha256;
 
@@ -33,6 +34,8 @@ pub mod store;
 pub mod image;
 
 pub mod delivery;
+
+pub mod share;
 
 pub mod proxy;
 

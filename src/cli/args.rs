@@ -8,6 +8,7 @@ use super::size;
 use crate::environment::{ActivateMode, RemoteName, System};
 use crate::pack::Compression;
 use crate::plan;
+use crate::registry::Reference;
 
 /// Export Flox and Nix environments as OCI container images, and do it again almost for free
 ///
@@ -69,9 +70,14 @@ Examples:
       layerhold containerize -d ~/project --compression zstd --layout ./image
       skopeo copy oci:./image:project:latest docker://registry.example/project
 
-  Images for two platforms under one name, into a file that skopeo pushes as a whole:
-      layerhold containerize --platform linux/amd64,linux/arm64 -f project.tar
-      skopeo copy --all oci-archive:project.tar docker://registry.example/project
+  Push it; only layers that the registry lacks are sent, and what it is called there is printed:
+      layerhold containerize --push registry.example/team/project:v1
+
+  See what that would cost:
+      layerhold containerize --push registry.example/team/project:v1 --dry-run
+
+  Images for two platforms under one name, pushed as a whole:
+      layerhold containerize --platform linux/amd64,linux/arm64 --push registry.example/team/project
 
   An environment on FloxHub, as it was in its third generation:
       layerhold containerize -r owner/name --generation 3
@@ -95,6 +101,8 @@ pub(super) struct Containerize {
     pub(super) environment: EnvironmentArgs,
     #[command(flatten)]
     pub(super) target: TargetArgs,
+    #[command(flatten)]
+    pub(super) registries: RegistryArgs,
     #[command(flatten)]
     pub(super) image: ImageArgs,
     #[command(flatten)]
@@ -158,6 +166,21 @@ pub(super) struct TargetArgs {
     /// Image layout to add the image to; only blobs that it lacks are written
     #[arg(long, value_name = "DIR", conflicts_with_all = ["file", "runtime"], value_hint = ValueHint::DirPath)]
     pub(super) layout: Option<PathBuf>,
+    /// Repository of a registry to push the image to, beside any other target; its digest reference goes to standard
+    /// output; repeat for more
+    #[arg(long, value_name = "REGISTRY/NAME[:TAG]")]
+    pub(super) push: Vec<Reference>,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Registries")]
+pub(super) struct RegistryArgs {
+    /// Registry to reach by plain http; one on this machine may be without being named; repeat for more
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(super) insecure_registry: Vec<String>,
+    /// File with certificates to trust beside the system's; repeat for more
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) registry_ca: Vec<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -185,9 +208,9 @@ pub(super) struct LayerArgs {
     #[arg(long, value_name = "N", default_value_t = plan::DEFAULT_LAYERS as u8)]
     #[arg(value_parser = clap::value_parser!(u8).range(2..=plan::MAX_LAYERS as i64))]
     pub(super) max_layers: u8,
-    /// Compression of layers: none, gzip[:1-9] or zstd[:1-19]
-    #[arg(long, value_name = "CODEC[:LEVEL]", default_value = "none")]
-    pub(super) compression: Compression,
+    /// Compression of layers: none, gzip[:1-9] or zstd[:1-19] [default: zstd with --push, else none]
+    #[arg(long, value_name = "CODEC[:LEVEL]")]
+    pub(super) compression: Option<Compression>,
 }
 
 #[derive(Args, Debug)]
@@ -195,7 +218,7 @@ pub(super) struct LayerArgs {
 pub(super) struct ProxyArgs {
     /// Make the image in a container of the runtime, with a Nix store in one of its volumes, as Flox does on macOS
     /// [default: on macOS, where no binary cache has what is needed]
-    #[arg(long, conflicts_with_all = ["store", "layout", "dry_run", "json"])]
+    #[arg(long, conflicts_with_all = ["store", "layout", "push", "dry_run", "json"])]
     pub(super) proxy: bool,
     /// Image of that container, with a Linux build of layerhold on its PATH
     #[arg(long, value_name = "IMAGE", env = "LAYERHOLD_PROXY_IMAGE", default_value = "nixos/nix")]

@@ -15,10 +15,11 @@ use super::interrupt;
 use super::platforms;
 use super::progress::Progress;
 use super::proxy;
+use super::registries;
 use super::size;
 use super::substituters;
 use super::surroundings;
-use crate::containerize::{Report, Request, containerize};
+use crate::containerize::{Delivery, Report, Request, containerize};
 use crate::delivery::{Delivered, DeliveryError, Runtime, Target, TargetRequest};
 use crate::environment::{
     ACTIVE_ENVIRONMENTS, Candidate, Choice, Remote, Selection, StartServices, Surroundings, parse_label,
@@ -26,7 +27,9 @@ use crate::environment::{
 use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::host::widen_pipe;
-use crate::image::{Image, Images, Timestamp};
+use crate::image::{Image, Images, Layer, Timestamp};
+use crate::nix::StorePath;
+use crate::pack::Compression;
 use crate::substitute::CacheAddress;
 
 /// Runs the command.
@@ -69,6 +72,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         file: args.target.file.clone(),
         runtime: runtime(args.target.runtime.as_deref())?,
         layout: args.target.layout.clone(),
+        push: args.target.push.clone(),
     };
     let directories = substituters.addresses.iter().filter_map(CacheAddress::directory);
     let outset = proxy::Outset {
@@ -99,12 +103,16 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
             _ => StartServices::AsManifest,
         },
         target,
+        registries: registries::settings(&args.registries, args.target.push.iter())?,
         path: outset.path.clone(),
         tag: args.image.tag.clone(),
         labels: labels(&args.image.labels)?,
         created: created(args.image.created)?,
         max_layers: usize::from(args.layers.max_layers),
-        compression: args.layers.compression,
+        compression: args.layers.compression.unwrap_or(match args.target.push.is_empty() {
+            true => Compression::None,
+            false => Compression::Zstd(Compression::ZSTD_LEVEL),
+        }),
         cache: cache.as_ref(),
         dry_run: args.dry_run,
         now: outset.now,
@@ -114,7 +122,10 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         Ok(report) => report,
         // Whoever reads has what they wanted.
         Err(Error::Delivery(DeliveryError::ClosedPipe)) => return Ok(()),
-        Err(Error::Delivery(DeliveryError::Interrupted)) => return Err(Failure::interrupted()),
+        Err(
+            Error::Delivery(DeliveryError::Interrupted)
+            | Error::NotEverywhere { error: DeliveryError::Interrupted, .. },
+        ) => return Err(Failure::interrupted()),
         Err(error) if proxy::may_help(std::env::consts::OS, args, &error) => {
             progress.event(Event::Warning { message: format!("{error}; going on in a proxy container (--proxy)") });
             return proxy::run(args, outset, &mut stdout, progress);
@@ -129,17 +140,14 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
     }
     summarise(&report, args.dry_run, started, progress);
     let title = title(&report.images);
-    if args.dry_run {
-        let Delivered { layers_sent, layers_held, bytes_sent, .. } = report.delivered;
-        progress.result(&format!(
-            "{title} would be written to {}: {layers_sent} of {} layers, {}",
-            report.target,
-            layers_sent + layers_held,
-            size::human(bytes_sent)
-        ));
-    } else if !args.proxy.in_proxy {
-        progress.result(&format!("⚡︎ {title} written to {}", report.target));
+    for delivery in &report.deliveries {
+        if args.dry_run {
+            foretell(&title, &report.images, delivery, progress);
+        } else if !args.proxy.in_proxy {
+            progress.result(&format!("⚡︎ {title} written to {}", delivery.target));
+        }
     }
+    say_references(&report, args, to_stdout, progress)?;
     if args.json {
         print_json(&report, args.dry_run)?;
     }
@@ -198,6 +206,51 @@ fn ask(found: &Candidate, active: &Candidate) -> io::Result<Choice> {
     }
 }
 
+/// What a delivery would send, and which packages make that necessary.
+fn foretell(title: &str, images: &Images, delivery: &Delivery, progress: &Progress) {
+    let Delivered { layers_sent, layers_held, bytes_sent, .. } = delivery.delivered;
+    progress.result(&format!(
+        "{title} would be written to {}: {layers_sent} of {} layers, {}",
+        delivery.target,
+        layers_sent + layers_held,
+        size::human(bytes_sent)
+    ));
+    let Target::Registry(_) = delivery.target else { return };
+    for layer in images.layers().into_iter().filter(|layer| delivery.to_send.contains(&layer.digest)) {
+        progress.result(&format!("  {:>9}  {}", size::human(layer.size), names(layer)));
+    }
+}
+
+/// What a layer holds, for people.
+fn names(layer: &Layer) -> String {
+    const SHOWN: usize = 3;
+    let names: Vec<_> = layer.store_paths.iter().map(StorePath::name).collect();
+    match names.len() {
+        0 => "the image's own files".to_owned(),
+        count if count > SHOWN => format!("{} and {} more", names[..SHOWN].join(", "), count - SHOWN),
+        _ => names.join(", "),
+    }
+}
+
+/// What the image is called in each registry that it was pushed to, whatever becomes of the tag: for scripts.
+fn say_references(
+    report: &Report,
+    args: &args::Containerize,
+    to_stdout: bool,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    for delivery in report.deliveries.iter().filter(|_| !args.dry_run && !args.json) {
+        let Target::Registry(reference) = &delivery.target else { continue };
+        let reference = reference.at(&report.images.digest());
+        if to_stdout {
+            progress.result(&reference);
+        } else {
+            writeln!(io::stdout(), "{reference}").map_err(Failure::output)?;
+        }
+    }
+    Ok(())
+}
+
 /// What was made: `'hello:latest'`, and of several platforms, which.
 fn title(images: &Images) -> String {
     match images {
@@ -215,13 +268,16 @@ fn summarise(report: &Report, dry_run: bool, started: Instant, progress: &Progre
     let bytes = |layers: &[&crate::image::Layer]| size::human(layers.iter().map(|layer| layer.size).sum());
     let say = |message: String| progress.event(Event::Detail { message });
     say(format!("layers: {} reused ({}), {} new ({})", reused.len(), bytes(&reused), new.len(), bytes(&new)));
-    say(format!(
-        "{}: {} of {} layers, {}",
-        if dry_run { "to send" } else { "sent" },
-        report.delivered.layers_sent,
-        report.delivered.layers_sent + report.delivered.layers_held,
-        size::human(report.delivered.bytes_sent)
-    ));
+    for Delivery { target, delivered, .. } in &report.deliveries {
+        let to = if report.deliveries.len() > 1 { format!(" to {target}") } else { String::new() };
+        say(format!(
+            "{}{to}: {} of {} layers, {}",
+            if dry_run { "to send" } else { "sent" },
+            delivered.layers_sent,
+            delivered.layers_sent + delivered.layers_held,
+            size::human(delivered.bytes_sent)
+        ));
+    }
     if let Images::Several(index) = &report.images {
         say(format!("index: {}", index.digest));
     }
@@ -232,12 +288,6 @@ fn summarise(report: &Report, dry_run: bool, started: Instant, progress: &Progre
 }
 
 fn print_json(report: &Report, dry_run: bool) -> Result<(), Failure> {
-    let target = match &report.target {
-        Target::File(path) => json!({ "kind": "file", "path": path.to_string_lossy() }),
-        Target::Stdout => json!({ "kind": "stdout" }),
-        Target::Runtime(client) => json!({ "kind": client.runtime().program() }),
-        Target::Layout(dir) => json!({ "kind": "layout", "path": dir.to_string_lossy() }),
-    };
     let mut object = match &report.images {
         Images::One(image) => image_json(image),
         Images::Several(index) => {
@@ -253,14 +303,34 @@ fn print_json(report: &Report, dry_run: bool) -> Result<(), Failure> {
     object.extend(self::object([
         ("name", json!(report.images.name().repository())),
         ("tag", json!(report.images.name().tag())),
-        ("target", target),
         ("dry_run", json!(dry_run)),
-        ("layers_sent", json!(report.delivered.layers_sent)),
-        ("bytes_sent", json!(report.delivered.bytes_sent)),
-        ("layers_held", json!(report.delivered.layers_held)),
-        ("bytes_held", json!(report.delivered.bytes_held)),
     ]));
+    let deliveries: Vec<_> = report.deliveries.iter().map(|delivery| delivery_json(delivery, &report.images)).collect();
+    // The first one's own keys are those of the whole, as they were when there was only one.
+    object.extend(deliveries.first().cloned().unwrap_or_default());
+    object.insert("targets".to_owned(), json!(deliveries));
     writeln!(io::stdout(), "{:#}", Value::Object(object)).map_err(Failure::output)
+}
+
+/// What is said of one target.
+fn delivery_json(Delivery { target, delivered, to_send }: &Delivery, images: &Images) -> Map<String, Value> {
+    let target = match target {
+        Target::File(path) => json!({ "kind": "file", "path": path.to_string_lossy() }),
+        Target::Stdout => json!({ "kind": "stdout" }),
+        Target::Runtime(client) => json!({ "kind": client.runtime().program() }),
+        Target::Layout(dir) => json!({ "kind": "layout", "path": dir.to_string_lossy() }),
+        Target::Registry(reference) => json!({
+            "kind": "registry", "name": reference.to_string(), "reference": reference.at(&images.digest()),
+            "to_send": to_send,
+        }),
+    };
+    object([
+        ("target", target),
+        ("layers_sent", json!(delivered.layers_sent)),
+        ("bytes_sent", json!(delivered.bytes_sent)),
+        ("layers_held", json!(delivered.layers_held)),
+        ("bytes_held", json!(delivered.bytes_held)),
+    ])
 }
 
 /// What is said of one image.

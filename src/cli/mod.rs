@@ -11,6 +11,7 @@ mod interrupt;
 mod platforms;
 mod progress;
 mod proxy;
+mod registries;
 mod size;
 mod substituters;
 mod surroundings;

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::args::{Containerize, EnvironmentArgs, ImageArgs, LayerArgs, ModeArg, ProxyArgs, TargetArgs};
+use super::args::{Containerize, EnvironmentArgs, ImageArgs, LayerArgs, ModeArg, ProxyArgs, RegistryArgs, TargetArgs};
 use super::failure::Failure;
 use super::progress::{Progress, Verbosity};
 use super::substituters;
@@ -36,7 +36,8 @@ pub(super) fn may_help(os: &str, args: &Containerize, error: &Error) -> bool {
     };
     let is_missing = matches!(error, Error::Closure(ClosureError::Missing { .. }));
     let ProxyArgs { in_proxy, .. } = args.proxy;
-    let excludes = args.json || args.dry_run || args.target.layout.is_some() || args.environment.store.is_some();
+    let other_target = args.target.layout.is_some() || !args.target.push.is_empty();
+    let excludes = args.json || args.dry_run || other_target || args.environment.store.is_some();
     os == "macos" && is_missing && !in_proxy && !excludes
 }
 
@@ -163,12 +164,13 @@ impl Place {
 /// The arguments of the run in the container: those of this run, with the target and the environment's place as they are
 /// there. Every argument is named here, so that none is forgotten.
 fn arguments(args: &Containerize, verbosity: Verbosity, place: &Place, systems: &[System]) -> Vec<OsString> {
-    let Containerize { environment, target, image, layers, proxy, dry_run: _, json: _ } = args;
+    let Containerize { environment, target, registries, image, layers, proxy, dry_run: _, json: _ } = args;
     // The binary caches and their keys are in NIX_CONFIG, for their addresses may hold passwords.
     let EnvironmentArgs { dir: _, remote: _, generation: _, mode, store: _, substituters: _, keys: _, .. } =
         environment;
     let EnvironmentArgs { offline, shell, services, no_services, .. } = environment;
-    let TargetArgs { file: _, runtime: _, layout: _ } = target;
+    let TargetArgs { file: _, runtime: _, layout: _, push: _ } = target;
+    let RegistryArgs { insecure_registry: _, registry_ca: _ } = registries;
     let ImageArgs { platforms: _, tag, labels, created } = image;
     let LayerArgs { max_layers, compression } = layers;
     let ProxyArgs { proxy: _, proxy_image: _, proxy_volume: _, in_proxy: _ } = proxy;
@@ -208,7 +210,7 @@ fn arguments(args: &Containerize, verbosity: Verbosity, place: &Place, systems: 
         option("created", created.to_string().as_ref());
     }
     option("max-layers", max_layers.to_string().as_ref());
-    option("compression", compression.to_string().as_ref());
+    option("compression", compression.unwrap_or_default().to_string().as_ref());
     let flags = [("--offline", offline), ("--services", services), ("--no-services", no_services)];
     arguments.extend(flags.into_iter().filter(|(_, is_set)| **is_set).map(|(flag, _)| flag.into()));
     arguments

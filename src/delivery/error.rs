@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::blob::Digest;
 use crate::image::ImageError;
+use crate::registry::RegistryError;
 
 use super::{Runtime, TargetError};
 
@@ -131,6 +132,12 @@ pub enum DeliveryError {
     /// The target lost layers twice while the image was on its way.
     #[error("the target removes layers while the image is delivered")]
     Vanished,
+    /// A registry did not take the image; no tag of it has changed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A layer's bytes could not be given to a registry.
+    #[error("cannot give a layer to the registry")]
+    Upload(#[source] io::Error),
     /// The runtime cannot read layers compressed so.
     #[error("Docker {version} cannot load layers compressed with zstd")]
     ZstdUnsupported {
@@ -158,6 +165,7 @@ impl DeliveryError {
                 _ => None,
             },
             Self::Target(error) => error.hint(),
+            Self::Registry(error) => error.hint(),
             Self::IsDirectory { path } => {
                 Some(format!("name a file in it: --file {}", path.join("image.tar").display()))
             }

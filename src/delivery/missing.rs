@@ -77,6 +77,7 @@ pub struct LayerBytes<'a> {
 enum Bytes<'a> {
     Provider(&'a dyn BlobProvider),
     Ahead(Ahead<'a>),
+    Gone,
 }
 
 impl LayerBytes<'_> {
@@ -87,14 +88,27 @@ impl LayerBytes<'_> {
 
     /// Copies the bytes to `out`; `describe` says what a failure of `out` means.
     pub fn copy_to(
-        self,
+        mut self,
+        out: &mut dyn Write,
+        describe: impl FnOnce(io::Error) -> DeliveryError,
+    ) -> Result<(), DeliveryError> {
+        self.copy_once_more_to(out, describe)
+    }
+
+    /// The same, for whoever may want the bytes again: [`Missing::at_once`] can give them any number of times.
+    pub fn copy_once_more_to(
+        &mut self,
         out: &mut dyn Write,
         describe: impl FnOnce(io::Error) -> DeliveryError,
     ) -> Result<(), DeliveryError> {
         let mut metered = Metered { out, observer: self.observer, bytes: 0, failure: None };
-        let copied = match self.bytes {
-            Bytes::Provider(provider) => provider.copy_to(self.layer, &mut metered),
+        let copied = match std::mem::replace(&mut self.bytes, Bytes::Gone) {
+            Bytes::Provider(provider) => {
+                self.bytes = Bytes::Provider(provider);
+                provider.copy_to(self.layer, &mut metered)
+            }
             Bytes::Ahead(ahead) => ahead.copy_to(&mut metered),
+            Bytes::Gone => Err(BlobError::Source("its bytes have been given away".into())),
         };
         let Metered { bytes, failure, .. } = metered;
         // Who failed is known here, however the provider wraps it: `out`, the user, or the provider itself.

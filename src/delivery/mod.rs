@@ -1,4 +1,5 @@
-//! Delivery: an image, or several with their index, goes to a file, a stream, a container runtime or an OCI image layout.
+//! Delivery: an image, or several with their index, goes to a file, a stream, a container runtime, an OCI image layout or a
+//! registry.
 //!
 //! [`deliver`] is the one way through; each target is a [`Sink`]. Whatever a sink already has is not sent, and nothing
 //! is visible at the target before [`Sink::finish`]: a sink that is dropped unfinished leaves the target as it was.
@@ -15,6 +16,7 @@ mod opening;
 mod partial;
 mod podman;
 mod receiver;
+mod registry;
 mod runtime;
 mod spool;
 mod stream;
@@ -35,12 +37,13 @@ pub use load::RuntimeSink;
 pub use missing::{LayerBytes, Missing};
 pub use opening::Opening;
 pub use receiver::Receiver;
+pub use registry::RegistrySink;
 pub use runtime::{InvalidRuntime, Runtime, RuntimeClient};
 pub use spool::Spool;
 pub use stream::StreamSink;
-pub use target::{Target, TargetError, TargetRequest};
+pub use target::{Means, Target, TargetError, TargetRequest};
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -103,6 +106,21 @@ pub trait Past: Sync {
     fn forget_output(&self, file: &Path) {
         let _ = file;
     }
+
+    /// The repositories of registries, `HOST/NAME`, with the blobs that they are remembered to have.
+    fn repositories(&self) -> BTreeMap<String, BTreeSet<Digest>> {
+        BTreeMap::new()
+    }
+
+    /// Remembers that a repository has these blobs.
+    fn remember_blobs(&self, repository: &str, blobs: &[Digest]) {
+        let _ = (repository, blobs);
+    }
+
+    /// Forgets that a repository has these blobs.
+    fn forget_blobs(&self, repository: &str, blobs: &[Digest]) {
+        let _ = (repository, blobs);
+    }
 }
 
 /// Nothing is remembered.
@@ -158,6 +176,11 @@ pub trait Sink {
     /// Takes the layers that the target lacks, none where it has all. Where this fails the sink is used no more.
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError>;
 
+    /// Which of the layers that it was to be given it took from elsewhere at the target: their blobs, and their bytes.
+    fn found_there(&self) -> (usize, u64) {
+        (0, 0)
+    }
+
     /// Makes the images visible at the target under their name, in one step.
     fn finish(&mut self, images: &Images, past: &dyn Past) -> Result<Finish, DeliveryError>;
 }
@@ -175,6 +198,18 @@ pub struct Delivered {
     pub bytes_held: u64,
 }
 
+impl Delivered {
+    /// The same, where some layers were there after all.
+    fn but_for(self, (layers, bytes): (usize, u64)) -> Self {
+        Self {
+            layers_sent: self.layers_sent.saturating_sub(layers),
+            bytes_sent: self.bytes_sent.saturating_sub(bytes),
+            layers_held: self.layers_held + layers,
+            bytes_held: self.bytes_held + bytes,
+        }
+    }
+}
+
 /// Brings `images` to `sink`, their layers' bytes out of `provider`.
 pub fn deliver(
     images: &Images,
@@ -187,23 +222,28 @@ pub fn deliver(
     let delivered = send(images, &held, provider, sink, observer)?;
     if sink.finish(images, past)? == Finish::Committed {
         observer.event(Event::Finished { stage: Stage::Delivering });
-        return Ok(delivered);
+        return Ok(delivered.but_for(sink.found_there()));
     }
     observer.event(Event::Detail { message: "the target lost layers that it had; sending the whole image".to_owned() });
     let delivered = send(images, &BTreeSet::new(), provider, sink, observer)?;
     match sink.finish(images, past)? {
         Finish::Committed => {
             observer.event(Event::Finished { stage: Stage::Delivering });
-            Ok(delivered)
+            Ok(delivered.but_for(sink.found_there()))
         }
         Finish::Incomplete => Err(DeliveryError::Vanished),
     }
 }
 
-/// What [`deliver`] would do now. Nothing is sent, and the target stays as it is.
-pub fn foresee(images: &Images, past: &dyn Past, sink: &mut dyn Sink) -> Result<Delivered, DeliveryError> {
+/// What [`deliver`] would do now, and the layers that it would send. Nothing is sent, and the target stays as it is.
+pub fn foresee<'i>(
+    images: &'i Images,
+    past: &dyn Past,
+    sink: &mut dyn Sink,
+) -> Result<(Delivered, Vec<&'i Layer>), DeliveryError> {
     let held = sink.has(images, past)?;
-    Ok(divide(images, &held).1)
+    let (missing, delivered) = divide(images, &held);
+    Ok((delivered, missing))
 }
 
 /// The layers that the target lacks, each blob once, and how many there are of both kinds.

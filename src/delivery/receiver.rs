@@ -29,7 +29,7 @@ impl<'a> Receiver<'a> {
             Target::File(path) => To::File { path: path.clone(), output: FileSink::new(path).open()? },
             Target::Stdout => To::Stdout(stdout),
             Target::Runtime(client) => To::Load { client: client.clone(), child: client.spawn(&LOAD, true)? },
-            Target::Layout(_) => return Err(TargetError::ArchiveForLayout.into()),
+            Target::Layout(_) | Target::Registry(_) => return Err(TargetError::ArchiveForLayout.into()),
         };
         Ok(Self { to, observer })
     }

@@ -5,9 +5,10 @@ use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::{DeliveryError, FileSink, LayoutSink, Opening, Runtime, RuntimeClient, Sink, StreamSink};
+use super::{DeliveryError, FileSink, LayoutSink, Opening, RegistrySink, Runtime, RuntimeClient, Sink, StreamSink};
 use crate::event::Observer;
 use crate::image::{ImageName, LayerMediaType};
+use crate::registry::{Reference, Registries};
 
 /// Where an image goes. Displayed as the closing message has it: `written to <target>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub enum Target {
     Runtime(RuntimeClient),
     /// An OCI image layout.
     Layout(PathBuf),
+    /// A registry, with the tag that the image gets there.
+    Registry(Reference),
 }
 
 /// What the user says about the target.
@@ -31,6 +34,8 @@ pub struct TargetRequest {
     pub runtime: Option<Runtime>,
     /// `--layout`.
     pub layout: Option<PathBuf>,
+    /// `--push`: repositories, each with its tag, else with the image's.
+    pub push: Vec<Reference>,
 }
 
 /// A target that cannot be had.
@@ -53,12 +58,24 @@ pub enum TargetError {
         /// The runtime.
         runtime: Runtime,
     },
-    /// An archive that was made elsewhere, for a layout, which has blobs of its own.
-    #[error("an image layout takes no archive that was made elsewhere")]
+    /// An archive that was made elsewhere, for a layout or a registry, which have blobs of their own.
+    #[error("image layouts and registries take no archive that was made elsewhere")]
     ArchiveForLayout,
     /// Two targets at once.
     #[error("--file and --layout exclude each other")]
     FileAndLayout,
+    /// An image's digest follows from what it is made of.
+    #[error("'{reference}' names a digest, and an image is pushed to a tag")]
+    PushToDigest {
+        /// What was to be pushed to.
+        reference: Reference,
+    },
+    /// The same target twice.
+    #[error("'{reference}' is named twice")]
+    PushTwice {
+        /// What is named twice.
+        reference: Reference,
+    },
 }
 
 impl TargetError {
@@ -80,12 +97,47 @@ impl TargetError {
                  oci:DIR:NAME:TAG"
                     .to_owned(),
             ),
-            Self::FileAndLayout => None,
+            Self::PushToDigest { reference } => Some(format!("name a tag: {}:latest", reference.name())),
+            Self::FileAndLayout | Self::PushTwice { .. } => None,
         }
     }
 }
 
+/// What sinks are made with.
+pub struct Means<'a> {
+    /// The registries of the run.
+    pub registries: &'a Registries<'a>,
+    /// Who watches.
+    pub observer: &'a dyn Observer,
+}
+
 impl Target {
+    /// All targets: those that the user named, registries last; where none is named, the one by flox's rules.
+    pub fn choose_all(
+        mut request: TargetRequest,
+        path: Option<&OsStr>,
+        name: &ImageName,
+        environment: &str,
+    ) -> Result<Vec<Self>, TargetError> {
+        let push = std::mem::take(&mut request.push);
+        let mut targets = match request == TargetRequest::default() && !push.is_empty() {
+            true => Vec::new(),
+            false => vec![Self::choose(request, path, environment)?],
+        };
+        for reference in push {
+            if reference.digest().is_some() {
+                return Err(TargetError::PushToDigest { reference });
+            }
+            let reference = if reference.has_own_tag() { reference } else { reference.with_tag(name.tag()) };
+            let target = Self::Registry(reference);
+            match (targets.contains(&target), target) {
+                (true, Self::Registry(reference)) => return Err(TargetError::PushTwice { reference }),
+                (_, target) => targets.push(target),
+            }
+        }
+        Ok(targets)
+    }
+
     /// The target by flox's rules: the file; else the given runtime; else the first of docker and podman that is on
     /// `path` (the value of `PATH`); else `<name>-container.tar` in the current directory.
     ///
@@ -114,7 +166,7 @@ impl Target {
     pub fn ask(&self, name: &ImageName, media_type: LayerMediaType) -> Result<Option<Opening>, DeliveryError> {
         match self {
             Self::Runtime(client) => client.ask(name, media_type).map(Some),
-            Self::File(_) | Self::Stdout | Self::Layout(_) => Ok(None),
+            Self::File(_) | Self::Stdout | Self::Layout(_) | Self::Registry(_) => Ok(None),
         }
     }
 
@@ -141,9 +193,10 @@ impl Target {
     pub fn sink<'a>(
         &self,
         opening: Option<Opening>,
-        stdout: &'a mut dyn Write,
-        observer: &'a dyn Observer,
+        stdout: Box<dyn Write + 'a>,
+        means: &Means<'a>,
     ) -> Box<dyn Sink + 'a> {
+        let observer = means.observer;
         match self {
             Self::File(path) => Box::new(FileSink::new(path)),
             Self::Stdout => Box::new(StreamSink::new(stdout)),
@@ -152,6 +205,7 @@ impl Target {
                 None => Box::new(client.sink(observer)),
             },
             Self::Layout(dir) => Box::new(LayoutSink::new(dir, observer)),
+            Self::Registry(reference) => Box::new(RegistrySink::new(means.registries.repository(reference), observer)),
         }
     }
 }
@@ -161,6 +215,7 @@ impl fmt::Display for Target {
         match self {
             Self::File(path) => write!(f, "file '{}'", path.display()),
             Self::Stdout => f.write_str("stdout"),
+            Self::Registry(reference) => write!(f, "registry '{reference}'"),
             Self::Runtime(client) => write!(f, "{} runtime", client.runtime()),
             Self::Layout(dir) => write!(f, "layout '{}'", dir.display()),
         }

@@ -44,7 +44,7 @@ impl Default for Patience {
 
 impl Patience {
     /// How long to wait after the `failures`-th failure; none where it is of no use.
-    fn wait(&self, error: &FetchError, failures: u32) -> Option<Duration> {
+    pub(crate) fn wait(&self, error: &FetchError, failures: u32) -> Option<Duration> {
         if !error.is_passing() || failures >= self.attempts {
             return None;
         }

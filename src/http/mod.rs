@@ -3,6 +3,7 @@
 mod client;
 mod error;
 mod fetch;
+mod objects;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,6 +15,7 @@ pub(crate) use client::{Client, SharedClient};
 pub use error::FetchError;
 pub(crate) use error::{answered, first_byte, from_object_store, from_reqwest};
 pub(crate) use fetch::{Download, Patience, small_file, until_cancelled};
+pub(crate) use objects::{Bucket, BucketKeys, Objects, open_google_bucket};
 
 /// The bytes of a file, or of its rest.
 pub(crate) type Body = Pin<Box<dyn Stream<Item = Result<Bytes, FetchError>> + Send>>;

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use super::{LayersError, media_type};
 use crate::blob::LayerKey;
@@ -25,6 +26,8 @@ pub struct Workshop<'a> {
     pub observer: &'a dyn Observer,
     /// Whether the store has failed in this run.
     pub trouble: &'a Trouble,
+    /// Now.
+    pub now: SystemTime,
 }
 
 /// Set once the layer store has failed: nothing more is asked of it in this run, so that what is wrong is said once and

@@ -1,5 +1,8 @@
 //! What the contents of a store path hash to, who says so, and how Nix writes it.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 use std::fmt;
 
 use super::store_path::{from_base32, to_base32};
@@ -89,30 +92,12 @@ fn from_hex(text: &str) -> Option<[u8; 32]> {
 /// Reads `N` bytes in base-64 with its padding (RFC 4648, section 4); `None` for anything else, bits beyond the last byte
 /// among it.
 pub fn from_base64<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.trim_end_matches('=');
-    if text.len() != N.div_ceil(3) * 4 || digits.len() != (N * 8).div_ceil(6) {
-        return None;
-    }
-    let mut bytes = [0; N];
-    let (mut pending, mut bits, mut at) = (0u32, 0, 0);
-    for digit in digits.bytes() {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        pending = (pending << 6 | u32::from(value)) & 0xffff;
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            *bytes.get_mut(at)? = (pending >> bits) as u8;
-            at += 1;
-        }
-    }
-    (at == N && pending & ((1 << bits) - 1) == 0).then_some(bytes)
+    STANDARD.decode(text).ok()?.try_into().ok()
+}
+
+/// Writes bytes in base-64 with its padding.
+pub fn to_base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
 }
 
 #[cfg(test)]

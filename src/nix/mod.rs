@@ -30,7 +30,7 @@ mod walk;
 
 pub use closure::{Closure, ClosureError};
 pub use contents::Hashing;
-pub use hash::{ContentHash, InvalidContentHash, from_base64};
+pub use hash::{ContentHash, InvalidContentHash, from_base64, to_base64};
 pub use local::LocalStore;
 pub use memo::{FileMemo, FileStamp, HashPart, MemoryMemo, NoMemo, RememberedFile};
 pub use memory::{MemoryNode, MemoryStore, MemoryTree, MemoryTreeError};

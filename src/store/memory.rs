@@ -21,6 +21,8 @@ pub enum Shelf {
     Skeletons,
     /// What Flox's catalog answered.
     Catalog,
+    /// Which blobs repositories of registries have.
+    Blobs,
 }
 
 impl Shelf {
@@ -30,6 +32,7 @@ impl Shelf {
             Self::Answers => "answers",
             Self::Skeletons => "skeletons",
             Self::Catalog => "catalog",
+            Self::Blobs => "blobs",
         }
     }
 
@@ -40,6 +43,7 @@ impl Shelf {
             Self::Answers => b"answers",
             Self::Skeletons => b"skeletons",
             Self::Catalog => b"catalog",
+            Self::Blobs => b"blobs",
         }
     }
 
@@ -49,14 +53,14 @@ impl Shelf {
         match self {
             Self::Files => 400_000,
             // All of them are read by every run that needs one.
-            Self::Answers => 20_000,
+            Self::Answers | Self::Blobs => 20_000,
             Self::Skeletons | Self::Catalog => 50 << 20,
         }
     }
 
     fn weight(self, value: &[u8]) -> u64 {
         match self {
-            Self::Files | Self::Answers => 1,
+            Self::Files | Self::Answers | Self::Blobs => 1,
             Self::Skeletons | Self::Catalog => value.len() as u64 + 64,
         }
     }
@@ -159,7 +163,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tmp")).unwrap();
         let held = database::hold(directory.path(), Duration::from_secs(1)).unwrap();
-        let all = [Shelf::Files, Shelf::Answers, Shelf::Skeletons, Shelf::Catalog];
+        let all = [Shelf::Files, Shelf::Answers, Shelf::Skeletons, Shelf::Catalog, Shelf::Blobs];
         for (n, shelf) in all.into_iter().enumerate() {
             let entries = [(b"a".to_vec(), vec![n as u8]), (b"b".to_vec(), vec![])];
             remember(directory.path(), &held, shelf, &entries).unwrap();

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use url::Url;
 
+use crate::http::Bucket;
+
 /// The address of a binary cache, with what its parameters say of it (Nix manual, "Store types").
 #[derive(Clone, PartialEq, Eq)]
 pub struct CacheAddress {
@@ -27,16 +29,6 @@ pub(super) enum Place {
     File(PathBuf),
     /// A bucket of an object store with Amazon's protocol.
     S3(Bucket),
-}
-
-/// An object store's bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Bucket {
-    pub(super) name: String,
-    pub(super) region: Option<String>,
-    /// The server's address, where it is not Amazon's own.
-    pub(super) endpoint: Option<String>,
-    pub(super) profile: Option<String>,
 }
 
 /// A text that is no address of a binary cache.
@@ -86,14 +78,8 @@ impl FromStr for CacheAddress {
                 Place::File(url.to_file_path().map_err(|()| malformed("it names no local directory".to_owned()))?)
             }
             "s3" => {
-                let name = url.host_str().ok_or_else(|| malformed("it names no bucket".to_owned()))?.to_owned();
-                let scheme = parameter("scheme").unwrap_or("https");
-                let endpoint = parameter("endpoint").map(|endpoint| match endpoint.contains("://") {
-                    true => endpoint.to_owned(),
-                    false => format!("{scheme}://{endpoint}"),
-                });
-                let own = |name| parameter(name).map(str::to_owned);
-                Place::S3(Bucket { name, region: own("region"), endpoint, profile: own("profile") })
+                let name = url.host_str().ok_or_else(|| malformed("it names no bucket".to_owned()))?;
+                Place::S3(Bucket::described(name, parameter))
             }
             _ => return Err(InvalidAddress::Kind { text: without_secrets(text) }),
         };

@@ -2,16 +2,14 @@
 
 use std::sync::{Arc, OnceLock};
 
-use object_store::aws::AmazonS3Builder;
 use tokio::sync::OnceCell;
 
-use super::address::{Bucket, CacheAddress, Place};
+use super::address::{CacheAddress, Place};
 use super::credentials::Credentials;
 use super::error::SubstituteError;
 use super::narinfo;
-use super::transport::{Directory, Http, Objects};
-use crate::http::{Client, FetchError, SharedClient, Transport};
-use crate::http::{Patience, small_file};
+use super::transport::{Directory, Http};
+use crate::http::{Client, FetchError, Objects, Patience, Transport, small_file};
 use crate::nix::{STORE_DIR, StorePath};
 
 /// The longest `nix-cache-info` that is read, in bytes.
@@ -66,7 +64,10 @@ impl Cache {
         let transport: Box<dyn Transport> = match &address.place {
             Place::Http(base) => Box::new(Http::new(Arc::clone(client), base.clone(), credentials.login(base))),
             Place::File(directory) => Box::new(Directory(directory.clone())),
-            Place::S3(bucket) => Box::new(objects(bucket, credentials, client).map_err(unusable)?),
+            Place::S3(bucket) => {
+                let keys = credentials.aws.keys(bucket.profile.as_deref());
+                Box::new(Objects(bucket.open(keys, client).map_err(unusable)?))
+            }
         };
         Ok(Self { address, transport, failure: OnceLock::new(), info: OnceCell::new() })
     }
@@ -117,29 +118,6 @@ impl Cache {
     pub(super) fn unanswered(&self, what: &str, source: FetchError) -> SubstituteError {
         SubstituteError::Unanswered { cache: self.address.to_string(), what: what.to_owned(), source }
     }
-}
-
-fn objects(bucket: &Bucket, credentials: &Credentials, client: &Arc<Client>) -> object_store::Result<Objects> {
-    let mut builder = AmazonS3Builder::new()
-        .with_http_connector(SharedClient(Arc::clone(client)))
-        .with_bucket_name(&bucket.name)
-        .with_region(bucket.region.as_deref().unwrap_or("us-east-1"))
-        // Attempts and waits are counted in one place, ours.
-        .with_retry(object_store::RetryConfig { max_retries: 0, ..Default::default() });
-    if let Some(endpoint) = &bucket.endpoint {
-        builder = builder.with_endpoint(endpoint);
-    }
-    builder = match credentials.aws.keys(bucket.profile.as_deref()) {
-        Some(keys) => {
-            builder = builder.with_access_key_id(keys.id).with_secret_access_key(keys.secret);
-            match keys.token {
-                Some(token) => builder.with_token(token),
-                None => builder,
-            }
-        }
-        None => builder.with_skip_signature(true),
-    };
-    Ok(Objects(Box::new(builder.build()?)))
 }
 
 #[cfg(test)]

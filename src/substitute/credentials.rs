@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::http::BucketKeys;
 use url::Url;
 
 use super::netrc::entry_for;
@@ -83,10 +84,10 @@ fn percent_decode(text: &str) -> String {
 impl AwsCredentials {
     /// The key, its secret and the session's token: of `profile` in the shared credentials file where one is named,
     /// else of the environment, else of the file's `default`.
-    pub(super) fn keys(&self, profile: Option<&str>) -> Option<Keys> {
+    pub(crate) fn keys(&self, profile: Option<&str>) -> Option<BucketKeys> {
         let variable = |name: &str| self.variables.get(name).filter(|value| !value.is_empty()).cloned();
         let of_environment = || {
-            Some(Keys {
+            Some(BucketKeys {
                 id: variable("AWS_ACCESS_KEY_ID")?,
                 secret: variable("AWS_SECRET_ACCESS_KEY")?,
                 token: variable("AWS_SESSION_TOKEN"),
@@ -99,7 +100,7 @@ impl AwsCredentials {
         }
     }
 
-    fn of_file(&self, profile: &str) -> Option<Keys> {
+    fn of_file(&self, profile: &str) -> Option<BucketKeys> {
         let mut section = "";
         let mut found = BTreeMap::new();
         for line in self.file.as_deref()?.lines().map(str::trim) {
@@ -109,19 +110,12 @@ impl AwsCredentials {
                 found.insert(key.trim(), value.trim().to_owned());
             }
         }
-        Some(Keys {
+        Some(BucketKeys {
             id: found.remove("aws_access_key_id")?,
             secret: found.remove("aws_secret_access_key")?,
             token: found.remove("aws_session_token"),
         })
     }
-}
-
-/// A key of an object store.
-pub(super) struct Keys {
-    pub(super) id: String,
-    pub(super) secret: String,
-    pub(super) token: Option<String>,
 }
 
 #[cfg(test)]

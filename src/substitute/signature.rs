@@ -37,6 +37,15 @@ impl FromStr for PublicKey {
     }
 }
 
+impl PublicKey {
+    /// Whether `signature`, `NAME:BASE64`, was made with this key over `message`.
+    pub fn verifies(&self, message: &[u8], signature: &str) -> bool {
+        let parsed = signature.split_once(':').filter(|(name, _)| *name == self.name);
+        let bytes: Option<[u8; 64]> = parsed.and_then(|(_, text)| from_base64(text));
+        bytes.is_some_and(|bytes| self.key.verify_strict(message, &Signature::from_bytes(&bytes)).is_ok())
+    }
+}
+
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)

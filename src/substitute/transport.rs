@@ -7,14 +7,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
-use object_store::{GetOptions, GetRange, ObjectStore};
 use reqwest::{StatusCode, header};
 use url::Url;
 
 use super::credentials::Login;
-use crate::http::{
-    Answer, Asked, Body, Client, FetchError, Transport, answered, first_byte, from_object_store, from_reqwest,
-};
+use crate::http::{Answer, Asked, Body, Client, FetchError, Transport, answered, first_byte, from_reqwest};
 
 /// Files are read in pieces of this many bytes.
 const PIECE: usize = 256 * 1024;
@@ -94,22 +91,5 @@ impl Transport for Directory {
         };
         let answer = open();
         Box::pin(async move { answer })
-    }
-}
-
-/// A cache in a bucket.
-pub(super) struct Objects(pub(super) Box<dyn ObjectStore>);
-
-impl Transport for Objects {
-    fn get<'t>(&'t self, name: &'t str, from: u64) -> Asked<'t> {
-        Box::pin(async move {
-            let key = object_store::path::Path::from(name);
-            let range = (from > 0).then_some(GetRange::Offset(from));
-            let options = GetOptions { range, ..GetOptions::default() };
-            let found = self.0.get_opts(&key, options).await.map_err(from_object_store)?;
-            let start = found.range.start;
-            let body = found.into_stream().map(|piece| piece.map_err(from_object_store));
-            Ok(Answer { start, body: Box::pin(body) })
-        })
     }
 }

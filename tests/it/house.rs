@@ -14,6 +14,7 @@ const ORDER: &[&str] = &[
     "child",
     "parallel",
     "http",
+    "registry",
     "rootfs",
     "nix",
     "substitute",
@@ -25,6 +26,7 @@ const ORDER: &[&str] = &[
     "memo",
     "image",
     "delivery",
+    "share",
     "proxy",
     "layers",
     "error",
@@ -43,6 +45,8 @@ const STRANGERS: &[(&str, &[&str])] = &[
     // What runs in a container is this tool again; of what it makes there, this module knows no more than that it is an
     // archive.
     ("proxy", &["nix", "rootfs", "environment", "plan", "pack", "store", "memo", "image"]),
+    // A shared cache knows keys, records and blobs.
+    ("share", &["rootfs", "environment", "plan", "pack", "memo", "image"]),
     ("delivery", &["nix", "rootfs", "environment", "plan", "pack", "store", "memo"]),
 ];
 

@@ -1,0 +1,180 @@
+//! An image in a registry: blobs that it lacks, several at once; then manifests; the tag last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use super::{DeliveryError, Finish, Missing, Past, Sink};
+use crate::blob::Digest;
+use crate::event::Observer;
+use crate::image::Images;
+use crate::registry::{PutManifest, RegistryError, Repository, UploadError, Uploaded};
+
+/// Pushes to a tag of a repository.
+///
+/// - A registry whose tag leads to this very image is asked for nothing else.
+/// - Which blobs a repository has is remembered, and asked again where the registry refuses a manifest for want of one.
+/// - A blob that another repository of the registry is remembered to have is mounted from there, where the registry lets
+///   us.
+/// - The tag changes last, so that it never leads to an image that is not whole.
+pub struct RegistrySink<'a> {
+    repository: Repository<'a>,
+    observer: &'a dyn Observer,
+    is_there: bool,
+    /// Whether nothing that is remembered can be trusted any more.
+    was_refused: bool,
+    /// Repositories of the same registry, and what they are remembered to have.
+    others: BTreeMap<String, BTreeSet<Digest>>,
+    /// Layers that the repository got without their being sent, and their bytes.
+    mounted: Mutex<(usize, u64)>,
+}
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+impl<'a> RegistrySink<'a> {
+    /// A sink on a repository; its reference says which tag. Nothing is asked yet.
+    pub fn new(repository: Repository<'a>, observer: &'a dyn Observer) -> Self {
+        let (others, mounted) = (BTreeMap::new(), Mutex::default());
+        Self { repository, observer, is_there: false, was_refused: false, others, mounted }
+    }
+
+    /// The same, which tries to mount blobs from these repositories too, whatever is remembered: `NAME` each.
+    pub fn with_sources(mut self, repositories: BTreeMap<String, BTreeSet<Digest>>) -> Self {
+        self.others.extend(repositories);
+        self
+    }
+
+    fn name(&self) -> String {
+        self.repository.reference().name()
+    }
+
+    fn tag(&self) -> &str {
+        self.repository.reference().tag().unwrap_or("latest")
+    }
+
+    fn error(&self, error: RegistryError) -> DeliveryError {
+        if error.is_interruption() || self.observer.cancelled() { DeliveryError::Interrupted } else { error.into() }
+    }
+
+    fn has_blobs(&self, blobs: &[Digest]) -> Result<BTreeSet<Digest>, DeliveryError> {
+        self.repository.has_blobs(blobs).map_err(|error| self.error(error))
+    }
+
+    /// The repositories, by their names in the registry, that may have a blob.
+    fn sources(&self, blob: &Digest) -> Vec<String> {
+        self.others.iter().filter(|(_, blobs)| blobs.contains(blob)).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn count_mounted(&self, bytes: u64) {
+        let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        *mounted = (mounted.0 + 1, mounted.1 + bytes);
+    }
+
+    fn put_small(&self, digest: &Digest, bytes: &[u8]) -> Result<(), DeliveryError> {
+        let write = |out: &mut dyn std::io::Write| out.write_all(bytes);
+        match self.repository.upload(digest, bytes.len() as u64, &[], write) {
+            Ok(_) => Ok(()),
+            Err(UploadError::Registry(error)) => Err(self.error(error)),
+            Err(UploadError::Source(error)) => Err(DeliveryError::Upload(error)),
+        }
+    }
+
+    fn put_manifest(&self, name: &str, media_type: &str, bytes: &[u8]) -> Result<Finish, DeliveryError> {
+        match self.repository.put_manifest(name, media_type, bytes).map_err(|error| self.error(error))? {
+            PutManifest::Stored => Ok(Finish::Committed),
+            PutManifest::LacksBlobs => Ok(Finish::Incomplete),
+        }
+    }
+
+    /// Brings everything but the layers, the tag last.
+    fn put_documents(&self, images: &Images) -> Result<Finish, DeliveryError> {
+        let configs: Vec<Digest> = images.all().iter().map(|image| image.config_digest).collect();
+        let held = self.has_blobs(&configs)?;
+        for image in images.all().iter().filter(|image| !held.contains(&image.config_digest)) {
+            self.put_small(&image.config_digest, &image.config)?;
+        }
+        match images {
+            Images::One(image) => self.put_manifest(self.tag(), MANIFEST, &image.manifest),
+            Images::Several(index) => {
+                for image in &index.images {
+                    let finish = self.put_manifest(&image.manifest_digest.to_string(), MANIFEST, &image.manifest)?;
+                    if finish == Finish::Incomplete {
+                        return Ok(finish);
+                    }
+                }
+                self.put_manifest(self.tag(), INDEX, &index.index)
+            }
+        }
+    }
+}
+
+impl Sink for RegistrySink<'_> {
+    fn has(&mut self, images: &Images, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
+        let layers: Vec<Digest> = images.layers().iter().map(|layer| layer.digest).collect();
+        let there = self.repository.manifest_digest(self.tag()).map_err(|error| self.error(error))?;
+        if there == Some(images.digest()) {
+            self.is_there = true;
+            return Ok(layers.into_iter().collect());
+        }
+        let registry = format!("{}/", self.name().split('/').next().unwrap_or_default());
+        let mut remembered = past.repositories();
+        let own = remembered.remove(&self.name()).unwrap_or_default();
+        let (known, unknown): (Vec<_>, Vec<_>) = layers.into_iter().partition(|blob| own.contains(blob));
+        let others = remembered.into_iter();
+        let others = others.filter_map(|(name, blobs)| Some((name.strip_prefix(&registry)?.to_owned(), blobs)));
+        self.others.extend(others);
+        let mut held: BTreeSet<Digest> = known.into_iter().collect();
+        let found = self.has_blobs(&unknown)?;
+        past.remember_blobs(&self.name(), &found.iter().copied().collect::<Vec<_>>());
+        held.extend(found);
+        Ok(held)
+    }
+
+    fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
+        let held = match self.was_refused {
+            true => self.has_blobs(&missing.layers().iter().map(|layer| layer.digest).collect::<Vec<_>>())?,
+            false => BTreeSet::new(),
+        };
+        missing.at_once(|layer, mut bytes| {
+            if held.contains(&layer.digest) {
+                self.count_mounted(layer.size);
+                bytes.skip();
+                return Ok(());
+            }
+            let sources = self.sources(&layer.digest);
+            let write = |out: &mut dyn std::io::Write| bytes.copy_once_more_to(out, DeliveryError::Upload);
+            match self.repository.upload(&layer.digest, layer.size, &sources, write) {
+                Ok(Uploaded::Sent) => Ok(()),
+                Ok(Uploaded::Mounted) => {
+                    self.count_mounted(layer.size);
+                    bytes.skip();
+                    Ok(())
+                }
+                Err(UploadError::Registry(error)) => Err(self.error(error)),
+                Err(UploadError::Source(error)) => Err(error),
+            }
+        })
+    }
+
+    fn found_there(&self) -> (usize, u64) {
+        *self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finish(&mut self, images: &Images, past: &dyn Past) -> Result<Finish, DeliveryError> {
+        let blobs: Vec<Digest> = images.layers().iter().map(|layer| layer.digest).collect();
+        if self.is_there {
+            past.remember_blobs(&self.name(), &blobs);
+            return Ok(Finish::Committed);
+        }
+        let finish = self.put_documents(images)?;
+        match finish {
+            Finish::Committed => past.remember_blobs(&self.name(), &blobs),
+            Finish::Incomplete => {
+                self.was_refused = true;
+                self.mounted = Mutex::default();
+                past.forget_blobs(&self.name(), &blobs);
+            }
+        }
+        Ok(finish)
+    }
+}

@@ -1,0 +1,95 @@
+//! What can go wrong with a registry, and what mends it.
+
+use crate::blob::Digest;
+use crate::http::FetchError;
+
+use super::credentials::CredentialsError;
+
+/// A registry did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// It does not answer, or its answer broke off.
+    #[error("the registry '{registry}' could not be asked for {what}")]
+    Unanswered {
+        /// Its host.
+        registry: String,
+        /// What it was asked for.
+        what: String,
+        /// Why.
+        #[source]
+        source: FetchError,
+    },
+    /// It does not let this user do that.
+    #[error("the registry '{registry}' does not allow {what} to {}", if *.logged_in { "this user" } else { "somebody who has not logged in" })]
+    Denied {
+        /// Its host.
+        registry: String,
+        /// What it was asked for.
+        what: String,
+        /// Whether there was something to log in with.
+        logged_in: bool,
+    },
+    /// It says no, for a reason of its own.
+    #[error("the registry '{registry}' refuses {what}: {reason} (status {status})")]
+    Refused {
+        /// Its host.
+        registry: String,
+        /// What it was asked for.
+        what: String,
+        /// The HTTP status.
+        status: u16,
+        /// Its own words.
+        reason: String,
+    },
+    /// It says that it has got something else than what was sent.
+    #[error("the registry '{registry}' says that {what} is {found}, and it is {expected}")]
+    AnotherDigest {
+        /// Its host.
+        registry: String,
+        /// What was sent.
+        what: String,
+        /// Its digest.
+        expected: Digest,
+        /// What the registry calls it.
+        found: String,
+    },
+    /// It lost what it had been sent, again and again.
+    #[error("the registry '{registry}' lost {what} before it was whole, {attempts} times")]
+    Lost {
+        /// Its host.
+        registry: String,
+        /// What was sent.
+        what: String,
+        /// How often it was sent.
+        attempts: u32,
+    },
+    /// Who asks cannot be told.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+}
+
+impl RegistryError {
+    /// What mends it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unanswered { registry, source: FetchError::Connection { .. }, .. } => Some(format!(
+                "see whether its name is right; one that speaks plain http: --insecure-registry {registry}; one whose \
+                 certificate is your own: --registry-ca FILE"
+            )),
+            Self::Denied { registry, logged_in: false, .. } => {
+                Some(format!("log in: docker login {registry}, or podman login {registry}"))
+            }
+            Self::Denied { registry, logged_in: true, .. } => Some(format!(
+                "see whether this user may do that, and whether the password is still good: docker login {registry}, or \
+                 podman login {registry}"
+            )),
+            Self::Credentials(error) => error.hint(),
+            Self::Unanswered { .. } | Self::Refused { .. } | Self::AnotherDigest { .. } | Self::Lost { .. } => None,
+        }
+    }
+
+    /// Whether the user ended the run.
+    pub fn is_interruption(&self) -> bool {
+        matches!(self, Self::Unanswered { source: FetchError::Cancelled(_), .. })
+    }
+}

@@ -1,0 +1,85 @@
+//! Where a shared cache's sheets and blobs lie.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read, Write};
+
+use super::sheet::SheetName;
+use crate::blob::Digest;
+use crate::http::FetchError;
+use crate::registry::{Deletion, RegistryError};
+
+/// A blob that a sheet's entries need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobNote {
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its OCI media type.
+    pub media_type: String,
+}
+
+/// A depot did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum DepotError {
+    /// The registry's doing.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The object store's doing.
+    #[error("{what} could not be had or kept")]
+    Objects {
+        /// What was wanted.
+        what: String,
+        /// Why.
+        #[source]
+        source: FetchError,
+    },
+    /// The bytes that were to be kept did not come.
+    #[error("the bytes of a layer did not come")]
+    Source(#[source] io::Error),
+    /// It lost a blob that it has just been given.
+    #[error("it has not kept a blob")]
+    Forgetful,
+}
+
+/// Writes a blob; may be called again where the depot loses what it got.
+pub type WriteBlob<'w> = &'w mut dyn FnMut(&mut dyn Write) -> io::Result<()>;
+/// Reads a blob. What comes is not verified yet.
+pub type ReadBlob<'r> = &'r mut dyn FnMut(&mut dyn Read) -> io::Result<()>;
+
+/// What sheets and blobs are kept in. Calls wait for their answers and may come from any thread. All but claims are
+/// idempotent, and nothing that is named is changed by another writer.
+pub trait Depot: Send + Sync {
+    /// The sheets that are there.
+    fn sheets(&self) -> Result<Vec<SheetName>, DepotError>;
+
+    /// The bytes of a sheet; `None` where it is gone.
+    fn read_sheet(&self, name: &SheetName) -> Result<Option<Vec<u8>>, DepotError>;
+
+    /// Writes a sheet, or writes it anew. The blobs that its entries need are there by then.
+    fn write_sheet(&self, name: &SheetName, bytes: &[u8], blobs: &BTreeMap<Digest, BlobNote>)
+    -> Result<(), DepotError>;
+
+    /// Removes a sheet.
+    fn remove_sheet(&self, name: &SheetName) -> Result<Deletion, DepotError>;
+
+    /// Those of the blobs that are there.
+    fn has_blobs(&self, blobs: &[Digest]) -> Result<BTreeSet<Digest>, DepotError>;
+
+    /// Has a blob read; the answer is what `read` gives, `None` where there is no such blob.
+    fn read_blob(&self, blob: &Digest, size: u64, read: ReadBlob<'_>) -> Result<Option<io::Result<()>>, DepotError>;
+
+    /// Keeps a blob, out of one of these repositories of the same registry if it can be had from there.
+    fn write_blob(
+        &self,
+        blob: &Digest,
+        size: u64,
+        mount_from: &[String],
+        write: WriteBlob<'_>,
+    ) -> Result<(), DepotError>;
+
+    /// Removes blobs that nothing needs and that were kept before `before`, in seconds after 1970; says how many bytes that
+    /// gave, or `None` where that is somebody else's work.
+    fn remove_blobs(&self, blobs: &BTreeMap<Digest, u64>, before: u64) -> Result<Option<u64>, DepotError>;
+
+    /// Leaves a mark that anyone can look for, unless it is there; says whether it was.
+    fn mark(&self, text: &str) -> Result<bool, DepotError>;
+}

@@ -1,0 +1,274 @@
+//! A shared cache in an object store: `sheets/<name>`, `blobs/sha256/<digest>`, `marks/<digest>`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use object_store::path::Path;
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, WriteMultipart};
+use tokio::runtime::Runtime;
+use tokio::time::{sleep, timeout};
+
+use super::depot::{BlobNote, Depot, DepotError, ReadBlob, WriteBlob};
+use super::sheet::{LONGEST, SheetName};
+use crate::blob::Digest;
+use crate::event::Observer;
+use crate::http::{Download, FetchError, Objects, Patience, from_object_store, small_file, until_cancelled};
+use crate::registry::Deletion;
+
+/// Questions about blobs that are under way at once.
+const QUESTIONS: usize = 16;
+/// Bytes of a part of a large object, and how many of them may be under way.
+const PART: usize = 8 << 20;
+const PARTS: usize = 2;
+
+/// An object store as a depot.
+pub(super) struct ObjectDepot<'a> {
+    store: Arc<dyn ObjectStore>,
+    objects: Objects,
+    prefix: String,
+    runtime: Arc<Runtime>,
+    observer: &'a dyn Observer,
+    /// For what a build waits for.
+    quick: Patience,
+    steady: Patience,
+}
+
+impl<'a> ObjectDepot<'a> {
+    pub(super) fn new(
+        store: Arc<dyn ObjectStore>,
+        prefix: &str,
+        runtime: Arc<Runtime>,
+        observer: &'a dyn Observer,
+        (quick, steady): (Patience, Patience),
+    ) -> Self {
+        let objects = Objects(Arc::clone(&store));
+        Self { store, objects, prefix: prefix.to_owned(), runtime, observer, quick, steady }
+    }
+
+    fn path(&self, name: &str) -> Path {
+        Path::from(if self.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.prefix) })
+    }
+
+    fn blob(digest: &Digest) -> String {
+        format!("blobs/sha256/{}", digest.hex())
+    }
+
+    fn failed(what: &str) -> impl Fn(FetchError) -> DepotError {
+        move |source| DepotError::Objects { what: what.to_owned(), source }
+    }
+
+    /// Does something until it is done, or has failed too often.
+    fn insist<T, W: Future<Output = object_store::Result<T>>>(
+        &self,
+        what: &str,
+        patience: Patience,
+        work: impl Fn() -> W,
+    ) -> Result<T, DepotError> {
+        let attempts = async {
+            let mut failures = 0;
+            loop {
+                let after = patience.stalled_after;
+                let error = match timeout(after, work()).await {
+                    Ok(Ok(done)) => return Ok(done),
+                    Ok(Err(error)) => from_object_store(error),
+                    Err(_) => FetchError::Stalled { after },
+                };
+                failures += 1;
+                match patience.wait(&error, failures) {
+                    Some(wait) => sleep(wait).await,
+                    None => return Err(error),
+                }
+            }
+        };
+        self.runtime.block_on(until_cancelled(self.observer, attempts)).map_err(Self::failed(what))
+    }
+
+    fn exists(&self, name: &str, patience: Patience) -> Result<bool, DepotError> {
+        let path = self.path(name);
+        self.insist(name, patience, || async {
+            match self.store.head(&path).await {
+                Ok(_) => Ok(true),
+                Err(Error::NotFound { .. }) => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn put(&self, name: &str, bytes: &Bytes, mode: PutMode) -> Result<bool, DepotError> {
+        let path = self.path(name);
+        self.insist(name, self.steady, || async {
+            let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
+            match self.store.put_opts(&path, bytes.clone().into(), options).await {
+                Ok(_) => Ok(true),
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn put_large(&self, name: &str, write: WriteBlob<'_>) -> Result<(), DepotError> {
+        let path = self.path(name);
+        let upload = self.insist(name, self.steady, || self.store.put_multipart(&path))?;
+        let mut parts = Parts { depot: self, upload: WriteMultipart::new_with_chunk_size(upload, PART), failure: None };
+        let written = write(&mut parts);
+        let Parts { upload, failure, .. } = parts;
+        let abort = |upload: WriteMultipart| {
+            // What cannot be taken back is the bucket's to tidy: the upload is not an object.
+            let _ = self.runtime.block_on(upload.abort());
+        };
+        match (failure, written) {
+            (Some(error), _) => {
+                abort(upload);
+                Err(Self::failed(name)(error))
+            }
+            (None, Err(error)) => {
+                abort(upload);
+                Err(DepotError::Source(error))
+            }
+            (None, Ok(())) => {
+                let finishing = async { upload.finish().await.map_err(from_object_store) };
+                let finished = self.runtime.block_on(until_cancelled(self.observer, finishing));
+                finished.map(drop).map_err(Self::failed(name))
+            }
+        }
+    }
+}
+
+/// A large object on its way.
+struct Parts<'p, 'a> {
+    depot: &'p ObjectDepot<'a>,
+    upload: WriteMultipart,
+    failure: Option<FetchError>,
+}
+
+impl Write for Parts<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let ObjectDepot { runtime, observer, steady, .. } = self.depot;
+        let after = steady.stalled_after.max(Duration::from_secs(60));
+        let upload = &mut self.upload;
+        // Parts go out on the runtime's threads.
+        let _entered = runtime.enter();
+        let waiting = async {
+            let waited = timeout(after, upload.wait_for_capacity(PARTS)).await;
+            waited.map_err(|_| FetchError::Stalled { after })?.map_err(from_object_store)
+        };
+        if let Err(error) = runtime.block_on(until_cancelled(*observer, waiting)) {
+            self.failure = Some(error);
+            return Err(io::Error::other("the object store did not take it"));
+        }
+        upload.write(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Depot for ObjectDepot<'_> {
+    fn sheets(&self) -> Result<Vec<SheetName>, DepotError> {
+        let prefix = self.path("sheets");
+        let listed = self.insist("its sheets", self.quick, || async {
+            let found: Vec<_> = self.store.list(Some(&prefix)).try_collect().await?;
+            Ok(found)
+        })?;
+        Ok(listed.iter().filter_map(|object| object.location.filename()?.parse().ok()).collect())
+    }
+
+    fn read_sheet(&self, name: &SheetName) -> Result<Option<Vec<u8>>, DepotError> {
+        let path = self.path(&format!("sheets/{name}")).to_string();
+        let reading = small_file(&self.objects, &path, LONGEST, self.quick);
+        match self.runtime.block_on(until_cancelled(self.observer, reading)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(FetchError::NotFound) => Ok(None),
+            Err(error) => Err(Self::failed("a sheet")(error)),
+        }
+    }
+
+    fn write_sheet(&self, name: &SheetName, bytes: &[u8], _: &BTreeMap<Digest, BlobNote>) -> Result<(), DepotError> {
+        self.put(&format!("sheets/{name}"), &Bytes::copy_from_slice(bytes), PutMode::Overwrite).map(drop)
+    }
+
+    fn remove_sheet(&self, name: &SheetName) -> Result<Deletion, DepotError> {
+        let path = self.path(&format!("sheets/{name}"));
+        self.insist("a sheet", self.steady, || async {
+            match self.store.delete(&path).await {
+                Ok(()) => Ok(Deletion::Done),
+                Err(Error::NotFound { .. }) => Ok(Deletion::Absent),
+                Err(Error::PermissionDenied { .. } | Error::Unauthenticated { .. }) => Ok(Deletion::NotAllowed),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn has_blobs(&self, blobs: &[Digest]) -> Result<BTreeSet<Digest>, DepotError> {
+        let asking = || {
+            let asked = blobs.iter().map(|digest| {
+                let path = self.path(&Self::blob(digest));
+                async move {
+                    match self.store.head(&path).await {
+                        Ok(_) => Ok(Some(*digest)),
+                        Err(Error::NotFound { .. }) => Ok(None),
+                        Err(error) => Err(error),
+                    }
+                }
+            });
+            async move {
+                let found: Vec<Option<Digest>> = stream::iter(asked).buffer_unordered(QUESTIONS).try_collect().await?;
+                Ok(found.into_iter().flatten().collect())
+            }
+        };
+        self.insist("its blobs", self.steady, asking)
+    }
+
+    fn read_blob(&self, blob: &Digest, size: u64, read: ReadBlob<'_>) -> Result<Option<io::Result<()>>, DepotError> {
+        let path = self.path(&Self::blob(blob)).to_string();
+        match Download::start(&self.objects, &path, size, self.steady, (self.runtime.handle(), self.observer)) {
+            Ok(mut download) => Ok(Some(read(&mut download))),
+            Err(FetchError::NotFound) => Ok(None),
+            Err(error) => Err(Self::failed("a blob")(error)),
+        }
+    }
+
+    fn write_blob(&self, blob: &Digest, size: u64, _: &[String], write: WriteBlob<'_>) -> Result<(), DepotError> {
+        let name = Self::blob(blob);
+        if self.exists(&name, self.steady)? {
+            return Ok(());
+        }
+        if size > PART as u64 {
+            return self.put_large(&name, write);
+        }
+        let mut bytes = Vec::new();
+        write(&mut bytes).map_err(DepotError::Source)?;
+        self.put(&name, &Bytes::from(bytes), PutMode::Overwrite).map(drop)
+    }
+
+    fn remove_blobs(&self, blobs: &BTreeMap<Digest, u64>, before: u64) -> Result<Option<u64>, DepotError> {
+        let mut freed = 0;
+        for digest in blobs.keys() {
+            let path = self.path(&Self::blob(digest));
+            freed += self.insist("a blob", self.steady, || async {
+                let object = match self.store.head(&path).await {
+                    Err(Error::NotFound { .. }) => return Ok(0),
+                    found => found?,
+                };
+                // Somebody may be about to name one that is new.
+                if object.last_modified.timestamp() >= i64::try_from(before).unwrap_or(i64::MAX) {
+                    return Ok(0);
+                }
+                self.store.delete(&path).await?;
+                Ok(object.size)
+            })?;
+        }
+        Ok(Some(freed))
+    }
+
+    fn mark(&self, text: &str) -> Result<bool, DepotError> {
+        let name = format!("marks/{}", Digest::of(text.as_bytes()).hex());
+        Ok(!self.put(&name, &Bytes::copy_from_slice(text.as_bytes()), PutMode::Create)?)
+    }
+}

@@ -1,0 +1,143 @@
+//! A shared cache in a repository of a registry: a sheet is a manifest with a tag of its own, whose layers are the sheet's
+//! bytes and the blobs of its entries, so that the registry's own garbage collection keeps them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use serde_json::json;
+
+use super::depot::{BlobNote, Depot, DepotError, ReadBlob, WriteBlob};
+use super::sheet::{LONGEST, SheetName};
+use crate::blob::{Digest, canonical_json};
+use crate::registry::{Deletion, PutManifest, RegistryError, Repository, UploadError};
+
+/// What the sheets are among artifacts (image-spec, manifest.md, "Guidelines for Artifact Usage").
+const ARTIFACT: &str = "application/vnd.layerhold.cache.v1";
+const SHEET: &str = "application/vnd.layerhold.cache.sheet.v1.jsonl+zstd";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+/// The empty configuration of artifacts.
+const EMPTY_JSON: &[u8] = b"{}";
+/// The longest manifest that is read: distribution takes 4 MiB.
+const LONGEST_MANIFEST: u64 = 4 << 20;
+
+/// A repository as a depot.
+pub(super) struct RegistryDepot<'a> {
+    /// For what a build waits for: gives up soon.
+    quick: Repository<'a>,
+    steady: Repository<'a>,
+}
+
+impl<'a> RegistryDepot<'a> {
+    pub(super) fn new(quick: Repository<'a>, steady: Repository<'a>) -> Self {
+        Self { quick, steady }
+    }
+
+    fn put(&self, bytes: &[u8], mount_from: &[String]) -> Result<Digest, DepotError> {
+        let digest = Digest::of(bytes);
+        self.upload(&digest, bytes.len() as u64, mount_from, &mut |out| out.write_all(bytes))?;
+        Ok(digest)
+    }
+
+    fn upload(&self, blob: &Digest, size: u64, mount_from: &[String], write: WriteBlob<'_>) -> Result<(), DepotError> {
+        match self.steady.upload(blob, size, mount_from, write) {
+            Ok(_) => Ok(()),
+            Err(UploadError::Registry(error)) => Err(error.into()),
+            Err(UploadError::Source(error)) => Err(DepotError::Source(error)),
+        }
+    }
+
+    fn read(&self, digest: &Digest, size: u64) -> Result<Option<Vec<u8>>, RegistryError> {
+        let mut bytes = Vec::new();
+        let read = self.quick.read_blob(digest, size, |blob| blob.read_to_end(&mut bytes).map(drop))?;
+        Ok(match read {
+            Some(Ok(())) if Digest::of(&bytes) == *digest => Some(bytes),
+            _ => None,
+        })
+    }
+}
+
+impl Depot for RegistryDepot<'_> {
+    fn sheets(&self) -> Result<Vec<SheetName>, DepotError> {
+        Ok(self.quick.tags()?.iter().filter_map(|tag| tag.parse().ok()).collect())
+    }
+
+    fn read_sheet(&self, name: &SheetName) -> Result<Option<Vec<u8>>, DepotError> {
+        let Some(manifest) = self.quick.manifest(&name.to_string(), LONGEST_MANIFEST)? else { return Ok(None) };
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap_or_default();
+        let first = &manifest["layers"][0];
+        let digest = first["digest"].as_str().and_then(|digest| digest.parse().ok());
+        let size = first["size"].as_u64().filter(|size| *size <= LONGEST);
+        // What another tool has put under such a tag says nothing.
+        let (true, Some(digest), Some(size)) = (first["mediaType"] == SHEET, digest, size) else { return Ok(None) };
+        Ok(self.read(&digest, size)?)
+    }
+
+    fn write_sheet(
+        &self,
+        name: &SheetName,
+        bytes: &[u8],
+        blobs: &BTreeMap<Digest, BlobNote>,
+    ) -> Result<(), DepotError> {
+        let config = self.put(EMPTY_JSON, &[])?;
+        let sheet = self.put(bytes, &[])?;
+        let own = json!({ "mediaType": SHEET, "digest": sheet, "size": bytes.len() });
+        let others = blobs.iter();
+        let others = others.map(|(digest, BlobNote { size, media_type })| {
+            json!({ "mediaType": media_type, "digest": digest, "size": size })
+        });
+        let layers: Vec<_> = std::iter::once(own).chain(others).collect();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": ARTIFACT,
+            "config": { "mediaType": EMPTY, "digest": config, "size": EMPTY_JSON.len() },
+            "layers": layers,
+        });
+        let manifest = canonical_json(&manifest).map_err(|error| DepotError::Source(io::Error::other(error)))?;
+        match self.steady.put_manifest(&name.to_string(), MANIFEST, &manifest)? {
+            PutManifest::Stored => Ok(()),
+            PutManifest::LacksBlobs => Err(DepotError::Forgetful),
+        }
+    }
+
+    fn remove_sheet(&self, name: &SheetName) -> Result<Deletion, DepotError> {
+        match self.steady.manifest_digest(&name.to_string())? {
+            Some(digest) => Ok(self.steady.delete_manifest(&digest)?),
+            None => Ok(Deletion::Absent),
+        }
+    }
+
+    fn has_blobs(&self, blobs: &[Digest]) -> Result<BTreeSet<Digest>, DepotError> {
+        Ok(self.steady.has_blobs(blobs)?)
+    }
+
+    fn read_blob(&self, blob: &Digest, size: u64, read: ReadBlob<'_>) -> Result<Option<io::Result<()>>, DepotError> {
+        Ok(self.steady.read_blob(blob, size, read)?)
+    }
+
+    fn write_blob(
+        &self,
+        blob: &Digest,
+        size: u64,
+        mount_from: &[String],
+        write: WriteBlob<'_>,
+    ) -> Result<(), DepotError> {
+        self.upload(blob, size, mount_from, write)
+    }
+
+    fn remove_blobs(&self, _: &BTreeMap<Digest, u64>, _: u64) -> Result<Option<u64>, DepotError> {
+        // A registry's own garbage collection does, and nobody else may.
+        Ok(None)
+    }
+
+    fn mark(&self, text: &str) -> Result<bool, DepotError> {
+        let digest = Digest::of(text.as_bytes());
+        if !self.quick.has_blobs(&[digest])?.is_empty() {
+            return Ok(true);
+        }
+        // A blob that no manifest names: the registry's garbage collection takes it.
+        self.put(text.as_bytes(), &[])?;
+        Ok(false)
+    }
+}
