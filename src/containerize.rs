@@ -25,6 +25,7 @@ use crate::memo::Memo;
 use crate::nix::StorePath;
 use crate::pack::{Compression, Packer};
 use crate::registry::{self, Registries};
+use crate::share::{self, SharedCache};
 use crate::store::LayerStore;
 use crate::substitute;
 use platform::{Composed, Ingredients, Platform};
@@ -69,6 +70,8 @@ pub struct Request<'a> {
     pub compression: Compression,
     /// The layer store; without one everything is made anew.
     pub cache: Option<&'a LayerStore>,
+    /// What other machines know of layers, and whom this one tells.
+    pub share: share::Settings,
     /// Whether the image is only made and described, and its target left as it is.
     pub dry_run: bool,
     /// Now: when the image was made, for the layer store, and which files are too young to be remembered.
@@ -106,9 +109,17 @@ pub fn containerize(
         .for_each(ingredients, |ingredients| Platform::gather(&request, ingredients, &nix, &catalog, observer))?;
     memo.save();
 
+    let shared = SharedCache::new(request.share.clone(), &memo, observer, request.now);
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);
-    let workshop = Workshop { packer: &packer, store: request.cache, observer, trouble: &trouble, now: request.now };
+    let workshop = Workshop {
+        packer: &packer,
+        store: request.cache,
+        observer,
+        trouble: &trouble,
+        shared: shared.as_ref(),
+        now: request.now,
+    };
     let far = platforms.iter().map(|platform| platform.far_layers(&nix, request.max_layers)).collect();
     platforms.iter().filter_map(Platform::layer_count).try_for_each(|count| targets.accept_layers(count))?;
     let far = Layers::look_up(workshop, far, MadeBefore::default());
@@ -142,5 +153,7 @@ pub fn containerize(
     let closures: Vec<_> = platforms.iter().map(|platform| &platform.closure).collect();
     let cache_bytes = layers.record_image(&record::of(&images, &closures, &layers, request.now));
     let deliveries = sinks.deliver(&images, &layers, observer)?;
+    layers.share(&record::use_of(&images, &layers, &deliveries, request.now));
+    memo.save();
     Ok(Report { images, deliveries, cache_bytes })
 }

@@ -13,12 +13,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::blob::{Digest, DigestMismatch, LayerKey};
+use crate::blob::{Digest, DigestMismatch, LayerKey, VerifyingReader};
 use crate::delivery::{BlobError, BlobProvider, Past, Spool};
 use crate::event::{Cancelled, Event};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
 use crate::nix::TreeState;
 use crate::pack::{Compression, LayerContents, PackError, Packed};
+use crate::parallel;
+use crate::share::{Given, ImageUse, SharedCache};
 use crate::store::{BlobStamp, ImageRecord, LayerRecord, Lease, Shelf};
 
 /// A layer could not be had.
@@ -112,7 +114,7 @@ impl<'a> Sought<'a> {
         let (records, reused): (Vec<_>, Vec<_>) =
             obtained.into_iter().map(|layer| (layer.record, layer.reused)).unzip();
         let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
-        let (known_blobs, damaged) = (Mutex::new(known_blobs), Mutex::default());
+        let (known_blobs, damaged, fetched) = (Mutex::new(known_blobs), Mutex::default(), Mutex::default());
         Ok(Layers {
             workshop,
             contents,
@@ -124,6 +126,7 @@ impl<'a> Sought<'a> {
             by_digest,
             known_blobs,
             damaged,
+            fetched,
             _leases: (lease, made_before),
         })
     }
@@ -144,6 +147,8 @@ pub struct Layers<'a> {
     known_blobs: Mutex<BTreeMap<Digest, BlobStamp>>,
     /// Kept blobs that turned out to be damaged: their layers are made again.
     damaged: Mutex<BTreeSet<Digest>>,
+    /// Blobs that came from a shared cache in this run: they are kept now.
+    fetched: Mutex<BTreeSet<Digest>>,
     /// Keep the layers from garbage collection until they are delivered.
     _leases: (Option<Lease>, MadeBefore),
 }
@@ -171,7 +176,14 @@ impl<'a> Layers<'a> {
         }
         let lease = workshop.with_store("protect layers in use", |store| store.lease(&keys));
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
-        let found = found.unwrap_or_else(|| vec![None; keys.len()]);
+        let mut found = found.unwrap_or_else(|| vec![None; keys.len()]);
+        // What lies far away has to be fetched all the same, for an environment is rendered of what is in it.
+        let unknown = |&at: &usize| found[at].is_none() && !workshop.packer.is_far(&contents[at]);
+        let unknown: Vec<usize> = (0..keys.len()).filter(unknown).collect();
+        let wanted: Vec<LayerKey> = unknown.iter().map(|&at| keys[at]).collect();
+        for (at, record) in unknown.into_iter().zip(workshop.look_up_shared(&wanted)) {
+            found[at] = record;
+        }
         let known = keys.iter().zip(found).map(|(key, found)| {
             let made = made_before.layers.remove(key);
             made.or_else(|| found.map(Obtained::reused))
@@ -201,6 +213,60 @@ impl<'a> Layers<'a> {
     /// costs the memory, never the image.
     pub fn record_image(&self, image: &ImageRecord) -> Option<u64> {
         self.workshop.with_store("remember the image", |store| store.record_image(image))
+    }
+
+    /// Gives the shared caches all layers that they do not know, and the use of the image.
+    pub fn share(&self, image: &ImageUse) {
+        let Some(shared) = self.workshop.shared.filter(|shared| shared.is_written()) else { return };
+        let repositories = self.repositories();
+        let places: Vec<usize> = (0..self.records.len()).collect();
+        let give = |&at: &usize| -> Result<(), LayersError> {
+            let layer = self.descriptor(at)?;
+            let write = |out: &mut dyn Write| self.copy_to(&layer, out).map_err(io::Error::other);
+            shared.give(&self.records[at], &repositories, &write);
+            Ok(())
+        };
+        // A layer that has no descriptor is in no image.
+        let _ = parallel::for_each(self.workshop.packer.threads(), &places, give);
+        for (address, given) in shared.finish(image) {
+            let Given { entries, blobs, bytes } = given;
+            let message =
+                format!("given to the shared cache '{address}': {entries} layers, {blobs} blobs, {bytes} bytes");
+            self.workshop.observer.event(Event::Detail { message });
+        }
+    }
+
+    /// Fetches the compressed layers among these whose bytes are not here and in a shared cache. What does not come, or
+    /// comes wrong, is made here.
+    fn fetch(&self, layers: &[&Layer]) {
+        let (Some(shared), Some(store)) = (self.workshop.shared, self.workshop.store) else { return };
+        let records = layers.iter().filter_map(|layer| Some(&self.records[*self.by_digest.get(&layer.digest)?]));
+        let wanted: Vec<_> = records.filter(|record| !record.has_blob && record.digest != record.diff_id.0).collect();
+        let fetch = |record: &&&LayerRecord| -> Option<LayerRecord> {
+            let mut kept = None;
+            let came = shared.read_blob(&record.digest, record.size, |blob| {
+                let mut blob = VerifyingReader::new(blob, record.digest, record.size);
+                let mut writer = store.blob_writer().map_err(io::Error::other)?;
+                io::copy(&mut blob, &mut writer)?;
+                kept = Some(writer.commit(&record.digest).map_err(io::Error::other)?);
+                Ok(())
+            });
+            let stamp = kept.filter(|_| came)?;
+            self.known_blobs().insert(record.digest, stamp);
+            self.fetched().insert(record.digest);
+            Some(LayerRecord { has_blob: true, ..(**record).clone() })
+        };
+        let fetched: Vec<LayerRecord> = wanted.par_iter().filter_map(|record| fetch(&record)).collect();
+        if !fetched.is_empty() {
+            let bytes: u64 = fetched.iter().map(|record| record.size).sum();
+            let message = format!("fetched from a shared cache: {} layers, {bytes} bytes", fetched.len());
+            self.workshop.observer.event(Event::Detail { message });
+            self.workshop.record(&fetched);
+        }
+    }
+
+    fn fetched(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known_blobs(&self) -> MutexGuard<'_, BTreeMap<Digest, BlobStamp>> {
@@ -271,7 +337,11 @@ impl Past for Layers<'_> {
 
     fn repositories(&self) -> BTreeMap<String, BTreeSet<Digest>> {
         let remembered = self.workshop.with_store("look up repositories", |store| store.recall(Shelf::Blobs));
-        presence::recalled(&remembered.unwrap_or_default(), self.workshop.now)
+        let mut repositories = presence::recalled(&remembered.unwrap_or_default(), self.workshop.now);
+        for (name, blobs) in self.workshop.shared.map(SharedCache::repositories).unwrap_or_default() {
+            repositories.entry(name).or_default().extend(blobs);
+        }
+        repositories
     }
 
     fn remember_blobs(&self, repository: &str, blobs: &[Digest]) {
@@ -321,6 +391,7 @@ impl BlobProvider for Layers<'_> {
         let bad: BTreeSet<_> = bad.into_keys().collect();
         self.workshop.with_store("throw away a damaged layer", |store| store.discard_blobs(&bad));
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner).extend(bad);
+        self.fetch(layers);
     }
 
     /// Kept bytes are read; bytes that are not kept are made again and checked against the record.
@@ -329,8 +400,9 @@ impl BlobProvider for Layers<'_> {
             return Err(BlobError::Source(format!("{} is no layer of this image", layer.digest).into()));
         };
         let record = &self.records[at];
+        let is_here = record.has_blob || self.fetched().contains(&record.digest);
         let is_damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&record.digest);
-        if let (true, false, Some(store)) = (record.has_blob, is_damaged, self.workshop.store) {
+        if let (true, false, Some(store)) = (is_here, is_damaged, self.workshop.store) {
             // Gone since it was checked, for somebody cleared the cache: it is made again.
             let known = self.known_blobs().get(&record.digest).cloned();
             if let Ok(mut blob) = store.read_blob(&record.digest, record.size, known.as_ref()) {

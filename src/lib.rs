@@ -31,11 +31,11 @@ pub mod pack;
 
 pub mod store;
 
+pub mod share;
+
 pub mod image;
 
 pub mod delivery;
-
-pub mod share;
 
 pub mod proxy;
 

@@ -1,4 +1,5 @@
-//! What was learned at some cost, kept in the layer store: hashes of files, answers of binary caches and of Flox's catalog.
+//! What was learned at some cost, kept in the layer store: hashes of files, what was answered by
+//! binary caches, Flox's catalog and shared caches.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -7,6 +8,7 @@ use crate::blob::Digest;
 use crate::catalog::CatalogMemory;
 use crate::event::{Event, Observer};
 use crate::nix::{FileMemo, FileStamp, RememberedFile};
+use crate::share::SheetMemory;
 use crate::store::{LayerStore, Shelf, StoreError};
 use crate::substitute::CacheMemory;
 
@@ -29,6 +31,7 @@ struct Fresh {
     answers: Vec<(Vec<u8>, Vec<u8>)>,
     skeletons: Vec<(Vec<u8>, Vec<u8>)>,
     catalog: Vec<(Vec<u8>, Vec<u8>)>,
+    sheets: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl<'a> Memo<'a> {
@@ -40,12 +43,13 @@ impl<'a> Memo<'a> {
     /// Keeps what was learned since the last time.
     pub fn save(&self) {
         let Some(store) = self.store else { return };
-        let Fresh { files, answers, skeletons, catalog } = std::mem::take(&mut *self.fresh());
+        let Fresh { files, answers, skeletons, catalog, sheets } = std::mem::take(&mut *self.fresh());
         let saved = store
             .remember(Shelf::Files, &files)
             .and_then(|()| store.remember(Shelf::Answers, &answers))
             .and_then(|()| store.remember(Shelf::Skeletons, &skeletons))
-            .and_then(|()| store.remember(Shelf::Catalog, &catalog));
+            .and_then(|()| store.remember(Shelf::Catalog, &catalog))
+            .and_then(|()| store.remember(Shelf::Sheets, &sheets));
         if let Err(error) = saved {
             let message = format!("{error}: the next run hashes files and asks binary caches again");
             self.observer.event(Event::Detail { message });
@@ -112,5 +116,17 @@ impl CatalogMemory for Memo<'_> {
 
     fn keep_answer_to(&self, question: &Digest, answer: Vec<u8>) {
         self.fresh().catalog.push((question.hex().into_bytes(), answer));
+    }
+}
+
+impl SheetMemory for Memo<'_> {
+    fn sheets(&self, keys: &[String]) -> HashMap<String, Vec<u8>> {
+        let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.clone().into_bytes()).collect();
+        let found = self.recall(|store| store.recall_these(Shelf::Sheets, &keys));
+        found.into_iter().filter_map(|(key, value)| Some((String::from_utf8(key).ok()?, value))).collect()
+    }
+
+    fn keep_sheets(&self, sheets: Vec<(String, Vec<u8>)>) {
+        self.fresh().sheets.extend(sheets.into_iter().map(|(key, value)| (key.into_bytes(), value)));
     }
 }

@@ -9,6 +9,7 @@ use crate::environment::{ActivateMode, RemoteName, System};
 use crate::pack::Compression;
 use crate::plan;
 use crate::registry::Reference;
+use crate::share::ShareAddress;
 
 /// Export Flox and Nix environments as OCI container images, and do it again almost for free
 ///
@@ -104,6 +105,8 @@ pub(super) struct Containerize {
     #[command(flatten)]
     pub(super) registries: RegistryArgs,
     #[command(flatten)]
+    pub(super) share: ShareArgs,
+    #[command(flatten)]
     pub(super) image: ImageArgs,
     #[command(flatten)]
     pub(super) layers: LayerArgs,
@@ -181,6 +184,24 @@ pub(super) struct RegistryArgs {
     /// File with certificates to trust beside the system's; repeat for more
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) registry_ca: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Shared cache")]
+pub(super) struct ShareArgs {
+    /// Cache to look layers up in that are not known here: a repository of a registry, s3://BUCKET/PREFIX,
+    /// gs://BUCKET/PREFIX or file:///DIR; repeat for more
+    #[arg(long, value_name = "CACHE", env = "LAYERHOLD_CACHE_FROM", value_delimiter = ',', hide_env_values = true)]
+    pub(super) cache_from: Vec<ShareAddress>,
+    /// The same, which is also given the layers that are made here
+    #[arg(long, value_name = "CACHE", env = "LAYERHOLD_CACHE_TO", value_delimiter = ',', hide_env_values = true)]
+    pub(super) cache_to: Vec<ShareAddress>,
+    /// Key whose entries count, instead of all that somebody could write there; repeat for more
+    #[arg(long, value_name = "NAME:KEY")]
+    pub(super) cache_trust: Vec<String>,
+    /// File with the secret key that entries are signed with (layerhold cache key)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) cache_key: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -283,6 +304,14 @@ pub(super) enum CacheCommand {
         /// NAME or NAME:TAG
         name: String,
     },
+    /// Make a key that signs entries of shared caches: its secret half into a file, its public half to standard output
+    Key {
+        /// What the key is called, the team's name for example
+        name: String,
+        /// File for the secret half; it must not be there yet
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
     /// Remove everything
     Clear,
     /// Print the directory
@@ -307,6 +336,11 @@ pub(super) struct GcArgs {
     /// Keep images of this name; repeat for more
     #[arg(long, value_name = "NAME[:TAG]")]
     pub(super) keep: Vec<String>,
+    /// Tidy a shared cache instead: remove what no image needs that a tag still leads to
+    #[arg(long, value_name = "CACHE", conflicts_with_all = ["max_size", "min_free"])]
+    pub(super) remote: Option<ShareAddress>,
+    #[command(flatten)]
+    pub(super) registries: RegistryArgs,
     /// Only say what would go
     #[arg(long)]
     pub(super) dry_run: bool,

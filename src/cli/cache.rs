@@ -11,7 +11,7 @@ use super::args::{CacheCommand, GcArgs};
 use super::failure::Failure;
 use super::progress::Progress;
 use super::table::Table;
-use super::{size, surroundings};
+use super::{share, size, surroundings};
 use crate::blob::Digest;
 use crate::event::{Event, Observer};
 use crate::nix::StorePath;
@@ -35,6 +35,11 @@ pub(super) fn run(command: &CacheCommand, progress: &Progress) -> Result<(), Fai
         let path = surroundings::cache_directory().ok_or_else(surroundings::no_cache_directory)?;
         return print_line(&path.display().to_string());
     }
+    match command {
+        CacheCommand::Key { name, file } => return share::make_key(name, file),
+        CacheCommand::Gc(args @ GcArgs { remote: Some(address), .. }) => return share::gc(address, args, progress),
+        _ => {}
+    }
     let store = surroundings::open_cache()?;
     match command {
         CacheCommand::Gc(args) => gc(&store, args, progress),
@@ -50,7 +55,7 @@ pub(super) fn run(command: &CacheCommand, progress: &Progress) -> Result<(), Fai
             progress.result(&format!("{} freed", size::human(bytes)));
             Ok(())
         }
-        CacheCommand::Path => Ok(()),
+        CacheCommand::Path | CacheCommand::Key { .. } => Ok(()),
     }
 }
 

@@ -14,12 +14,22 @@ use super::surroundings::config_home;
 pub(super) struct Config {
     pub(super) cache: CacheConfig,
     pub(super) substituters: SubstitutersConfig,
+    pub(super) shared_cache: SharedCacheConfig,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct CacheConfig {
     pub(super) max_size: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(super) struct SharedCacheConfig {
+    pub(super) from: Vec<String>,
+    pub(super) to: Vec<String>,
+    pub(super) trust: Vec<String>,
+    pub(super) key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -55,6 +65,7 @@ impl Config {
 /// The file holds something that it should not.
 pub(super) fn invalid(file: &Path, why: &str) -> Failure {
     let hint = "what it may hold: [cache], and below that max-size = \"50GiB\"; [substituters], and below that urls, \
-                trusted-public-keys, netrc-file, and [substituters.tokens]";
+                trusted-public-keys, netrc-file, and [substituters.tokens]; [shared-cache], and below that from, to, \
+                trust, key-file";
     Failure::new(format!("{}: {why}", file.display()), Some(hint.to_owned()))
 }

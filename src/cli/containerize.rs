@@ -16,6 +16,7 @@ use super::platforms;
 use super::progress::Progress;
 use super::proxy;
 use super::registries;
+use super::share;
 use super::size;
 use super::substituters;
 use super::surroundings;
@@ -103,6 +104,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
             _ => StartServices::AsManifest,
         },
         target,
+        share: share::settings(&args.share, &args.registries, args.environment.offline)?,
         registries: registries::settings(&args.registries, args.target.push.iter())?,
         path: outset.path.clone(),
         tag: args.image.tag.clone(),

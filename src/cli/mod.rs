@@ -12,6 +12,7 @@ mod platforms;
 mod progress;
 mod proxy;
 mod registries;
+mod share;
 mod size;
 mod substituters;
 mod surroundings;

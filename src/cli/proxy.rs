@@ -4,7 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::args::{Containerize, EnvironmentArgs, ImageArgs, LayerArgs, ModeArg, ProxyArgs, RegistryArgs, TargetArgs};
+use super::args::{
+    Containerize, EnvironmentArgs, ImageArgs, LayerArgs, ModeArg, ProxyArgs, RegistryArgs, ShareArgs, TargetArgs,
+};
 use super::failure::Failure;
 use super::progress::{Progress, Verbosity};
 use super::substituters;
@@ -164,13 +166,15 @@ impl Place {
 /// The arguments of the run in the container: those of this run, with the target and the environment's place as they are
 /// there. Every argument is named here, so that none is forgotten.
 fn arguments(args: &Containerize, verbosity: Verbosity, place: &Place, systems: &[System]) -> Vec<OsString> {
-    let Containerize { environment, target, registries, image, layers, proxy, dry_run: _, json: _ } = args;
+    let Containerize { environment, target, registries, share, image, layers, proxy, dry_run: _, json: _ } = args;
     // The binary caches and their keys are in NIX_CONFIG, for their addresses may hold passwords.
     let EnvironmentArgs { dir: _, remote: _, generation: _, mode, store: _, substituters: _, keys: _, .. } =
         environment;
     let EnvironmentArgs { offline, shell, services, no_services, .. } = environment;
     let TargetArgs { file: _, runtime: _, layout: _, push: _ } = target;
     let RegistryArgs { insecure_registry: _, registry_ca: _ } = registries;
+    // Shared caches are not asked in the container, which has none of this machine's logins.
+    let ShareArgs { cache_from: _, cache_to: _, cache_trust: _, cache_key: _ } = share;
     let ImageArgs { platforms: _, tag, labels, created } = image;
     let LayerArgs { max_layers, compression } = layers;
     let ProxyArgs { proxy: _, proxy_image: _, proxy_volume: _, in_proxy: _ } = proxy;

@@ -147,17 +147,18 @@ fn credentials(
         let token = String::from_utf8_lossy(&read(file)?).trim().to_owned();
         Ok::<_, Failure>((address.clone(), token))
     };
+    Ok(Credentials { netrc, tokens: token_files.iter().map(token).collect::<Result<_, _>>()?, aws: aws()? })
+}
+
+/// What there is to show buckets of Amazon's protocol.
+pub(super) fn aws() -> Result<AwsCredentials, Failure> {
     let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let aws_file =
+    let file =
         variable("AWS_SHARED_CREDENTIALS_FILE").or_else(|| absolute("HOME").map(|home| home.join(".aws/credentials")));
-    Ok(Credentials {
-        netrc,
-        tokens: token_files.iter().map(token).collect::<Result<_, _>>()?,
-        aws: AwsCredentials {
-            variables: variables.filter(|(name, _)| name.starts_with("AWS_")).collect(),
-            file: aws_file.map(|file| text_if_there(&file)).transpose()?.flatten(),
-        },
+    Ok(AwsCredentials {
+        variables: variables.filter(|(name, _)| name.starts_with("AWS_")).collect(),
+        file: file.map(|file| text_if_there(&file)).transpose()?.flatten(),
     })
 }
 

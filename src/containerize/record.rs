@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::Delivery;
+use crate::delivery::Target;
 use crate::image::Images;
 use crate::layers::Layers;
 use crate::nix::{Closure, PathInfo, StorePath};
+use crate::share::ImageUse;
 use crate::store::{GraphNode, ImageRecord, PlatformRecord};
 
 /// The record of images that were made now: of several platforms one record, so that they stay and go together.
@@ -28,6 +31,22 @@ pub(super) fn of(images: &Images, closures: &[&Closure], layers: &Layers<'_>, no
         made_at: now,
         used_at: now,
         graph: graph(closures),
+    }
+}
+
+/// What shared caches are told of images that were made now, and where they were pushed.
+pub(super) fn use_of(images: &Images, layers: &Layers<'_>, deliveries: &[Delivery], now: SystemTime) -> ImageUse {
+    let pushed = deliveries.iter().filter_map(|delivery| match &delivery.target {
+        Target::Registry(reference) => Some(reference.to_string()),
+        _ => None,
+    });
+    ImageUse {
+        name: images.name().repository().to_owned(),
+        tag: images.name().tag().to_owned(),
+        manifest: images.digest(),
+        pushed: pushed.collect(),
+        keys: layers.keys().iter().copied().collect(),
+        used_at: now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
     }
 }
 

@@ -1,9 +1,12 @@
 //! Where layers are made: looked for in the layer store, claimed, packed and recorded.
 
-use std::io;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use super::{LayersError, media_type};
 use crate::blob::LayerKey;
@@ -13,6 +16,7 @@ use crate::event::{Cancelled, Event, Observer, Stage};
 use crate::nix::TreeState;
 use crate::pack::{Compression, LayerContents, PackError, Packed, Packer};
 use crate::parallel;
+use crate::share::SharedCache;
 use crate::store::{BlobStamp, Claim, Content, LayerRecord, LayerStore, StoreError};
 
 /// Where layers come from and how they are made: what every step needs.
@@ -26,6 +30,8 @@ pub struct Workshop<'a> {
     pub observer: &'a dyn Observer,
     /// Whether the store has failed in this run.
     pub trouble: &'a Trouble,
+    /// What other machines know of layers.
+    pub shared: Option<&'a SharedCache<'a>>,
     /// Now.
     pub now: SystemTime,
 }
@@ -71,23 +77,31 @@ pub(super) fn pack_missing(
 
     let layers = Mutex::new(known);
     let keep = |at: usize, layer| layers.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(layer);
-    // Layers that another process is making right now: its work is waited for, but only when there is no other.
+    // Layers that another process, or another machine, is making right now: its work is waited for, but only when there
+    // is no other.
     let elsewhere = Mutex::new(Vec::new());
     let threads = workshop.packer.threads();
-    let pack = |at: usize, claim| workshop.pack(&contents[at], keys[at], claim, spool.map(|spool| (spool, at)));
-    let outcome: Result<(), LayersError> = parallel::for_each(threads, &missing, |&at| {
-        match workshop.try_claim(&keys[at]) {
-            Ok(claim) => keep(at, pack(at, claim)?),
-            Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
-        }
-        Ok(())
-    })
-    .and_then(|()| {
-        let elsewhere = elsewhere.into_inner().unwrap_or_else(PoisonError::into_inner);
-        parallel::for_each(threads, &elsewhere, |&at| {
-            let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
-            keep(at, pack(at, claim)?);
+    let outcome: Result<(), LayersError> = workshop.giving(|give| {
+        let pack = |at: usize, claim| -> Result<Obtained, LayersError> {
+            let obtained = workshop.pack(&contents[at], keys[at], claim, spool.map(|spool| (spool, at)))?;
+            give(&obtained.record);
+            Ok(obtained)
+        };
+        parallel::for_each(threads, &missing, |&at| {
+            match workshop.try_claim(&keys[at]) {
+                Ok(claim) => keep(at, pack(at, claim)?),
+                Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
+            }
             Ok(())
+        })
+        .and_then(|()| {
+            let elsewhere = std::mem::take(&mut *elsewhere.lock().unwrap_or_else(PoisonError::into_inner));
+            parallel::for_each(threads, &elsewhere, |&at| {
+                let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
+                let made = workshop.wait_for_another_machine(&contents[at], &keys[at]);
+                keep(at, made.map_or_else(|| pack(at, claim), Ok)?);
+                Ok(())
+            })
         })
     });
     let layers = layers.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -100,8 +114,18 @@ pub(super) fn pack_missing(
     Ok(layers.into_iter().flatten().collect())
 }
 
-/// Another process is making the layer.
+/// Another process, or another machine, is making the layer.
 struct BeingMade;
+
+/// Bytes a second that whoever makes a layer elsewhere is expected to pack and to send at least.
+const SLOWEST_PACKING: u64 = 20 << 20;
+/// No layer is waited for any longer.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// A record of somebody else's, whose bytes are not here.
+fn without_bytes(record: LayerRecord) -> LayerRecord {
+    LayerRecord { has_blob: false, ..record }
+}
 
 impl Workshop<'_> {
     /// Does something with the store, if there is one. A store that fails costs time, never the image: that is said
@@ -134,11 +158,79 @@ impl Workshop<'_> {
     }
 
     fn try_claim(&self, key: &LayerKey) -> Result<Option<Claim>, BeingMade> {
-        match self.with_store("claim a layer", |store| store.try_claim(key)) {
-            Some(None) => Err(BeingMade),
-            Some(claim) => Ok(claim),
-            None => Ok(None),
+        let claim = match self.with_store("claim a layer", |store| store.try_claim(key)) {
+            Some(None) => return Err(BeingMade),
+            Some(claim) => claim,
+            None => None,
+        };
+        match self.shared {
+            Some(shared) if shared.is_made_elsewhere(key) => Err(BeingMade),
+            _ => Ok(claim),
         }
+    }
+
+    /// What the shared caches know of layers that the store does not: recorded here too, though their bytes are not here
+    /// yet.
+    pub(super) fn look_up_shared(&self, keys: &[LayerKey]) -> Vec<Option<LayerRecord>> {
+        let Some(shared) = self.shared.filter(|_| !keys.is_empty()) else { return vec![None; keys.len()] };
+        let found: Vec<_> = shared.look_up(keys).into_iter().map(|found| found.map(without_bytes)).collect();
+        let known: Vec<_> = found.iter().flatten().cloned().collect();
+        self.record(&known);
+        found
+    }
+
+    pub(super) fn record(&self, records: &[LayerRecord]) {
+        for record in records {
+            self.with_store("record a layer", |store| store.record_layer(record));
+        }
+        self.with_store("index layers", |store| store.index_layers(records));
+    }
+
+    /// The layer that another machine is making, once it has; `None` where that takes longer than to make it here.
+    fn wait_for_another_machine(&self, contents: &LayerContents<'_>, key: &LayerKey) -> Option<Obtained> {
+        let shared = self.shared.filter(|shared| shared.is_written())?;
+        if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(key)) {
+            return Some(Obtained::reused(record));
+        }
+        let patience = Duration::from_secs(2) + Duration::from_secs(contents.estimated_size() / SLOWEST_PACKING);
+        let record = shared.wait_for(key, patience.min(LONGEST_WAIT)).map(without_bytes)?;
+        self.record(std::slice::from_ref(&record));
+        Some(Obtained::reused(record))
+    }
+
+    /// Runs `work`, which tells of layers that were made; they are given to the shared caches meanwhile, as far as that
+    /// goes: what is left when the work is done is given at the end of the run.
+    fn giving<T>(&self, work: impl FnOnce(&(dyn Fn(&LayerRecord) + Sync)) -> T) -> T {
+        let (Some(shared), Some(store)) = (self.shared.filter(|shared| shared.is_written()), self.store) else {
+            return work(&|_| {});
+        };
+        let (send, made) = channel::<LayerRecord>();
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let is_over = &is_over;
+            scope.spawn(move || {
+                for record in made.iter().take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                    // Without its bytes at hand it is given at the end.
+                    if record.has_blob || record.digest == record.diff_id.0 {
+                        let write = |out: &mut dyn Write| {
+                            let blob = store.read_blob(&record.digest, record.size, None);
+                            io::copy(&mut blob.map_err(io::Error::other)?, out).map(drop)
+                        };
+                        shared.give(&record, &BTreeMap::new(), &write);
+                    }
+                }
+            });
+            let send = Mutex::new(send);
+            let give = |record: &LayerRecord| {
+                let send = send.lock().unwrap_or_else(PoisonError::into_inner);
+                // Whoever would receive it has had enough.
+                let _ = send.send(record.clone());
+            };
+            let done = work(&give);
+            is_over.store(true, Ordering::Relaxed);
+            drop(send);
+            done
+        })
     }
 
     /// Packs one layer and records it, unless another process has done so by now.

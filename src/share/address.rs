@@ -54,6 +54,11 @@ impl InvalidShareAddress {
 }
 
 impl ShareAddress {
+    /// Whether it is on this machine, so that nothing goes over the network.
+    pub fn is_local(&self) -> bool {
+        matches!(self.place, Place::Directory(_))
+    }
+
     /// The repository, if it is one.
     pub fn reference(&self) -> Option<&Reference> {
         match &self.place {

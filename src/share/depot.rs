@@ -40,6 +40,20 @@ pub enum DepotError {
     Forgetful,
 }
 
+impl DepotError {
+    /// What mends it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Registry(error) => error.hint(),
+            Self::Objects { source: FetchError::Denied { .. }, .. } => Some(
+                "name a key that may: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"
+                    .to_owned(),
+            ),
+            Self::Objects { .. } | Self::Source(_) | Self::Forgetful => None,
+        }
+    }
+}
+
 /// Writes a blob; may be called again where the depot loses what it got.
 pub type WriteBlob<'w> = &'w mut dyn FnMut(&mut dyn Write) -> io::Result<()>;
 /// Reads a blob. What comes is not verified yet.
@@ -80,6 +94,10 @@ pub trait Depot: Send + Sync {
     /// gave, or `None` where that is somebody else's work.
     fn remove_blobs(&self, blobs: &BTreeMap<Digest, u64>, before: u64) -> Result<Option<u64>, DepotError>;
 
-    /// Leaves a mark that anyone can look for, unless it is there; says whether it was.
+    /// Whether somebody has left this mark.
+    fn is_marked(&self, text: &str) -> Result<bool, DepotError>;
+
+    /// Leaves a mark that anyone can look for, unless it is there; says whether it was. Two that leave it at the same time
+    /// may both learn that it was not.
     fn mark(&self, text: &str) -> Result<bool, DepotError>;
 }

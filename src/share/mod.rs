@@ -3,9 +3,12 @@
 mod address;
 mod depot;
 mod entry;
+mod garbage;
 mod merging;
 mod object_depot;
+mod open;
 mod registry_depot;
+mod shared_cache;
 mod sheet;
 mod signing;
 
@@ -15,5 +18,8 @@ mod samples;
 pub use address::{InvalidShareAddress, ShareAddress};
 pub use depot::{BlobNote, Depot, DepotError, ReadBlob, WriteBlob};
 pub use entry::{Entry, Trust};
+pub use garbage::{Garbage, GarbagePolicy, Gone, collect};
+pub use open::Keyring;
+pub use shared_cache::{Given, Settings, SharedCache, SheetMemory, WriteLayer};
 pub use sheet::{Contents, EncodeError, ImageUse, InvalidSheet, InvalidSheetName, Sheet, SheetName};
 pub use signing::{InvalidSecretKey, SecretKey};

@@ -267,8 +267,16 @@ impl Depot for ObjectDepot<'_> {
         Ok(Some(freed))
     }
 
+    fn is_marked(&self, text: &str) -> Result<bool, DepotError> {
+        self.exists(&mark_of(text), self.quick)
+    }
+
     fn mark(&self, text: &str) -> Result<bool, DepotError> {
-        let name = format!("marks/{}", Digest::of(text.as_bytes()).hex());
+        let name = mark_of(text);
         Ok(!self.put(&name, &Bytes::copy_from_slice(text.as_bytes()), PutMode::Create)?)
     }
+}
+
+fn mark_of(text: &str) -> String {
+    format!("marks/{}", Digest::of(text.as_bytes()).hex())
 }

@@ -131,9 +131,12 @@ impl Depot for RegistryDepot<'_> {
         Ok(None)
     }
 
+    fn is_marked(&self, text: &str) -> Result<bool, DepotError> {
+        Ok(!self.quick.has_blobs(&[Digest::of(text.as_bytes())])?.is_empty())
+    }
+
     fn mark(&self, text: &str) -> Result<bool, DepotError> {
-        let digest = Digest::of(text.as_bytes());
-        if !self.quick.has_blobs(&[digest])?.is_empty() {
+        if self.is_marked(text)? {
             return Ok(true);
         }
         // A blob that no manifest names: the registry's garbage collection takes it.

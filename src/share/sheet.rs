@@ -88,7 +88,7 @@ pub struct ImageUse {
     pub tag: String,
     /// Digest of the manifest, or of the index over several platforms.
     pub manifest: Digest,
-    /// Where it was pushed: `HOST/NAME` each, none where it went elsewhere.
+    /// Where it was pushed: `HOST/NAME:TAG` each, none where it went elsewhere.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub pushed: BTreeSet<String>,
     /// The keys of its layers.

@@ -23,6 +23,8 @@ pub enum Shelf {
     Catalog,
     /// Which blobs repositories of registries have.
     Blobs,
+    /// Sheets of shared caches.
+    Sheets,
 }
 
 impl Shelf {
@@ -33,6 +35,7 @@ impl Shelf {
             Self::Skeletons => "skeletons",
             Self::Catalog => "catalog",
             Self::Blobs => "blobs",
+            Self::Sheets => "sheets",
         }
     }
 
@@ -44,6 +47,7 @@ impl Shelf {
             Self::Skeletons => b"skeletons",
             Self::Catalog => b"catalog",
             Self::Blobs => b"blobs",
+            Self::Sheets => b"sheets",
         }
     }
 
@@ -54,14 +58,14 @@ impl Shelf {
             Self::Files => 400_000,
             // All of them are read by every run that needs one.
             Self::Answers | Self::Blobs => 20_000,
-            Self::Skeletons | Self::Catalog => 50 << 20,
+            Self::Skeletons | Self::Catalog | Self::Sheets => 50 << 20,
         }
     }
 
     fn weight(self, value: &[u8]) -> u64 {
         match self {
             Self::Files | Self::Answers | Self::Blobs => 1,
-            Self::Skeletons | Self::Catalog => value.len() as u64 + 64,
+            Self::Skeletons | Self::Catalog | Self::Sheets => value.len() as u64 + 64,
         }
     }
 }
@@ -163,7 +167,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tmp")).unwrap();
         let held = database::hold(directory.path(), Duration::from_secs(1)).unwrap();
-        let all = [Shelf::Files, Shelf::Answers, Shelf::Skeletons, Shelf::Catalog, Shelf::Blobs];
+        let all = [Shelf::Files, Shelf::Answers, Shelf::Skeletons, Shelf::Catalog, Shelf::Blobs, Shelf::Sheets];
         for (n, shelf) in all.into_iter().enumerate() {
             let entries = [(b"a".to_vec(), vec![n as u8]), (b"b".to_vec(), vec![])];
             remember(directory.path(), &held, shelf, &entries).unwrap();

@@ -1,0 +1,470 @@
+//! A run's view of shared caches: what they know is looked up, what it makes is given to them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{self, Read, Write};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rayon::prelude::*;
+
+use super::address::ShareAddress;
+use super::depot::{BlobNote, Depot, DepotError};
+use super::entry::{Entry, Trust};
+use super::merging::{self, Replacement};
+use super::open::{Keyring, Opener};
+use super::sheet::{Contents, ImageUse, Sheet, SheetName};
+use super::signing::SecretKey;
+use crate::blob::{Digest, LayerKey};
+use crate::event::{Event, Observer};
+use crate::store::LayerRecord;
+
+/// How long the sheets of all caches may take together, before a build goes on without those that are missing.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// How often it is looked whether another machine has made a layer.
+const GLANCE: Duration = Duration::from_millis(250);
+/// A mark that somebody is making a layer counts for so many seconds, and up to as many more.
+const MARK_PERIOD: u64 = 120;
+/// A growing sheet is written again at most so often.
+const SHEET_INTERVAL: Duration = Duration::from_millis(300);
+
+/// What is asked for.
+#[derive(Clone, Default)]
+pub struct Settings {
+    /// Caches that are read.
+    pub from: Vec<ShareAddress>,
+    /// Caches that are read and written.
+    pub to: Vec<ShareAddress>,
+    /// Whose entries count.
+    pub trust: Trust,
+    /// What entries are signed with.
+    pub key: Option<SecretKey>,
+    /// Who asks.
+    pub keyring: Keyring,
+}
+
+/// Remembers sheets that never change, by cache and name; what is forgotten is read again.
+pub trait SheetMemory: Sync {
+    /// Those of the sheets that are remembered.
+    fn sheets(&self, keys: &[String]) -> HashMap<String, Vec<u8>>;
+
+    /// Remembers sheets.
+    fn keep_sheets(&self, sheets: Vec<(String, Vec<u8>)>);
+}
+
+/// The shared caches of a run. Whatever goes wrong with one is said once, and it is done without from then on: a build
+/// never fails for it.
+pub struct SharedCache<'a> {
+    trust: Trust,
+    key: Option<SecretKey>,
+    observer: &'a dyn Observer,
+    memory: &'a dyn SheetMemory,
+    now: u64,
+    shares: Vec<Share<'a>>,
+    views: OnceLock<()>,
+}
+
+/// One cache.
+struct Share<'a> {
+    address: ShareAddress,
+    depot: Box<dyn Depot + 'a>,
+    is_written: bool,
+    state: Mutex<State>,
+}
+
+/// What is known of a cache, and what this run adds.
+#[derive(Default)]
+struct State {
+    has_failed: bool,
+    view: BTreeMap<SheetName, Sheet>,
+    contents: Contents,
+    own: Own,
+}
+
+/// The sheet of this run.
+#[derive(Default)]
+struct Own {
+    name: Option<SheetName>,
+    contents: Contents,
+    written_at: Option<Instant>,
+}
+
+/// Writes a layer's bytes.
+pub type WriteLayer<'w> = &'w (dyn Fn(&mut dyn Write) -> io::Result<()> + Sync);
+
+/// What was given to a cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Entries that it did not have.
+    pub entries: usize,
+    /// Blobs that were sent.
+    pub blobs: usize,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl<'a> SharedCache<'a> {
+    /// Nothing is asked before the first look-up.
+    pub fn new(
+        settings: Settings,
+        memory: &'a dyn SheetMemory,
+        observer: &'a dyn Observer,
+        now: SystemTime,
+    ) -> Option<Self> {
+        let Settings { from, to, trust, key, keyring } = settings;
+        let read_only = from.into_iter().filter(|address| !to.contains(address)).map(|address| (address, false));
+        let all: Vec<_> = to.iter().cloned().map(|address| (address, true)).chain(read_only).collect();
+        if all.is_empty() {
+            return None;
+        }
+        let opener = Opener::new(keyring, observer);
+        let mut shares = Vec::new();
+        for (address, is_written) in all {
+            match opener.open(&address) {
+                Ok(depot) => shares.push(Share { address, depot, is_written, state: Mutex::default() }),
+                Err(error) => {
+                    let message = format!("the shared cache '{address}' is done without: {}", chain(&error));
+                    observer.event(Event::Warning { message });
+                }
+            }
+        }
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Some(Self { trust, key, observer, memory, now, shares, views: OnceLock::new() })
+    }
+
+    /// What the caches know of these layers. [`LayerRecord::has_blob`] says whether one of them has the bytes.
+    pub fn look_up(&self, keys: &[LayerKey]) -> Vec<Option<LayerRecord>> {
+        self.views.get_or_init(|| self.read_views());
+        keys.iter().map(|key| self.find(key)).collect()
+    }
+
+    /// Has a blob read that [`SharedCache::look_up`] has promised; false where no cache has it after all. What is read is
+    /// not verified.
+    pub fn read_blob(&self, blob: &Digest, size: u64, mut read: impl FnMut(&mut dyn Read) -> io::Result<()>) -> bool {
+        for share in self.usable().filter(|share| share.state().contents.blobs().contains_key(blob)) {
+            let done = share.depot.read_blob(blob, size, &mut read);
+            match done {
+                Ok(Some(Ok(()))) => return true,
+                Ok(Some(Err(error))) => self.warn_of(share, &format!("gave {blob} wrong: {error}")),
+                Ok(None) => self.warn_of(share, &format!("has lost {blob}")),
+                Err(error) => self.give_up(share, &error),
+            }
+        }
+        false
+    }
+
+    /// Marks a layer as being made here, unless another machine is at it: says whether one is.
+    pub fn is_made_elsewhere(&self, key: &LayerKey) -> bool {
+        for share in self.usable().filter(|share| share.is_written) {
+            let period = self.now / MARK_PERIOD;
+            let mark = |period: u64| format!("layerhold claim 1 {} {period}\n", key.hex());
+            let before = share.depot.is_marked(&mark(period.saturating_sub(1)));
+            let marked = before.and_then(|marked| Ok(marked || share.depot.mark(&mark(period))?));
+            match marked {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(error) => self.give_up(share, &error),
+            }
+        }
+        false
+    }
+
+    /// Waits until another machine has made the layer, for as long as `patience` says.
+    pub fn wait_for(&self, key: &LayerKey, patience: Duration) -> Option<LayerRecord> {
+        let begun = Instant::now();
+        while begun.elapsed() < patience && !self.observer.cancelled() {
+            let found = self.look_again(key);
+            if found.is_some() {
+                return found;
+            }
+            std::thread::sleep(GLANCE);
+        }
+        None
+    }
+
+    /// What the caches know of a layer now.
+    fn look_again(&self, key: &LayerKey) -> Option<LayerRecord> {
+        for share in self.usable().filter(|share| share.is_written) {
+            // One at a time: whoever waits for another's look has its result.
+            let mut state = share.state();
+            if let Some(found) = state.contents.find(key, &self.trust) {
+                return Some(found.layer.clone());
+            }
+            if let Err(error) = self.refresh(share, &mut state) {
+                drop(state);
+                self.give_up(share, &error);
+            }
+        }
+        self.find(key)
+    }
+
+    /// Repositories, `HOST/NAME`, whose registry has the blob in a cache: a push may mount it from there.
+    pub fn repositories(&self) -> BTreeMap<String, BTreeSet<Digest>> {
+        let of = |share: &Share<'a>| {
+            let blobs = share.state().contents.blobs().into_keys().collect::<BTreeSet<_>>();
+            Some((share.address.reference()?.name(), blobs))
+        };
+        self.usable().filter_map(of).collect()
+    }
+
+    /// Whether some cache is to be given what this run makes.
+    pub fn is_written(&self) -> bool {
+        self.shares.iter().any(|share| share.is_written)
+    }
+
+    /// Gives a layer to the caches that are written, and soon after an entry of it, so that others find it while this run
+    /// goes on. `mount_from` are repositories that may have its blob.
+    pub fn give(&self, record: &LayerRecord, mount_from: &BTreeMap<String, BTreeSet<Digest>>, write: WriteLayer<'_>) {
+        for share in self.usable().filter(|share| share.is_written) {
+            if let Err(error) = self.give_to(share, record, mount_from, write) {
+                self.give_up(share, &error);
+            }
+        }
+    }
+
+    /// Completes what this run gives: the sheet with the use of the image. Many sheets become one. Says what was given to
+    /// each cache.
+    pub fn finish(&self, image: &ImageUse) -> Vec<(String, Given)> {
+        let mut given = Vec::new();
+        for share in self.usable().filter(|share| share.is_written) {
+            match self.finish_sheet(share, image) {
+                Ok(what) => given.push((share.address.to_string(), what)),
+                Err(error) => self.give_up(share, &error),
+            }
+        }
+        given
+    }
+
+    fn usable(&self) -> impl Iterator<Item = &Share<'a>> {
+        self.shares.iter().filter(|share| !share.state().has_failed)
+    }
+
+    fn find(&self, key: &LayerKey) -> Option<LayerRecord> {
+        let found = self.usable().filter_map(|share| share.state().contents.find(key, &self.trust).cloned());
+        let found: Vec<Entry> = found.collect();
+        let with_bytes = found.iter().find(|entry| entry.layer.has_blob);
+        with_bytes.or(found.first()).map(|entry| entry.layer.clone())
+    }
+
+    fn read_views(&self) {
+        let begun = Instant::now();
+        self.shares.par_iter().for_each(|share| {
+            let mut state = share.state();
+            let read = self.refresh(share, &mut state);
+            drop(state);
+            match read {
+                Err(error) => self.give_up(share, &error),
+                Ok(()) if begun.elapsed() > DEADLINE => {
+                    share.state().has_failed = true;
+                    self.warn_of(share, "is too slow to be of use: going on without it");
+                }
+                Ok(()) => {}
+            }
+        });
+    }
+
+    /// Reads the sheets that are new, the merged ones first: what they supersede is not read.
+    fn refresh(&self, share: &Share<'a>, state: &mut State) -> Result<(), DepotError> {
+        let depot = &*share.depot;
+        let listed: BTreeSet<SheetName> = depot.sheets()?.into_iter().collect();
+        state.view.retain(|name, sheet| listed.contains(name) && sheet.is_final);
+        let mut levels: BTreeMap<u32, Vec<SheetName>> = BTreeMap::new();
+        for name in listed.iter().filter(|name| !state.view.contains_key(name) && state.own.name != Some(**name)) {
+            levels.entry(name.level).or_default().push(*name);
+        }
+        for names in levels.into_values().rev() {
+            let superseded: BTreeSet<_> = state.view.values().flat_map(|sheet| sheet.supersedes.clone()).collect();
+            let names: Vec<_> = names.into_iter().filter(|name| !superseded.contains(name)).collect();
+            let read = self.read_sheets(share, depot, &names)?;
+            state.view.extend(read);
+        }
+        state.contents = merging::union(&state.view);
+        state.contents.merge(state.own.contents.clone());
+        Ok(())
+    }
+
+    fn read_sheets(
+        &self,
+        share: &Share<'a>,
+        depot: &dyn Depot,
+        names: &[SheetName],
+    ) -> Result<Vec<(SheetName, Sheet)>, DepotError> {
+        let key = |name: &SheetName| format!("{} {name}", share.address);
+        let remembered = self.memory.sheets(&names.iter().map(key).collect::<Vec<_>>());
+        let read = |name: &SheetName| -> Result<Option<(SheetName, Sheet, Option<Vec<u8>>)>, DepotError> {
+            let known = remembered.get(&key(name));
+            let bytes = match known {
+                Some(bytes) => bytes.clone(),
+                // Merged into another one since it was listed: that one is found the next time.
+                None => match depot.read_sheet(name)? {
+                    Some(bytes) => bytes,
+                    None => return Ok(None),
+                },
+            };
+            match Sheet::decode(&bytes) {
+                Ok(sheet) => {
+                    let to_keep = (known.is_none() && sheet.is_final).then_some(bytes);
+                    Ok(Some((*name, sheet, to_keep)))
+                }
+                Err(error) => {
+                    let message = format!("the shared cache '{}': sheet {name}: {error}", share.address);
+                    self.observer.event(Event::Detail { message });
+                    Ok(None)
+                }
+            }
+        };
+        let read: Vec<_> = names.par_iter().map(read).collect::<Result<_, _>>()?;
+        let mut sheets = Vec::new();
+        let mut to_keep = Vec::new();
+        for (name, sheet, bytes) in read.into_iter().flatten() {
+            to_keep.extend(bytes.map(|bytes| (key(&name), bytes)));
+            sheets.push((name, sheet));
+        }
+        if !to_keep.is_empty() {
+            self.memory.keep_sheets(to_keep);
+        }
+        Ok(sheets)
+    }
+
+    fn give_to(
+        &self,
+        share: &Share<'a>,
+        record: &LayerRecord,
+        mount_from: &BTreeMap<String, BTreeSet<Digest>>,
+        write: WriteLayer<'_>,
+    ) -> Result<(), DepotError> {
+        // A layer that is packed again as it is has no blob there, as it has none in the layer store.
+        let is_kept = record.digest != record.diff_id.0;
+        let known = share.state().contents.find(&record.key, &self.trust).cloned();
+        if known.is_some_and(|entry| entry.layer.digest == record.digest && (entry.layer.has_blob || !is_kept)) {
+            return Ok(());
+        }
+        if is_kept {
+            let depot = &*share.depot;
+            let sources = share.sources(&record.digest, mount_from);
+            depot.write_blob(&record.digest, record.size, &sources, &mut |out| write(out))?;
+        }
+        let mut entry = Entry::new(LayerRecord { has_blob: is_kept, ..record.clone() });
+        if let Some(key) = &self.key {
+            entry.sign(key);
+        }
+        let mut state = share.state();
+        state.own.contents.insert(entry.clone());
+        state.contents.insert(entry);
+        let is_due = state.own.written_at.is_none_or(|written| written.elapsed() > SHEET_INTERVAL);
+        if is_due { self.write_own(share, &mut state, false) } else { Ok(()) }
+    }
+
+    /// Writes what this run has given so far.
+    fn write_own(&self, share: &Share<'a>, state: &mut State, is_final: bool) -> Result<(), DepotError> {
+        let name = match state.own.name {
+            Some(name) => name,
+            None => *state.own.name.insert(SheetName::new(0, random()?)),
+        };
+        let contents = state.own.contents.clone();
+        let blobs = notes(&contents);
+        let sheet = Sheet { is_final, time: self.now, supersedes: BTreeSet::new(), contents };
+        let bytes = sheet.encode().map_err(|error| DepotError::Source(io::Error::other(error)))?;
+        share.depot.write_sheet(&name, &bytes, &blobs)?;
+        state.own.written_at = Some(Instant::now());
+        Ok(())
+    }
+
+    fn finish_sheet(&self, share: &Share<'a>, image: &ImageUse) -> Result<Given, DepotError> {
+        let mut state = share.state();
+        let known = state.contents.image(&image.name, &image.tag, &image.manifest);
+        // A use that is known is written down again once a day, for whoever collects garbage by age.
+        let is_news = known
+            .is_none_or(|known| known.used_at + 24 * 3600 < image.used_at || !image.pushed.is_subset(&known.pushed));
+        let given = Given {
+            entries: state.own.contents.len(),
+            blobs: state.own.contents.blobs().len(),
+            bytes: state.own.contents.blobs().values().sum(),
+        };
+        if given.entries == 0 && !is_news {
+            return Ok(given);
+        }
+        state.own.contents.insert_image(image.clone());
+        self.write_own(share, &mut state, true)?;
+        self.refresh(share, &mut state)?;
+        if let Some(name) = state.own.name {
+            let contents = state.own.contents.clone();
+            let own = Sheet { is_final: true, time: self.now, supersedes: BTreeSet::new(), contents };
+            state.view.insert(name, own);
+        }
+        if let Some(replacement) = merging::merge_if_many(&state.view, self.now) {
+            replace(&*share.depot, replacement)?;
+        }
+        Ok(given)
+    }
+
+    fn give_up(&self, share: &Share<'a>, error: &DepotError) {
+        let mut state = share.state();
+        if std::mem::replace(&mut state.has_failed, true) || self.observer.cancelled() {
+            return;
+        }
+        drop(state);
+        self.warn_of(share, &format!("is done without: {}", chain(error)));
+    }
+
+    fn warn_of(&self, share: &Share<'a>, what: &str) {
+        let message = format!("the shared cache '{}' {what}", share.address);
+        self.observer.event(Event::Warning { message });
+    }
+}
+
+impl<'a> Share<'a> {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Repositories of the cache's own registry that may have the blob, by their names there.
+    fn sources(&self, blob: &Digest, repositories: &BTreeMap<String, BTreeSet<Digest>>) -> Vec<String> {
+        let Some(reference) = self.address.reference() else { return Vec::new() };
+        let name = reference.name();
+        let Some(registry) = name.strip_suffix(reference.repository()) else { return Vec::new() };
+        let holders = repositories.iter().filter(|(_, blobs)| blobs.contains(blob));
+        holders.filter_map(|(name, _)| name.strip_prefix(registry)).map(str::to_owned).collect()
+    }
+}
+
+/// Puts new sheets in the place of old ones; says how many of those the depot does not remove.
+pub(super) fn replace(depot: &dyn Depot, replacement: Replacement) -> Result<usize, DepotError> {
+    for sheet in &replacement.sheets {
+        let bytes = sheet.encode().map_err(|error| DepotError::Source(io::Error::other(error)))?;
+        depot.write_sheet(&SheetName::new(replacement.level, random()?), &bytes, &notes(&sheet.contents))?;
+    }
+    let mut left = 0;
+    for name in &replacement.supersedes {
+        if depot.remove_sheet(name)? == crate::registry::Deletion::NotAllowed {
+            left += 1;
+        }
+    }
+    Ok(left)
+}
+
+/// The blobs of a sheet's entries.
+fn notes(contents: &Contents) -> BTreeMap<Digest, BlobNote> {
+    let kept = contents.entries().map(|entry| &entry.layer).filter(|layer| layer.has_blob);
+    kept.map(|layer| (layer.digest, BlobNote { size: layer.size, media_type: layer.media_type.clone() })).collect()
+}
+
+/// Sixteen bytes that no other writer has.
+fn random() -> Result<[u8; 16], DepotError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| DepotError::Source(io::Error::other(error)))?;
+    Ok(bytes)
+}
+
+/// An error with what is behind it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    text
+}
