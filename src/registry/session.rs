@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use oci_client::RegistryOperation;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
+use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::secrets::RegistryAuth;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
@@ -365,10 +365,9 @@ impl<'a> Session<'a> {
             }
             OciDistributionError::ServerError { code, message, .. } => refusal(code, &message),
             OciDistributionError::RegistryError { envelope, .. } => {
-                // It does not say the status; these codes are those of 404 (distribution-spec, "Error Codes").
-                let text = envelope.to_string();
-                let is_absent = text.contains("NAME_UNKNOWN") || text.contains("NameUnknown");
-                refusal(if is_absent { 404 } else { 400 }, &text)
+                // It does not say the status; this code's is 404 (distribution-spec, "Error Codes").
+                let is_absent = envelope.errors.iter().any(|error| error.code == OciErrorCode::NameUnknown);
+                refusal(if is_absent { 404 } else { 400 }, &envelope.to_string())
             }
             OciDistributionError::RequestError(error) => self.unanswered(what, from_reqwest(error)),
             other => refusal(400, &other.to_string()),
