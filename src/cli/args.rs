@@ -260,7 +260,7 @@ pub(super) enum CacheCommand {
     ///
     /// The size cap is a ceiling: it beats every rule that keeps, except pins, layers that a running build uses, and
     /// the image that was just made. Images that were not made for longest go first.
-    Gc(GcArgs),
+    Gc(Box<GcArgs>),
     /// List images
     Ls {
         /// List layers instead

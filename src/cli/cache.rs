@@ -37,7 +37,11 @@ pub(super) fn run(command: &CacheCommand, progress: &Progress) -> Result<(), Fai
     }
     match command {
         CacheCommand::Key { name, file } => return share::make_key(name, file),
-        CacheCommand::Gc(args @ GcArgs { remote: Some(address), .. }) => return share::gc(address, args, progress),
+        CacheCommand::Gc(args) => {
+            if let Some(address) = &args.remote {
+                return share::gc(address, args, progress);
+            }
+        }
         _ => {}
     }
     let store = surroundings::open_cache()?;

@@ -271,9 +271,11 @@ mod tests {
     #[test]
     fn a_given_runtime_must_be_on_path_even_with_a_file() {
         let (_dir, [docker, ..]) = paths();
-        let request = TargetRequest { file: Some("a.tar".into()), runtime: Some(Runtime::Podman), layout: None };
+        let request =
+            TargetRequest { file: Some("a.tar".into()), runtime: Some(Runtime::Podman), ..TargetRequest::default() };
         assert_eq!(choose(request, &docker).unwrap_err(), "Container runtime 'podman' not found in PATH.");
-        let request = TargetRequest { file: Some("a.tar".into()), layout: Some("b".into()), runtime: None };
+        let request =
+            TargetRequest { file: Some("a.tar".into()), layout: Some("b".into()), ..TargetRequest::default() };
         assert_eq!(choose(request, &docker).unwrap_err(), "--file and --layout exclude each other");
         let request = TargetRequest { runtime: Some(Runtime::Docker), ..TargetRequest::default() };
         assert_eq!(Target::choose(request, None, "x"), Err(TargetError::RuntimeNotFound(Runtime::Docker)));
@@ -306,7 +308,9 @@ mod tests {
         ] {
             let mut stdout = Vec::new();
             let opening = target.ask(&image.name, LayerMediaType::TarZstd).unwrap();
-            deliver(&image, &blobs, &mut *target.sink(opening, &mut stdout, &Silent), &Silent).unwrap();
+            let registries = Registries::new(crate::registry::Settings::default(), &Silent);
+            let means = Means { registries: &registries, observer: &Silent };
+            deliver(&image, &blobs, &mut *target.sink(opening, Box::new(&mut stdout), &means), &Silent).unwrap();
             assert_eq!(whole_archive(&stdout).is_some(), target == Target::Stdout);
         }
         assert!(whole_archive(&std::fs::read(dir.path().join("image.tar")).unwrap()).is_some());

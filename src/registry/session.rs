@@ -149,7 +149,7 @@ impl<'a> Session<'a> {
             };
             failures += 1;
             match self.patience.wait(&error, failures) {
-                Some(wait) => self.until_cancelled(what, async { Ok(sleep(wait).await) }).await?,
+                Some(wait) => self.pause(what, wait).await?,
                 None => return Err(self.unanswered(what, error)),
             }
         }
@@ -188,6 +188,15 @@ impl<'a> Session<'a> {
             answered(response).map(Ok)
         };
         self.until_cancelled(what, sending).await
+    }
+
+    /// Waits before another attempt.
+    pub(super) async fn pause(&self, what: &str, wait: std::time::Duration) -> Result<(), RegistryError> {
+        let waiting = async {
+            sleep(wait).await;
+            Ok(())
+        };
+        self.until_cancelled(what, waiting).await
     }
 
     /// Waits for `work`, unless the user wants the run to end.
@@ -230,7 +239,7 @@ impl<'a> Session<'a> {
             match self.library_error(WHAT, error) {
                 RegistryError::Refused { status: 404, .. } => return Ok(Vec::new()),
                 RegistryError::Unanswered { source, .. } => match self.patience.wait(&source, failures) {
-                    Some(wait) => self.until_cancelled(WHAT, async { Ok(sleep(wait).await) }).await?,
+                    Some(wait) => self.pause(WHAT, wait).await?,
                     None => return Err(self.unanswered(WHAT, source)),
                 },
                 RegistryError::Denied { .. } if failures == 1 => {
@@ -255,13 +264,9 @@ impl<'a> Session<'a> {
             address.map_err(|error| self.unanswered("anything", FetchError::connection(error, false)))
         };
         let secure = address("https")?;
-        let plain = if self.settings.insecure.contains(&self.registry) {
-            Some(address("http")?)
-        } else if is_loopback(&secure) && !self.speaks_tls(&secure).await? {
-            Some(address("http")?)
-        } else {
-            None
-        };
+        let is_plain = self.settings.insecure.contains(&self.registry)
+            || (is_loopback(&secure) && !self.speaks_tls(&secure).await?);
+        let plain = if is_plain { Some(address("http")?) } else { None };
         let protocol = if plain.is_some() { ClientProtocol::Http } else { ClientProtocol::Https };
         let library = self.library(protocol).map_err(|error| self.library_error("anything", error))?;
         Ok(Way { base: plain.unwrap_or(secure), library, login })
@@ -333,7 +338,7 @@ impl<'a> Session<'a> {
             failures += 1;
             match error {
                 RegistryError::Unanswered { source, .. } => match self.patience.wait(&source, failures) {
-                    Some(wait) => self.until_cancelled(what, async { Ok(sleep(wait).await) }).await?,
+                    Some(wait) => self.pause(what, wait).await?,
                     None => return Err(self.unanswered(what, source)),
                 },
                 error => return Err(error),

@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 
 use reqwest::{Method, Response, StatusCode, header};
-use tokio::time::sleep;
 use url::Url;
 
 use super::session::{Refusal, Scope};
@@ -77,10 +76,11 @@ impl Repository<'_> {
                 (Some(Ok(Lost)), _) => {}
                 (Some(Err(error)), _) => return Err(UploadError::Registry(error)),
                 (None, Err(error)) => return Err(UploadError::Source(error)),
-                (None, Ok(())) => match runtime.block_on(upload.finish()).map_err(UploadError::Registry)? {
-                    Ok(()) => return Ok(Uploaded::Sent),
-                    Err(Lost) => {}
-                },
+                (None, Ok(())) => {
+                    if let Ok(()) = runtime.block_on(upload.finish()).map_err(UploadError::Registry)? {
+                        return Ok(Uploaded::Sent);
+                    }
+                }
             }
             begun = self.begin(digest, None);
         }
@@ -205,7 +205,7 @@ impl Upload<'_, '_> {
             };
             failures += 1;
             match session.patience.wait(&error, failures) {
-                Some(wait) => session.until_cancelled(&what, async { Ok(sleep(wait).await) }).await?,
+                Some(wait) => session.pause(&what, wait).await?,
                 None => return Err(session.unanswered(&what, error)),
             }
             match self.ask_how_far().await? {
@@ -274,7 +274,7 @@ impl Upload<'_, '_> {
                     let Some(wait) = session.patience.wait(&source, 1) else {
                         return Err(session.unanswered(&what, source));
                     };
-                    session.until_cancelled(&what, async { Ok(sleep(wait).await) }).await?;
+                    session.pause(&what, wait).await?;
                     // Its answer was lost, not what it had been told.
                     return match repository.has_blob(self.digest).await? {
                         true => Ok(Ok(())),

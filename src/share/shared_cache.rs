@@ -290,34 +290,27 @@ impl<'a> SharedCache<'a> {
     ) -> Result<Vec<(SheetName, Sheet)>, DepotError> {
         let key = |name: &SheetName| format!("{} {name}", share.address);
         let remembered = self.memory.sheets(&names.iter().map(key).collect::<Vec<_>>());
-        let read = |name: &SheetName| -> Result<Option<(SheetName, Sheet, Option<Vec<u8>>)>, DepotError> {
-            let known = remembered.get(&key(name));
-            let bytes = match known {
-                Some(bytes) => bytes.clone(),
-                // Merged into another one since it was listed: that one is found the next time.
-                None => match depot.read_sheet(name)? {
-                    Some(bytes) => bytes,
-                    None => return Ok(None),
-                },
-            };
+        let read = |name: &SheetName| match remembered.get(&key(name)) {
+            Some(bytes) => Ok(Some((*name, bytes.clone()))),
+            // Merged into another one since it was listed: that one is found the next time.
+            None => Ok(depot.read_sheet(name)?.map(|bytes| (*name, bytes))),
+        };
+        let read: Vec<_> = names.par_iter().map(read).collect::<Result<_, DepotError>>()?;
+        let mut sheets = Vec::new();
+        let mut to_keep = Vec::new();
+        for (name, bytes) in read.into_iter().flatten() {
             match Sheet::decode(&bytes) {
                 Ok(sheet) => {
-                    let to_keep = (known.is_none() && sheet.is_final).then_some(bytes);
-                    Ok(Some((*name, sheet, to_keep)))
+                    if sheet.is_final && !remembered.contains_key(&key(&name)) {
+                        to_keep.push((key(&name), bytes));
+                    }
+                    sheets.push((name, sheet));
                 }
                 Err(error) => {
                     let message = format!("the shared cache '{}': sheet {name}: {error}", share.address);
                     self.observer.event(Event::Detail { message });
-                    Ok(None)
                 }
             }
-        };
-        let read: Vec<_> = names.par_iter().map(read).collect::<Result<_, _>>()?;
-        let mut sheets = Vec::new();
-        let mut to_keep = Vec::new();
-        for (name, sheet, bytes) in read.into_iter().flatten() {
-            to_keep.extend(bytes.map(|bytes| (key(&name), bytes)));
-            sheets.push((name, sheet));
         }
         if !to_keep.is_empty() {
             self.memory.keep_sheets(to_keep);

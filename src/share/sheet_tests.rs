@@ -106,7 +106,7 @@ fn a_forged_entry_is_left_out() {
     renamed.sign(&secret(2));
     renamed.signatures = renamed.signatures.iter().map(|text| text.replace("key-2:", "key-1:")).collect();
     let mut contents = Contents::default();
-    [&forged, &renamed].map(|entry| contents.insert(entry.clone()));
+    [&forged, &renamed].into_iter().for_each(|entry| contents.insert(entry.clone()));
     assert_eq!(contents.find(&key(1), &trust(&[1])), None);
     contents.insert(honest.clone());
     assert_eq!(contents.find(&key(1), &trust(&[1])), Some(&honest));
@@ -127,7 +127,7 @@ fn an_entry_with_bytes_comes_before_one_without() {
         without.layer.size += other;
         without.layer.digest = Digest::of(&[other as u8]);
         let mut contents = Contents::default();
-        [without, with.clone()].map(|entry| contents.insert(entry));
+        [without, with.clone()].into_iter().for_each(|entry| contents.insert(entry));
         assert_eq!(contents.find(&key(1), &Trust::default()), Some(&with));
     }
 }

@@ -155,7 +155,8 @@ fn aws(variables: &[(&str, &str)], file: Option<&str>) -> AwsCredentials {
 }
 
 fn keys(credentials: &AwsCredentials, profile: Option<&str>) -> String {
-    let shown = |keys: Keys| format!("{}/{}/{}", keys.id, keys.secret, keys.token.unwrap_or_default());
+    let shown =
+        |keys: crate::http::BucketKeys| format!("{}/{}/{}", keys.id, keys.secret, keys.token.unwrap_or_default());
     credentials.keys(profile).map_or("nobody".to_owned(), shown)
 }
 
