@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use crate::registry_messages::Head;
+use crate::registry_messages::{self, Head};
 use crate::registry_server::RegistryServer;
 use crate::registry_tokens::Tokens;
 
@@ -130,6 +130,8 @@ struct State {
     /// What the next requests of a kind meet, `None` for nothing.
     faults: Mutex<BTreeMap<Request, Vec<Option<Fault>>>>,
     always: Mutex<BTreeMap<Request, Fault>>,
+    /// How many tags a page of their list has.
+    page: Mutex<Option<usize>>,
     /// Where an upload goes on that was cut and kept: its path, and the registry's newest address of it.
     uploads: Mutex<BTreeMap<String, String>>,
 }
@@ -151,6 +153,7 @@ impl RegistryProxy {
             traffic: Mutex::default(),
             faults: Mutex::default(),
             always: Mutex::default(),
+            page: Mutex::default(),
             uploads: Mutex::default(),
         });
         let served = Arc::clone(&state);
@@ -189,6 +192,11 @@ impl RegistryProxy {
     /// All requests of a kind meet this fault from now on.
     pub(crate) fn fail_always(&self, request: Request, fault: Fault) {
         self.state.always.lock().unwrap().insert(request, fault);
+    }
+
+    /// Lists of tags come in pages of so many, which this registry does not do by itself.
+    pub(crate) fn page_tags(&self, most: usize) {
+        *self.state.page.lock().unwrap() = Some(most);
     }
 
     /// No request meets a fault any more.
@@ -268,7 +276,31 @@ impl State {
                 return self.refuse(asked, head, reader, client, 401, &challenge, body);
             }
         }
+        let page = *self.page.lock().unwrap();
+        if let Some(most) = page.filter(|_| asked.request == Request::Tags) {
+            let (link, body) = self.page_of_tags(&asked.path, most);
+            return self.refuse(asked, head, reader, client, 200, &link, &body);
+        }
         self.forward(asked, head, reader, client, fault)
+    }
+
+    /// A part of the list of tags, and the header that names the next one (distribution specification, "Content
+    /// Discovery").
+    fn page_of_tags(&self, path: &str, most: usize) -> (String, String) {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let port = self.upstream.rsplit(':').next().unwrap().parse().unwrap();
+        let all = registry_messages::ask(port, "GET", path, &[]).body;
+        let mut list: serde_json::Value = serde_json::from_slice(&all).unwrap();
+        let tags: Vec<String> = serde_json::from_value(list["tags"].take()).unwrap();
+        let last = query.split('&').find_map(|field| field.strip_prefix("last=")).unwrap_or_default();
+        let left: Vec<_> = tags.into_iter().filter(|tag| tag.as_str() > last).collect();
+        let page = &left[..most.min(left.len())];
+        list["tags"] = page.into();
+        let link = match page.last() {
+            Some(last) if page.len() < left.len() => format!("Link: <{path}?n={most}&last={last}>; rel=\"next\"\r\n"),
+            _ => String::new(),
+        };
+        (link, list.to_string())
     }
 
     /// An answer of the proxy's own. What is left of the request's body is read, so that the connection can go on.
