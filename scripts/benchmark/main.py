@@ -12,6 +12,7 @@ from growth import run_growth
 from measure import Bench, Results
 from place import Place
 from plan_job import count_new_bytes
+from push_jobs import run_pushes
 from report import write_report
 from runtime_jobs import runtime_jobs
 
@@ -22,7 +23,7 @@ TIMED = {
     "digests": digest_jobs,
     "runtimes": runtime_jobs,
 }
-PARTS = ["corpus", *TIMED, "plan", "growth", "report"]
+PARTS = ["corpus", *TIMED, "push", "plan", "growth", "report"]
 
 
 def main(parts):
@@ -46,6 +47,8 @@ def main(parts):
         if part in TIMED:
             for job in TIMED[part](place):
                 bench.run(job)
+        elif part == "push":
+            run_pushes(place, bench)
         elif part == "plan":
             count_new_bytes(place, results)
         elif part == "growth":

@@ -35,6 +35,13 @@ SECTIONS = [
         ("cold-docker", "into Docker, which has nothing"),
         ("cold-podman", "into Podman, which has nothing"),
     ]),
+    ("Pushes to a registry on the same machine, layers compressed with zstd", [
+        ("cold-push", "to a registry that has nothing"),
+        ("unchanged-push", "to a registry that has the image"),
+        ("leaf-push", "one package changed, to a registry that has the image as it was before"),
+        ("shared-push", "a machine with no layer; the registry has a shared cache, and the image's layers"),
+        ("shared-file", "the same with `-f FILE`"),
+    ]),
 ]
 
 
@@ -82,6 +89,9 @@ def introduction(place, results, about):
         "nix2container is stood in for by tar and sha256 on one core. *The parts* of a compressed image are reading a "
         "ready tar file, the codec on one thread, and both digests, in programs of their own. sha256 is OpenSSL's, one "
         "stream at a time: the interleaved rate, which the target on digests means, no program of Debian's has.",
+        "**Pushes** go to docker-registry, whose CPU counts too. *Requests* and bytes *sent*, of requests' bodies, are "
+        "those of one more run, through a proxy; no time is taken then. skopeo has an image layout that layerhold made, "
+        "compressed already; Podman has the image in its storage and compresses it.",
         f"**Digests**: {digests}",
         "**Files**: layerhold, `tar`, `cp` and the others leave it to the kernel when what they wrote reaches the disk, "
         "unless the line says otherwise.",
@@ -135,16 +145,20 @@ def section(results, title, jobs):
         if not contenders:
             continue
         rows = []
+        counted = {note["contender"]: note for note in results.notes("traffic") if note["job"] == job}
         for contender in contenders:
             figures = results.figures(job, contender)
+            traffic = counted.get(contender)
             beside = results.ratio(job, contender, OURS, "wall")
             rows.append([
                 f"**{contender}**" if contender == OURS else contender,
                 seconds(figures.wall), seconds(figures.cpu), f"{figures.memory / MIB:.0f}",
                 "" if figures.output is None else f"{figures.output / MIB:.1f}",
+                *([traffic["requests"], f"{traffic['sent'] / MIB:.1f}"] if traffic else [""] * 2 if counted else []),
                 "" if beside is None or contender == OURS else f"{beside:.2f}", figures.runs,
             ])
-        head = [f"{job}: {meaning}", "time, s", "CPU, s", "memory, MiB", "output, MiB", "beside", "runs"]
+        head = [f"{job}: {meaning}", "time, s", "CPU, s", "memory, MiB", "output, MiB",
+                *(["requests", "sent, MiB"] if counted else []), "beside", "runs"]
         lines += table(head, rows)
     return [f"## {title}", "", *(lines or ["Not measured.", ""])]
 

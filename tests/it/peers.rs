@@ -44,6 +44,9 @@ pub(crate) fn git() -> Option<()> {
 /// A server of Amazon's protocol for buckets.
 pub(crate) use crate::bucket_server::moto;
 
+/// Debian's registry, and openssl for its certificates.
+pub(crate) use crate::registry_server::docker_registry;
+
 /// Root's right to mount file systems.
 pub(crate) fn root() -> Option<()> {
     rustix::process::geteuid().is_root().then_some(())

@@ -1,0 +1,113 @@
+//! Tokens for a registry, given and demanded as Docker's do: bound to repositories and actions, and soon used up.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use crate::registry_messages::basic;
+use crate::registry_server::LOGIN;
+
+/// Who gets tokens, and how long they last.
+#[derive(Default)]
+pub(crate) struct Tokens {
+    /// Whether tokens are for [`LOGIN`] alone.
+    login: bool,
+    /// How many requests a token is good for; any number when absent.
+    uses: Option<u32>,
+    given: Mutex<BTreeMap<String, Given>>,
+}
+
+struct Given {
+    /// `repository:NAME:ACTION`, one action each.
+    scopes: Vec<String>,
+    uses: u32,
+}
+
+impl Tokens {
+    /// For everybody.
+    pub(crate) fn for_all() -> Self {
+        Self::default()
+    }
+
+    /// For [`LOGIN`].
+    pub(crate) fn for_login() -> Self {
+        Self { login: true, ..Self::default() }
+    }
+
+    /// Each is refused after so many requests.
+    pub(crate) fn good_for(self, uses: u32) -> Self {
+        Self { uses: Some(uses), ..self }
+    }
+
+    /// Answers a question for a token: status and body.
+    pub(crate) fn give(&self, path: &str, authorization: Option<&str>) -> (u16, String) {
+        if self.login && authorization != Some(&basic(LOGIN.0, LOGIN.1)) {
+            return (401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"who are you?"}]}"#.to_owned());
+        }
+        let mut scopes = Vec::new();
+        let address = url::Url::parse(&format!("http://tests{path}")).unwrap();
+        for (_, scope) in address.query_pairs().filter(|(name, _)| name == "scope") {
+            for scope in scope.split(' ') {
+                let (resource, actions) = scope.rsplit_once(':').unwrap();
+                scopes.extend(actions.split(',').map(|action| format!("{resource}:{action}")));
+            }
+        }
+        let mut given = self.given.lock().unwrap();
+        let token = format!("token-{}", given.len());
+        given.insert(token.clone(), Given { scopes, uses: self.uses.unwrap_or(u32::MAX) });
+        (200, format!(r#"{{"token":"{token}","expires_in":300}}"#))
+    }
+
+    /// Whether a request comes with a token that is good for it; if not, the parameter of the challenge that says what
+    /// would be, with a comma before it.
+    pub(crate) fn check(&self, method: &str, path: &str, authorization: Option<&str>) -> Result<(), String> {
+        let needed = needed(method, path);
+        let mut given = self.given.lock().unwrap();
+        let token = authorization.and_then(|value| value.strip_prefix("Bearer "));
+        let token = token.and_then(|token| given.get_mut(token)).filter(|token| token.uses > 0);
+        if let Some(token) = token
+            && needed.iter().all(|(resource, actions)| {
+                actions.iter().all(|action| token.scopes.contains(&format!("{resource}:{action}")))
+            })
+        {
+            token.uses -= 1;
+            return Ok(());
+        }
+        let scopes: Vec<_> =
+            needed.iter().map(|(resource, actions)| format!("{resource}:{}", actions.join(","))).collect();
+        Err(if scopes.is_empty() { String::new() } else { format!(",scope=\"{}\"", scopes.join(" ")) })
+    }
+}
+
+/// What a request needs: repositories with actions. A mount reads in another repository.
+fn needed(method: &str, path: &str) -> Vec<(String, Vec<&'static str>)> {
+    let address = url::Url::parse(&format!("http://tests{path}")).unwrap();
+    let behind = address.path().strip_prefix("/v2/").unwrap_or_default();
+    let ends = ["/manifests/", "/blobs/", "/tags/"];
+    let Some(end) = ends.iter().find_map(|end| behind.find(end)) else { return Vec::new() };
+    let actions = match method {
+        "GET" | "HEAD" => vec!["pull"],
+        "DELETE" => vec!["delete"],
+        _ => vec!["pull", "push"],
+    };
+    let from = address.query_pairs().find(|(name, _)| name == "from");
+    let from = from.map(|(_, from)| (format!("repository:{from}"), vec!["pull"]));
+    std::iter::once((format!("repository:{}", &behind[..end]), actions)).chain(from).collect()
+}
+
+#[test]
+fn a_token_is_good_for_what_was_asked_for_and_so_often() {
+    let tokens = Tokens::for_login().good_for(1);
+    let put = ("PUT", "/v2/team/web/manifests/v1");
+    let Err(scope) = tokens.check(put.0, put.1, None) else { panic!("it needs none") };
+    assert_eq!(scope, ",scope=\"repository:team/web:pull,push\"");
+    assert_eq!(tokens.give("/token?scope=repository:team/web:pull,push", None).0, 401);
+    let (status, body) = tokens.give("/token?scope=repository:team/web:pull,push", Some(&basic(LOGIN.0, LOGIN.1)));
+    assert_eq!((status, body.as_str()), (200, r#"{"token":"token-0","expires_in":300}"#));
+    let token = Some("Bearer token-0");
+    assert!(tokens.check("PUT", "/v2/other/manifests/v1", token).is_err());
+    let mount = "/v2/team/web/blobs/uploads/?mount=sha256:0&from=base";
+    let Err(scope) = tokens.check("POST", mount, token) else { panic!("the other repository is anybody's") };
+    assert_eq!(scope, ",scope=\"repository:team/web:pull,push repository:base:pull\"");
+    tokens.check(put.0, put.1, token).unwrap();
+    assert!(tokens.check(put.0, put.1, token).is_err(), "it is used up");
+}
