@@ -4,6 +4,7 @@
 //! environment -> closure -> layer plan -> packing -> layer store -> image -> delivery
 //! ```
 
+mod again;
 mod platform;
 mod record;
 mod sources;
@@ -28,6 +29,7 @@ use crate::registry::{self, Registries};
 use crate::share::{self, SharedCache};
 use crate::store::LayerStore;
 use crate::substitute;
+pub use again::{AgainRequest, push_again};
 use platform::{Composed, Ingredients, Platform};
 pub use targets::Delivery;
 use targets::Targets;

@@ -4,7 +4,7 @@ use crate::delivery::{DeliveryError, Target, TargetError};
 use crate::environment::{FindError, InstallError, RealiseError, ServicesError, System};
 use crate::image::{ImageError, NameError};
 use crate::layers::LayersError;
-use crate::nix::{ClosureError, SourceError};
+use crate::nix::{ClosureError, SourceError, StorePath};
 use crate::store::StoreError;
 use crate::substitute::SubstituteError;
 
@@ -67,6 +67,9 @@ pub enum Error {
         #[source]
         error: DeliveryError,
     },
+    /// An image that was made before cannot be had again.
+    #[error(transparent)]
+    Again(#[from] AgainError),
     /// The layer store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -96,7 +99,47 @@ impl Error {
             Self::Layers(error) => error.hint(),
             Self::Image(_) => None,
             Self::Delivery(error) | Self::NotEverywhere { error, .. } => error.hint(),
+            Self::Again(error) => Some(error.hint()),
             Self::Store(error) => error.hint(),
+        }
+    }
+}
+
+/// An image that was made before, and cannot be had again.
+#[derive(Debug, thiserror::Error)]
+pub enum AgainError {
+    /// No image has that name.
+    #[error("the layer cache knows no image '{0}'")]
+    Unknown(String),
+    /// It was made by a version that did not keep what it takes.
+    #[error("the layer cache does not have all of '{image}': {what}")]
+    Incomplete {
+        /// The image.
+        image: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A store path is not what it was, or nowhere to be had.
+    #[error("'{path}' is no longer what '{image}' was made of")]
+    Changed {
+        /// The image.
+        image: String,
+        /// The path.
+        path: StorePath,
+    },
+    /// Something in a record is no name.
+    #[error("the layer cache's record of '{0}' cannot be read")]
+    Record(String),
+}
+
+impl AgainError {
+    /// What mends it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Unknown(_) => "see what there is: layerhold cache ls".to_owned(),
+            Self::Incomplete { .. } | Self::Changed { .. } | Self::Record(_) => {
+                "make it again, and push it at once: layerhold containerize --push REGISTRY/NAME".to_owned()
+            }
         }
     }
 }

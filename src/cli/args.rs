@@ -43,6 +43,11 @@ pub(super) enum Command {
     /// inside the activation.
     #[command(after_long_help = EXAMPLES)]
     Containerize(Box<Containerize>),
+    /// Push an image that was made before to a registry
+    ///
+    /// Its configuration, and so its image ID, stays as it is. Layers that were compressed like that before are not
+    /// compressed again.
+    Push(Box<Push>),
     /// See and tidy the layers that are kept from run to run
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -114,7 +119,32 @@ pub(super) struct Containerize {
     pub(super) proxy: ProxyArgs,
 }
 
+/// `layerhold push`.
 #[derive(Args, Debug)]
+pub(super) struct Push {
+    /// Image that was made before, as layerhold cache ls lists it
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(super) image: String,
+    /// Repository to push it to; without a tag it gets the one that it has
+    #[arg(value_name = "REGISTRY/NAME[:TAG]")]
+    pub(super) reference: Reference,
+    /// Say what would be sent; the registry stays as it is
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print one JSON object that describes the image to standard output
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Compression of layers: none, gzip[:1-9] or zstd[:1-19]
+    #[arg(long, value_name = "CODEC[:LEVEL]", default_value = "zstd")]
+    pub(super) compression: Compression,
+    /// Root of the Nix store [default: /, if there is a store]
+    #[arg(long, env = "LAYERHOLD_STORE", value_name = "ROOT", value_hint = ValueHint::DirPath, hide_env_values = true)]
+    pub(super) store: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) registries: RegistryArgs,
+}
+
+#[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Environment")]
 pub(super) struct EnvironmentArgs {
     /// Directory that contains .flox [default: the current directory's or the active environment]

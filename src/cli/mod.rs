@@ -11,7 +11,9 @@ mod interrupt;
 mod platforms;
 mod progress;
 mod proxy;
+mod push;
 mod registries;
+mod report;
 mod share;
 mod size;
 mod substituters;
@@ -46,6 +48,7 @@ pub fn run() -> ExitCode {
     let progress = Progress::new(verbosity, interrupt::flag());
     let outcome = arm_crash_point().and_then(|()| match cli.command {
         Command::Containerize(args) => containerize::run(&args, &progress),
+        Command::Push(args) => push::run(&args, &progress),
         Command::Cache(command) => cache::run(&command, &progress),
         Command::Completions { shell } => print_generated(|out| {
             clap_complete::generate(shell, &mut Cli::command(), "layerhold", out);

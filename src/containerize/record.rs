@@ -19,6 +19,7 @@ pub(super) fn of(images: &Images, closures: &[&Closure], layers: &Layers<'_>, no
         image_id: image.config_digest,
         manifest_digest: image.manifest_digest,
         layers: layers.clone(),
+        config: String::from_utf8_lossy(&image.config).into_owned(),
     });
     ImageRecord {
         name: images.name().repository().to_owned(),

@@ -37,6 +37,11 @@ impl Targets {
         Ok(Self { targets, openings })
     }
 
+    /// One that need not be asked anything.
+    pub(super) fn only(target: Target) -> Self {
+        Self { targets: vec![target], openings: vec![None] }
+    }
+
     /// Whether every target takes that many layers.
     pub(super) fn accept_layers(&self, count: usize) -> Result<(), TargetError> {
         self.targets.iter().try_for_each(|target| target.accepts_layers(count))

@@ -125,17 +125,22 @@ impl Target {
             false => vec![Self::choose(request, path, environment)?],
         };
         for reference in push {
-            if reference.digest().is_some() {
-                return Err(TargetError::PushToDigest { reference });
-            }
-            let reference = if reference.has_own_tag() { reference } else { reference.with_tag(name.tag()) };
-            let target = Self::Registry(reference);
+            let target = Self::to_registry(reference, name)?;
             match (targets.contains(&target), target) {
                 (true, Self::Registry(reference)) => return Err(TargetError::PushTwice { reference }),
                 (_, target) => targets.push(target),
             }
         }
         Ok(targets)
+    }
+
+    /// A repository, with the image's tag where it is named without one.
+    pub fn to_registry(reference: Reference, name: &ImageName) -> Result<Self, TargetError> {
+        match reference.digest() {
+            Some(_) => Err(TargetError::PushToDigest { reference }),
+            None if reference.has_own_tag() => Ok(Self::Registry(reference)),
+            None => Ok(Self::Registry(reference.with_tag(name.tag()))),
+        }
     }
 
     /// The target by flox's rules: the file; else the given runtime; else the first of docker and podman that is on

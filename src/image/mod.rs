@@ -15,7 +15,7 @@ pub use name::{ImageName, NameError};
 pub use timestamp::{Timestamp, TimestampError};
 
 use oci_spec::OciSpecError;
-use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType, SCHEMA_VERSION, Sha256Digest};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageManifestBuilder, MediaType, SCHEMA_VERSION, Sha256Digest};
 
 use crate::blob::{Digest, canonical_json};
 
@@ -44,6 +44,9 @@ pub enum ImageError {
     /// The OCI types refused a value.
     #[error("cannot describe the image")]
     Spec(#[from] OciSpecError),
+    /// A configuration names other layers than there are.
+    #[error("the image's layers are not those that its configuration names")]
+    OtherLayers,
     /// A document could not be written as JSON.
     #[error("cannot write the image's description as JSON")]
     Json(#[from] serde_json::Error),
@@ -53,6 +56,22 @@ impl Image {
     /// Puts an image together from what is wanted and the layers that make it, the lowest first.
     pub fn assemble(spec: ImageSpec, layers: Vec<Layer>) -> Result<Self, ImageError> {
         let config = canonical_json(&spec.configuration(&layers))?;
+        let ImageSpec { name, architecture, .. } = spec;
+        Self::of(name, architecture, config, layers)
+    }
+
+    /// The image that had this configuration before, of the same layers, which may be compressed otherwise now.
+    pub fn with_config(name: ImageName, config: Vec<u8>, layers: Vec<Layer>) -> Result<Self, ImageError> {
+        let described: ImageConfiguration = serde_json::from_slice(&config)?;
+        let diff_ids = layers.iter().map(|layer| layer.diff_id.to_string());
+        if !described.rootfs().diff_ids().iter().cloned().eq(diff_ids) {
+            return Err(ImageError::OtherLayers);
+        }
+        let architecture = described.architecture().to_string();
+        Self::of(name, architecture, config, layers)
+    }
+
+    fn of(name: ImageName, architecture: String, config: Vec<u8>, layers: Vec<Layer>) -> Result<Self, ImageError> {
         let config_digest = Digest::of(&config);
         let manifest = ImageManifestBuilder::default()
             .schema_version(SCHEMA_VERSION)
@@ -67,7 +86,6 @@ impl Image {
             .build()?;
         let manifest = canonical_json(&manifest)?;
         let manifest_digest = Digest::of(&manifest);
-        let ImageSpec { name, architecture, .. } = spec;
         Ok(Self { name, architecture, config, config_digest, manifest, manifest_digest, layers })
     }
 

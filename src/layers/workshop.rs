@@ -265,13 +265,14 @@ impl Workshop<'_> {
 
     /// Packs one layer, and keeps its bytes where they cost more to make than to read. An uncompressed layer's whose store
     /// paths are all on this machine do not: they go to their place at the target, if that has one, or are made again
-    /// when they are wanted.
+    /// when they are wanted. An image's own files lie nowhere else.
     fn pack_blob(&self, contents: &LayerContents<'_>, place: Option<(&Spool, usize)>) -> Result<Made, LayersError> {
         let to_nowhere = || -> Result<Made, LayersError> {
             let (packed, state) = self.packer.pack_in_state(contents, &mut io::sink())?;
             Ok(Made { packed, blob: None, state })
         };
-        if self.packer.compression() == Compression::None && !self.packer.is_far(contents) {
+        let is_own = matches!(contents, LayerContents::RootFs { .. });
+        if self.packer.compression() == Compression::None && !is_own && !self.packer.is_far(contents) {
             let Some((spool, at, mut out)) = place.and_then(|(spool, at)| Some((spool, at, spool.writer(at)?))) else {
                 return to_nowhere();
             };

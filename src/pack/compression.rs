@@ -1,7 +1,7 @@
 //! How a layer's tar is compressed, and what OCI calls the result.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 use std::str::FromStr;
 
 /// A codec with its level.
@@ -21,6 +21,20 @@ impl Compression {
     pub const GZIP_LEVEL: u32 = 6;
     /// zstd's own default level.
     pub const ZSTD_LEVEL: i32 = 3;
+
+    /// Every codec at every level.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::None].into_iter().chain((1..=9).map(Self::Gzip)).chain((1..=19).map(Self::Zstd))
+    }
+
+    /// The tar in a layer's blob of this OCI media type.
+    pub fn reader<'r>(media_type: &str, blob: impl Read + 'r) -> io::Result<Box<dyn Read + 'r>> {
+        Ok(match media_type.rsplit(['.', '+']).next() {
+            Some("gzip") => Box::new(flate2::read::MultiGzDecoder::new(blob)),
+            Some("zstd") => Box::new(zstd::Decoder::new(blob)?),
+            _ => Box::new(blob),
+        })
+    }
 
     /// The length in bytes of the pieces into which a tar is cut. Compressed pieces are whole by themselves (members of
     /// gzip, frames of zstd) and are made on all cores; where they are cut depends on nothing but the codec.

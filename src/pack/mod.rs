@@ -8,8 +8,10 @@ mod compression;
 mod crew;
 mod layer;
 mod packer;
+mod tar_reader;
 mod tar_writer;
 
 pub use compression::{Compression, InvalidCompression};
 pub use layer::{LayerContents, PackError, Packed};
 pub use packer::Packer;
+pub use tar_reader::read_own_files;

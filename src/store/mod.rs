@@ -340,6 +340,12 @@ impl LayerStore {
         })
     }
 
+    /// Of the images with this name, `NAME` or `NAME:TAG`, the one that was made last.
+    pub fn image_named(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
+        let images = self.images()?.into_iter().map(|image| image.record);
+        Ok(images.filter(|image| gc::means(name, image)).max_by_key(|image| image.used_at))
+    }
+
     /// The layers' blobs of a recorded image, by the digest of its manifest or of its index; none where there is no such
     /// image.
     pub fn blobs_of_image(&self, manifest: &Digest) -> Result<BTreeSet<Digest>, StoreError> {

@@ -78,6 +78,9 @@ pub struct PlatformRecord {
     pub manifest_digest: Digest,
     /// Its layers, the bottom one first: places in [`ImageRecord::layers`].
     pub layers: Vec<usize>,
+    /// Its configuration, canonical JSON: what it takes to name the image again, however its layers are compressed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub config: String,
 }
 
 /// One thing that an image holds.

@@ -1,0 +1,180 @@
+//! An image that was made before, to a registry: out of the layer store, without its environment.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use super::Report;
+use super::sources::reach;
+use super::targets::{Delivery, Targets};
+use crate::blob::DiffId;
+use crate::delivery::{Means, Target};
+use crate::error::{AgainError, Error};
+use crate::event::Observer;
+use crate::image::{Image, ImageError, ImageName, Images};
+use crate::layers::{Layers, MadeBefore, Trouble, Workshop};
+use crate::memo::Memo;
+use crate::nix::{PathInfo, Source, StorePath};
+use crate::pack::{Compression, LayerContents, Packer, read_own_files};
+use crate::registry::{self, Reference, Registries};
+use crate::rootfs::RootFs;
+use crate::store::{ImageRecord, LayerRecord, LayerStore, PlatformRecord};
+use crate::substitute::{self, Reach};
+
+/// What is asked for.
+pub struct AgainRequest<'a> {
+    /// The image: `NAME` or `NAME:TAG`.
+    pub image: String,
+    /// Where it goes.
+    pub push: Reference,
+    /// The layer store, which has it.
+    pub cache: &'a LayerStore,
+    /// How its layers are compressed there.
+    pub compression: Compression,
+    /// The root of the Nix store; where none is named, `/`, if there is a store.
+    pub store: Option<PathBuf>,
+    /// The binary caches for what the Nix store does not have.
+    pub substituters: substitute::Settings,
+    /// How registries are reached.
+    pub registries: registry::Settings,
+    /// Whether it is only said what would be sent.
+    pub dry_run: bool,
+    /// Now.
+    pub now: SystemTime,
+}
+
+/// Pushes an image that was made before. Its configuration, and so its ID, stays as it is, however its layers are
+/// compressed now.
+pub fn push_again(request: AgainRequest<'_>, observer: &dyn Observer) -> Result<Report, Error> {
+    let record = request.cache.image_named(&request.image)?;
+    let record = record.ok_or_else(|| AgainError::Unknown(request.image.clone()))?;
+    let title = format!("{}:{}", record.name, record.tag);
+    let name = ImageName::new(&record.name, &record.tag)?;
+    let targets = Targets::only(Target::to_registry(request.push.clone(), &name)?);
+
+    let memo = Memo::new(Some(request.cache), observer);
+    let nix = reach(request.store.as_deref(), &request.substituters, &memo, observer, request.now)?;
+    let ingredients: Vec<_> = record
+        .platforms
+        .iter()
+        .map(|platform| Ingredients::gather(&request, &record, platform, &title, &nix))
+        .collect::<Result<_, _>>()?;
+    memo.save();
+
+    let trouble = Trouble::default();
+    let packer = Packer::new(&nix, request.compression, observer);
+    let workshop = Workshop {
+        packer: &packer,
+        store: Some(request.cache),
+        observer,
+        trouble: &trouble,
+        shared: None,
+        now: request.now,
+    };
+    let contents = ingredients.iter().map(Ingredients::contents).collect();
+    let layers = Layers::look_up(workshop, contents, MadeBefore::default()).pack_missing(None)?;
+    memo.save();
+    let images = ingredients
+        .iter()
+        .zip(layers.descriptors()?)
+        .map(|(ingredients, layers)| Image::with_config(name.clone(), ingredients.config.as_bytes().to_vec(), layers));
+    let images = images.collect::<Result<Vec<_>, ImageError>>()?;
+    let images = Images::assemble(name, images)?;
+
+    let registries = Registries::new(request.registries.clone(), observer);
+    let mut nowhere = io::sink();
+    let sinks = targets.sinks(&mut nowhere, &Means { registries: &registries, observer });
+    let deliveries: Vec<Delivery> = match request.dry_run {
+        true => sinks.foresee(&images, &layers)?,
+        false => sinks.deliver(&images, &layers, observer)?,
+    };
+    Ok(Report { images, deliveries, cache_bytes: None })
+}
+
+/// What one platform's image is made of.
+struct Ingredients {
+    config: String,
+    layers: Vec<Ingredient>,
+}
+
+enum Ingredient {
+    StorePaths(Vec<PathInfo>),
+    OwnFiles { root: RootFs, store_paths: Vec<StorePath> },
+}
+
+impl Ingredients {
+    fn gather(
+        request: &AgainRequest<'_>,
+        image: &ImageRecord,
+        platform: &PlatformRecord,
+        title: &str,
+        nix: &Reach<'_>,
+    ) -> Result<Self, Error> {
+        let incomplete = |what| AgainError::Incomplete { image: title.to_owned(), what };
+        if platform.config.is_empty() {
+            return Err(incomplete("an earlier version made it, and kept no configuration").into());
+        }
+        let keys: Vec<_> = platform.layers.iter().filter_map(|&at| image.layers.get(at).copied()).collect();
+        let records = request.cache.lookup(&keys)?;
+        let records: Option<Vec<LayerRecord>> = records.into_iter().collect();
+        let records = records.ok_or_else(|| incomplete("a layer's record is gone"))?;
+        let layers = records.iter().map(|record| match record.contents.is_empty() {
+            true => Self::own_files(request.cache, record, title),
+            false => Self::store_paths(record, title, nix),
+        });
+        Ok(Self { config: platform.config.clone(), layers: layers.collect::<Result<_, _>>()? })
+    }
+
+    fn store_paths(record: &LayerRecord, title: &str, nix: &Reach<'_>) -> Result<Ingredient, Error> {
+        let invalid = || AgainError::Record(title.to_owned());
+        let mut infos = Vec::new();
+        for content in &record.contents {
+            let path: StorePath = format!("/nix/store/{}", content.name).parse().map_err(|_| invalid())?;
+            let changed = || AgainError::Changed { image: title.to_owned(), path: path.clone() };
+            infos.push(nix.path_info(&path)?.ok_or_else(changed)?);
+        }
+        // The layer's key follows from its contents and the codec: one of them must give the key that it had.
+        let contents = LayerContents::StorePaths(infos.iter().collect());
+        match Compression::all().any(|compression| contents.key(compression) == record.key) {
+            true => Ok(Ingredient::StorePaths(infos)),
+            false => {
+                let path = infos.first().map(|info| info.path.clone()).ok_or_else(invalid)?;
+                Err(AgainError::Changed { image: title.to_owned(), path }.into())
+            }
+        }
+    }
+
+    /// The image's own files lie in no store: they are taken out of their kept layer.
+    fn own_files(cache: &LayerStore, record: &LayerRecord, title: &str) -> Result<Ingredient, Error> {
+        let incomplete =
+            || AgainError::Incomplete { image: title.to_owned(), what: "the layer of its own files is not kept" };
+        if !record.has_blob {
+            return Err(incomplete().into());
+        }
+        let blob = cache.read_blob(&record.digest, record.size, None)?;
+        let mut tar = Vec::new();
+        let read = Compression::reader(&record.media_type, blob).and_then(|mut blob| blob.read_to_end(&mut tar));
+        read.map_err(|_| incomplete())?;
+        let root = read_own_files(&tar).map_err(|_| incomplete())?;
+        let names = root.iter().filter_map(|(path, _)| std::str::from_utf8(path.strip_prefix(b"nix/store/")?).ok());
+        let names = names.filter(|name| !name.contains('/'));
+        let store_paths = names.filter_map(|name| format!("/nix/store/{name}").parse().ok()).collect();
+        match DiffId(crate::blob::Digest::of(&tar)) == record.diff_id {
+            true => Ok(Ingredient::OwnFiles { root, store_paths }),
+            false => Err(incomplete().into()),
+        }
+    }
+
+    fn contents(&self) -> Vec<LayerContents<'_>> {
+        self.layers.iter().map(Ingredient::contents).collect()
+    }
+}
+
+impl Ingredient {
+    fn contents(&self) -> LayerContents<'_> {
+        match self {
+            Self::StorePaths(infos) => LayerContents::StorePaths(infos.iter().collect()),
+            Self::OwnFiles { root, store_paths } => LayerContents::RootFs { root, store_paths },
+        }
+    }
+}
