@@ -111,7 +111,8 @@ pub fn containerize(
         .for_each(ingredients, |ingredients| Platform::gather(&request, ingredients, &nix, &catalog, observer))?;
     memo.save();
 
-    let shared = SharedCache::new(request.share.clone(), &memo, observer, request.now);
+    let share = if request.dry_run { request.share.clone().read_only() } else { request.share.clone() };
+    let shared = SharedCache::new(share, &memo, observer, request.now);
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);
     let workshop = Workshop {

@@ -298,6 +298,11 @@ impl<'a> Layers<'a> {
         if found == expected {
             return Ok(());
         }
+        // Whoever said that, a shared cache it may be, is not believed the next time.
+        if !self.records[at].has_blob {
+            let key = self.keys[at];
+            self.workshop.with_store("forget a layer", |store| store.forget_layer(&key));
+        }
         Err(BlobError::Source(DigestMismatch { expected, expected_size, found, found_size }.into()))
     }
 

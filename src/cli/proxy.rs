@@ -146,7 +146,8 @@ impl Place {
             Location::Dir(path) => path,
             // The active one.
             Location::Remote(name) => {
-                return Ok(Self::FloxHub(Remote { name, generation: None, hub: found.hub.and_then(|hub| hub.url) }));
+                let (generation, hub) = found.hub.map_or((None, None), |hub| (hub.generation, hub.url));
+                return Ok(Self::FloxHub(Remote { name, generation, hub }));
             }
         };
         let absolute = std::path::absolute(&path)

@@ -9,10 +9,12 @@ use std::rc::Rc;
 use rstest::rstest;
 
 use super::samples::{Blobs, Ending, Watcher, deliver, fake, image, index};
-use super::{DeliveryError, FileSink, LayoutSink, NoPast, Runtime, Sink, StreamSink};
+use super::{DeliveryError, FileSink, LayoutSink, NoPast, RegistrySink, Runtime, Sink, StreamSink};
 use crate::blob::Digest;
 use crate::event::{Event, Observer, Silent, Stage};
 use crate::image::{Image, Images};
+use crate::registry::stand_in::StandIn;
+use crate::registry::{Registries, Settings};
 
 /// A target of one kind, new and empty.
 trait Bench {
@@ -115,6 +117,27 @@ impl Bench for RuntimeBench {
     }
 }
 
+/// A repository of a registry.
+struct RegistryBench(StandIn);
+
+impl Bench for RegistryBench {
+    fn sink<'a>(&'a self, observer: &'a dyn Observer) -> Box<dyn Sink + 'a> {
+        let registries = Registries::new(Settings::default(), observer);
+        let repository = registries.repository(&self.0.reference("team/app:v1").parse().unwrap());
+        Box::new(RegistrySink::new(repository, observer))
+    }
+
+    /// What the tag leads to: blobs that no manifest names are seen by nobody.
+    fn visible(&self) -> Vec<(String, Vec<u8>)> {
+        let kept = self.0.kept();
+        kept.manifests.get("v1").map(|manifest| ("v1".to_owned(), manifest.clone())).into_iter().collect()
+    }
+
+    fn keeps(&self) -> bool {
+        true
+    }
+}
+
 /// Every file below a directory.
 pub(super) fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
@@ -151,6 +174,7 @@ fn bench(kind: &str) -> Box<dyn Bench> {
         "stream" => Box::new(StreamBench::default()),
         "layout" => Box::new(LayoutBench(tempfile::tempdir().unwrap())),
         "docker" => Box::new(RuntimeBench::new(Runtime::Docker)),
+        "registry" => Box::new(RegistryBench(StandIn::start())),
         "podman" => Box::new(RuntimeBench::new(Runtime::Podman)),
         other => panic!("no such sink: {other}"),
     }
@@ -163,7 +187,9 @@ fn sample() -> (Image, Blobs) {
 }
 
 #[rstest]
-fn an_image_arrives_whole_and_each_blob_once(#[values("file", "stream", "layout", "docker", "podman")] kind: &str) {
+fn an_image_arrives_whole_and_each_blob_once(
+    #[values("file", "stream", "layout", "docker", "podman", "registry")] kind: &str,
+) {
     let bench = bench(kind);
     let (image, blobs) = sample();
     let watcher = Watcher::patient_for(usize::MAX);
@@ -183,7 +209,7 @@ fn an_image_arrives_whole_and_each_blob_once(#[values("file", "stream", "layout"
 }
 
 #[rstest]
-fn a_second_delivery_sends_nothing(#[values("layout", "docker", "podman")] kind: &str) {
+fn a_second_delivery_sends_nothing(#[values("layout", "docker", "podman", "registry")] kind: &str) {
     let bench = bench(kind);
     assert!(bench.keeps());
     let (image, blobs) = sample();
@@ -198,7 +224,7 @@ fn a_second_delivery_sends_nothing(#[values("layout", "docker", "podman")] kind:
 }
 
 #[rstest]
-fn only_what_changed_is_sent(#[values("layout", "docker", "podman")] kind: &str) {
+fn only_what_changed_is_sent(#[values("layout", "docker", "podman", "registry")] kind: &str) {
     let bench = bench(kind);
     let (first, blobs) = image("v1", &["base", "middle", "top"]);
     deliver(&first, &blobs, &mut *bench.sink(&Silent), &Silent).unwrap();
@@ -210,7 +236,7 @@ fn only_what_changed_is_sent(#[values("layout", "docker", "podman")] kind: &str)
 
 #[rstest]
 fn bad_bytes_leave_the_target_as_it_was(
-    #[values("file", "stream", "layout", "docker", "podman")] kind: &str,
+    #[values("file", "stream", "layout", "docker", "podman", "registry")] kind: &str,
     #[values(Ending::Wrong, Ending::Short, Ending::Broken)] ending: Ending,
     #[values(false, true)] with_an_older_image: bool,
 ) {
@@ -232,7 +258,7 @@ fn bad_bytes_leave_the_target_as_it_was(
 
 #[rstest]
 fn an_interruption_leaves_the_target_as_it_was(
-    #[values("file", "stream", "layout", "docker", "podman")] kind: &str,
+    #[values("file", "stream", "layout", "docker", "podman", "registry")] kind: &str,
     #[values(1, 5, 150)] events: usize,
 ) {
     let bench = bench(kind);
@@ -245,7 +271,7 @@ fn an_interruption_leaves_the_target_as_it_was(
 }
 
 #[rstest]
-fn an_image_without_layers_arrives(#[values("file", "stream", "layout", "docker", "podman")] kind: &str) {
+fn an_image_without_layers_arrives(#[values("file", "stream", "layout", "docker", "podman", "registry")] kind: &str) {
     let bench = bench(kind);
     let before = bench.visible();
     let (image, blobs) = image("v1", &[]);
@@ -259,7 +285,9 @@ fn two_platforms(tag: &str) -> (Images, Blobs) {
 }
 
 #[rstest]
-fn images_of_two_platforms_arrive_whole_and_each_blob_once(#[values("file", "stream", "layout")] kind: &str) {
+fn images_of_two_platforms_arrive_whole_and_each_blob_once(
+    #[values("file", "stream", "layout", "registry")] kind: &str,
+) {
     let bench = bench(kind);
     let (images, blobs) = two_platforms("v1");
     let before = bench.visible();
@@ -278,7 +306,7 @@ fn images_of_two_platforms_arrive_whole_and_each_blob_once(#[values("file", "str
 
 #[rstest]
 fn bad_bytes_of_a_second_platform_leave_the_target_as_it_was(
-    #[values("file", "stream", "layout")] kind: &str,
+    #[values("file", "stream", "layout", "registry")] kind: &str,
     #[values(Ending::Wrong, Ending::Short, Ending::Broken)] ending: Ending,
 ) {
     let bench = bench(kind);

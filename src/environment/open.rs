@@ -35,6 +35,8 @@ pub struct Hub {
     pub owner: String,
     /// FloxHub's own address: `floxhub_url` in `.flox/env.json`.
     pub url: Option<String>,
+    /// The generation that was asked for, of an environment that is nowhere but there.
+    pub generation: Option<u64>,
     /// The commit of the environment's repository that its files are from: `rev` in `.flox/env.lock`.
     pub revision: Option<String>,
     /// `local_rev` in `.flox/env.lock`: a commit that was not pushed yet.
@@ -186,6 +188,7 @@ fn read_pointer(file: &Path, text: &[u8]) -> Result<(String, Option<Hub>), Inval
     let hub = pointer.optional("owner", Cursor::string)?.map(|owner| Hub {
         owner,
         url,
+        generation: None,
         revision: None,
         local_revision: None,
     });

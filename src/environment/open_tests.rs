@@ -139,6 +139,7 @@ fn an_environment_of_floxhub_has_an_owner_and_a_revision() {
     let mut hub = Hub {
         owner: "me".to_owned(),
         url: Some("https://hub.flox.dev/".to_owned()),
+        generation: None,
         revision: None,
         local_revision: None,
     };

@@ -212,6 +212,7 @@ pub(super) fn open(
     let hub = Hub {
         owner: wanted.name.owner().to_owned(),
         url: Some(hub.url),
+        generation: wanted.generation,
         revision: Some(files.commit),
         local_revision: None,
     };

@@ -119,6 +119,8 @@ pub(crate) fn from_object_store(error: object_store::Error) -> FetchError {
         object_store::Error::NotFound { .. } => FetchError::NotFound,
         object_store::Error::PermissionDenied { .. } => FetchError::Denied { status: 403 },
         object_store::Error::Unauthenticated { .. } => FetchError::Denied { status: 401 },
+        // The library keeps the status of what it does not expect, a listing that is denied say, in words alone.
+        other if other.to_string().contains("403 Forbidden") => FetchError::Denied { status: 403 },
         other => FetchError::connection(other, true),
     }
 }

@@ -119,7 +119,9 @@ struct BeingMade;
 
 /// Bytes a second that whoever makes a layer elsewhere is expected to pack and to send at least.
 const SLOWEST_PACKING: u64 = 20 << 20;
-/// No layer is waited for any longer.
+/// So long nothing need be heard of another machine before it is given up, even for a small layer.
+const SHORTEST_WAIT: Duration = Duration::from_secs(5);
+/// No layer is waited for any longer without news.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// A record of somebody else's, whose bytes are not here.
@@ -173,10 +175,18 @@ impl Workshop<'_> {
     /// yet.
     pub(super) fn look_up_shared(&self, keys: &[LayerKey]) -> Vec<Option<LayerRecord>> {
         let Some(shared) = self.shared.filter(|_| !keys.is_empty()) else { return vec![None; keys.len()] };
-        let found: Vec<_> = shared.look_up(keys).into_iter().map(|found| found.map(without_bytes)).collect();
+        let found = shared.look_up(keys).into_iter();
+        let found: Vec<_> = found.map(|found| found.filter(|record| self.can_be(record)).map(without_bytes)).collect();
         let known: Vec<_> = found.iter().flatten().cloned().collect();
         self.record(&known);
         found
+    }
+
+    /// Whether somebody else's record is of a layer like those that are made here.
+    fn can_be(&self, record: &LayerRecord) -> bool {
+        let as_packed = record.digest == record.diff_id.0 && record.size == record.tar_size;
+        let compression = self.packer.compression();
+        record.media_type == media_type(compression).as_str() && (compression != Compression::None || as_packed)
     }
 
     pub(super) fn record(&self, records: &[LayerRecord]) {
@@ -192,8 +202,9 @@ impl Workshop<'_> {
         if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(key)) {
             return Some(Obtained::reused(record));
         }
-        let patience = Duration::from_secs(2) + Duration::from_secs(contents.estimated_size() / SLOWEST_PACKING);
-        let record = shared.wait_for(key, patience.min(LONGEST_WAIT)).map(without_bytes)?;
+        let patience = SHORTEST_WAIT + Duration::from_secs(contents.estimated_size() / SLOWEST_PACKING);
+        let record = shared.wait_for(key, patience.min(LONGEST_WAIT));
+        let record = record.filter(|record| self.can_be(record)).map(without_bytes)?;
         self.record(std::slice::from_ref(&record));
         Some(Obtained::reused(record))
     }
@@ -209,7 +220,7 @@ impl Workshop<'_> {
         thread::scope(|scope| {
             let is_over = &is_over;
             scope.spawn(move || {
-                for record in made.iter().take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                let give = |record: LayerRecord| {
                     // Without its bytes at hand it is given at the end.
                     if record.has_blob || record.digest == record.diff_id.0 {
                         let write = |out: &mut dyn Write| {
@@ -218,6 +229,12 @@ impl Workshop<'_> {
                         };
                         shared.give(&record, &BTreeMap::new(), &write);
                     }
+                };
+                // What has come in meanwhile is shown together.
+                while let Some(record) = made.recv().ok().filter(|_| !is_over.load(Ordering::Relaxed)) {
+                    give(record);
+                    made.try_iter().for_each(give);
+                    shared.publish();
                 }
             });
             let send = Mutex::new(send);

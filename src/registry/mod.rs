@@ -7,6 +7,8 @@ mod credentials;
 mod error;
 mod reference;
 mod session;
+#[cfg(test)]
+pub(crate) mod stand_in;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -268,6 +268,8 @@ impl<'a> Session<'a> {
             || (is_loopback(&secure) && !self.speaks_tls(&secure).await?);
         let plain = if is_plain { Some(address("http")?) } else { None };
         let protocol = if plain.is_some() { ClientProtocol::Http } else { ClientProtocol::Https };
+        // Made first: it chooses who does TLS, for the library's client too.
+        self.network.client.get().map_err(|error| self.unanswered("anything", error))?;
         let library = self.library(protocol).map_err(|error| self.library_error("anything", error))?;
         Ok(Way { base: plain.unwrap_or(secure), library, login })
     }

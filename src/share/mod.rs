@@ -13,6 +13,8 @@ mod sheet;
 mod signing;
 
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 mod samples;
 
 pub use address::{InvalidShareAddress, ShareAddress};

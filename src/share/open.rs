@@ -18,10 +18,10 @@ use crate::substitute::AwsCredentials;
 /// Connections to an object store that are kept.
 const CONNECTIONS: usize = 16;
 
-/// What a build waits for at most: one answer, soon, or none.
+/// What a build waits for at most: an answer, soon, or none. A registry may stumble over two who do the same at once.
 fn quick() -> Patience {
     let soon = Duration::from_secs(2);
-    Patience { attempts: 1, longest_wait: soon, stalled_after: soon, ..Patience::default() }
+    Patience { attempts: 2, longest_wait: soon, stalled_after: soon, ..Patience::default() }
 }
 
 /// Who asks shared caches.

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rayon::prelude::*;
 
@@ -18,14 +19,10 @@ use crate::blob::{Digest, LayerKey};
 use crate::event::{Event, Observer};
 use crate::store::LayerRecord;
 
-/// How long the sheets of all caches may take together, before a build goes on without those that are missing.
-const DEADLINE: Duration = Duration::from_secs(3);
 /// How often it is looked whether another machine has made a layer.
 const GLANCE: Duration = Duration::from_millis(250);
 /// A mark that somebody is making a layer counts for so many seconds, and up to as many more.
 const MARK_PERIOD: u64 = 120;
-/// A growing sheet is written again at most so often.
-const SHEET_INTERVAL: Duration = Duration::from_millis(300);
 
 /// What is asked for.
 #[derive(Clone, Default)]
@@ -40,6 +37,14 @@ pub struct Settings {
     pub key: Option<SecretKey>,
     /// Who asks.
     pub keyring: Keyring,
+}
+
+impl Settings {
+    /// The same, of which no cache is written.
+    pub fn read_only(mut self) -> Self {
+        self.from.append(&mut self.to);
+        self
+    }
 }
 
 /// Remembers sheets that never change, by cache and name; what is forgotten is read again.
@@ -61,6 +66,10 @@ pub struct SharedCache<'a> {
     now: u64,
     shares: Vec<Share<'a>>,
     views: OnceLock<()>,
+    /// How often something new was found while others' work was waited for.
+    news: AtomicU64,
+    /// At which number of news somebody had waited in vain, and one more; 0 for nobody.
+    in_vain_at: AtomicU64,
 }
 
 /// One cache.
@@ -81,11 +90,16 @@ struct State {
 }
 
 /// The sheet of this run.
-#[derive(Default)]
 struct Own {
     name: Option<SheetName>,
     contents: Contents,
-    written_at: Option<Instant>,
+    is_published: bool,
+}
+
+impl Default for Own {
+    fn default() -> Self {
+        Self { name: None, contents: Contents::default(), is_published: true }
+    }
 }
 
 /// Writes a layer's bytes.
@@ -128,7 +142,17 @@ impl<'a> SharedCache<'a> {
             }
         }
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Some(Self { trust, key, observer, memory, now, shares, views: OnceLock::new() })
+        Some(Self {
+            trust,
+            key,
+            observer,
+            memory,
+            now,
+            shares,
+            views: OnceLock::new(),
+            news: AtomicU64::new(0),
+            in_vain_at: AtomicU64::new(0),
+        })
     }
 
     /// What the caches know of these layers. [`LayerRecord::has_blob`] says whether one of them has the bytes.
@@ -137,9 +161,9 @@ impl<'a> SharedCache<'a> {
         keys.iter().map(|key| self.find(key)).collect()
     }
 
-    /// Has a blob read that [`SharedCache::look_up`] has promised; false where no cache has it after all. What is read is
-    /// not verified.
+    /// Has a blob read; false where no cache has it. What is read is not verified.
     pub fn read_blob(&self, blob: &Digest, size: u64, mut read: impl FnMut(&mut dyn Read) -> io::Result<()>) -> bool {
+        self.views.get_or_init(|| self.read_views());
         for share in self.usable().filter(|share| share.state().contents.blobs().contains_key(blob)) {
             let done = share.depot.read_blob(blob, size, &mut read);
             match done {
@@ -168,17 +192,24 @@ impl<'a> SharedCache<'a> {
         false
     }
 
-    /// Waits until another machine has made the layer, for as long as `patience` says.
+    /// Waits until another machine has made the layer: for as long as others' layers come in, and then for as long as
+    /// `patience` says. Who has waited in vain once does not wait again before there is something new.
     pub fn wait_for(&self, key: &LayerKey, patience: Duration) -> Option<LayerRecord> {
-        let begun = Instant::now();
-        while begun.elapsed() < patience && !self.observer.cancelled() {
+        let (mut news, mut quiet) = (self.news.load(Ordering::Relaxed), Duration::ZERO);
+        loop {
             let found = self.look_again(key);
-            if found.is_some() {
+            if found.is_some() || self.observer.cancelled() {
                 return found;
+            }
+            let now = self.news.load(Ordering::Relaxed);
+            quiet = if now == news { quiet + GLANCE } else { Duration::ZERO };
+            news = now;
+            if quiet > patience || self.in_vain_at.load(Ordering::Relaxed) == news + 1 {
+                self.in_vain_at.store(news + 1, Ordering::Relaxed);
+                return None;
             }
             std::thread::sleep(GLANCE);
         }
-        None
     }
 
     /// What the caches know of a layer now.
@@ -189,8 +220,13 @@ impl<'a> SharedCache<'a> {
             if let Some(found) = state.contents.find(key, &self.trust) {
                 return Some(found.layer.clone());
             }
-            if let Err(error) = self.refresh(share, &mut state) {
-                drop(state);
+            let before = state.contents.len();
+            let refreshed = self.refresh(share, &mut state);
+            if state.contents.len() > before {
+                self.news.fetch_add(1, Ordering::Relaxed);
+            }
+            drop(state);
+            if let Err(error) = refreshed {
                 self.give_up(share, &error);
             }
         }
@@ -211,11 +247,26 @@ impl<'a> SharedCache<'a> {
         self.shares.iter().any(|share| share.is_written)
     }
 
-    /// Gives a layer to the caches that are written, and soon after an entry of it, so that others find it while this run
-    /// goes on. `mount_from` are repositories that may have its blob.
+    /// Gives a layer to the caches that are written; others find it after [`SharedCache::publish`]. `mount_from` are
+    /// repositories that may have its blob.
     pub fn give(&self, record: &LayerRecord, mount_from: &BTreeMap<String, BTreeSet<Digest>>, write: WriteLayer<'_>) {
         for share in self.usable().filter(|share| share.is_written) {
             if let Err(error) = self.give_to(share, record, mount_from, write) {
+                self.give_up(share, &error);
+            }
+        }
+    }
+
+    /// Shows others what was given so far, while this run goes on.
+    pub fn publish(&self) {
+        for share in self.usable().filter(|share| share.is_written) {
+            let mut state = share.state();
+            let published = match state.own.is_published {
+                true => Ok(()),
+                false => self.write_own(share, &mut state, false),
+            };
+            drop(state);
+            if let Err(error) = published {
                 self.give_up(share, &error);
             }
         }
@@ -246,18 +297,12 @@ impl<'a> SharedCache<'a> {
     }
 
     fn read_views(&self) {
-        let begun = Instant::now();
         self.shares.par_iter().for_each(|share| {
             let mut state = share.state();
             let read = self.refresh(share, &mut state);
             drop(state);
-            match read {
-                Err(error) => self.give_up(share, &error),
-                Ok(()) if begun.elapsed() > DEADLINE => {
-                    share.state().has_failed = true;
-                    self.warn_of(share, "is too slow to be of use: going on without it");
-                }
-                Ok(()) => {}
+            if let Err(error) = read {
+                self.give_up(share, &error);
             }
         });
     }
@@ -343,8 +388,8 @@ impl<'a> SharedCache<'a> {
         let mut state = share.state();
         state.own.contents.insert(entry.clone());
         state.contents.insert(entry);
-        let is_due = state.own.written_at.is_none_or(|written| written.elapsed() > SHEET_INTERVAL);
-        if is_due { self.write_own(share, &mut state, false) } else { Ok(()) }
+        state.own.is_published = false;
+        Ok(())
     }
 
     /// Writes what this run has given so far.
@@ -358,7 +403,7 @@ impl<'a> SharedCache<'a> {
         let sheet = Sheet { is_final, time: self.now, supersedes: BTreeSet::new(), contents };
         let bytes = sheet.encode().map_err(|error| DepotError::Source(io::Error::other(error)))?;
         share.depot.write_sheet(&name, &bytes, &blobs)?;
-        state.own.written_at = Some(Instant::now());
+        state.own.is_published = true;
         Ok(())
     }
 
@@ -459,5 +504,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         next = error.source();
     }
-    text
+    // One line of it: servers may answer with pages.
+    text.lines().next().unwrap_or_default().to_owned()
 }

@@ -115,6 +115,15 @@ impl LayerStore {
         Ok(())
     }
 
+    /// Forgets what is recorded of a layer without bytes, because it has turned out to be wrong.
+    pub fn forget_layer(&self, key: &LayerKey) -> Result<(), StoreError> {
+        self.with_index(|index| {
+            index.remove_layers(std::iter::once(key))?;
+            remove(&self.record(key))?;
+            Ok(())
+        })
+    }
+
     /// Reads a kept blob to its end: an error says that it cannot be read, or is not what its digest promises. Says how
     /// its file looked before it was read.
     pub fn verify_blob(&self, digest: &Digest, size: u64, observer: &dyn Observer) -> std::io::Result<BlobStamp> {

@@ -40,5 +40,6 @@ mod proxy;
 mod remote;
 mod runtimes;
 mod services;
+mod share;
 mod substitute;
 mod surroundings;

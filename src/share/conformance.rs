@@ -1,0 +1,109 @@
+//! What every depot must do, over every one that needs no server; those that do are tried by the integration tests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::sync::Arc;
+
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use rstest::rstest;
+
+use super::depot::{BlobNote, Depot, DepotError};
+use super::object_depot::ObjectDepot;
+use super::sheet::SheetName;
+use crate::blob::Digest;
+use crate::event::Silent;
+use crate::http::Patience;
+use crate::registry::Deletion;
+
+/// A depot, and what must live as long as it does.
+struct Place {
+    depot: ObjectDepot<'static>,
+    _directory: tempfile::TempDir,
+}
+
+fn place(kind: &str) -> Place {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, prefix): (Arc<dyn ObjectStore>, _) = match kind {
+        "directory" => (Arc::new(LocalFileSystem::new_with_prefix(directory.path()).unwrap()), ""),
+        _ => (Arc::new(InMemory::new()), "team/cache"),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let patience = (Patience::default(), Patience::default());
+    Place { depot: ObjectDepot::new(store, prefix, Arc::new(runtime), &Silent, patience), _directory: directory }
+}
+
+fn read(depot: &dyn Depot, bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut found = Vec::new();
+    let mut read = |blob: &mut dyn Read| blob.read_to_end(&mut found).map(drop);
+    depot.read_blob(&Digest::of(bytes), bytes.len() as u64, &mut read).unwrap()?.unwrap();
+    Some(found)
+}
+
+fn write(depot: &dyn Depot, bytes: &[u8]) {
+    depot.write_blob(&Digest::of(bytes), bytes.len() as u64, &[], &mut |out| out.write_all(bytes)).unwrap();
+}
+
+#[rstest]
+fn sheets_are_had_as_they_were_written_last(#[values("memory", "directory")] kind: &str) {
+    let place = place(kind);
+    let depot = &place.depot;
+    let (one, two) = (SheetName::new(0, [1; 16]), SheetName::new(3, [2; 16]));
+    assert_eq!(depot.sheets().unwrap(), []);
+    assert_eq!(depot.read_sheet(&one).unwrap(), None);
+    let notes = BTreeMap::<Digest, BlobNote>::new();
+    depot.write_sheet(&one, b"first", &notes).unwrap();
+    depot.write_sheet(&two, b"other", &notes).unwrap();
+    depot.write_sheet(&one, b"second", &notes).unwrap();
+    assert_eq!(BTreeSet::from_iter(depot.sheets().unwrap()), BTreeSet::from([one, two]));
+    assert_eq!(depot.read_sheet(&one).unwrap().unwrap(), b"second");
+    assert_eq!(depot.remove_sheet(&one).unwrap(), Deletion::Done);
+    assert_ne!(depot.remove_sheet(&one).unwrap(), Deletion::NotAllowed);
+    assert_eq!(depot.sheets().unwrap(), [two]);
+}
+
+#[rstest]
+fn blobs_are_had_whole_or_not_at_all(#[values("memory", "directory")] kind: &str) {
+    let place = place(kind);
+    let depot = &place.depot;
+    let (small, large) = (b"small".to_vec(), vec![7; 20 << 20]);
+    assert_eq!(read(depot, &small), None);
+    for bytes in [&small, &large] {
+        write(depot, bytes);
+        // Again, which nothing is written for.
+        let never = |_: &mut dyn std::io::Write| panic!("it is there");
+        depot.write_blob(&Digest::of(bytes), bytes.len() as u64, &[], &mut { never }).unwrap();
+        assert!(read(depot, bytes).unwrap() == *bytes);
+    }
+    let absent = vec![8; 9 << 20];
+    let asked = [&small, &absent, &large].map(|bytes| Digest::of(bytes));
+    assert_eq!(depot.has_blobs(&asked).unwrap(), BTreeSet::from([asked[0], asked[2]]));
+    let broken = depot.write_blob(&asked[1], absent.len() as u64, &[], &mut |out| {
+        out.write_all(&absent[..absent.len() - 1])?;
+        Err(std::io::Error::other("the layer did not come"))
+    });
+    assert!(matches!(broken, Err(DepotError::Source(_))));
+    assert_eq!(read(depot, &absent), None);
+}
+
+#[rstest]
+fn blobs_go_when_they_are_old(#[values("memory", "directory")] kind: &str) {
+    let place = place(kind);
+    let depot = &place.depot;
+    write(depot, b"blob");
+    let blobs = BTreeMap::from([(Digest::of(b"blob"), 4), (Digest::of(b"none"), 4)]);
+    assert_eq!(depot.remove_blobs(&blobs, 1000).unwrap(), Some(0));
+    assert_eq!(depot.remove_blobs(&blobs, 1 << 40).unwrap(), Some(4));
+    assert_eq!(read(depot, b"blob"), None);
+}
+
+#[rstest]
+fn a_mark_is_left_once(#[values("memory", "directory")] kind: &str) {
+    let place = place(kind);
+    let depot = &place.depot;
+    assert!(!depot.is_marked("a").unwrap());
+    assert!(!depot.mark("a").unwrap());
+    assert!(depot.mark("a").unwrap() && depot.is_marked("a").unwrap());
+    assert!(!depot.is_marked("b").unwrap());
+}

@@ -1,0 +1,471 @@
+//! Layers that machines share: caches in directories, registries and buckets.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rstest::rstest;
+use serde_json::Value;
+
+use crate::archive::Archive;
+use crate::bucket_server::Readers;
+use crate::containerize::hello_environment;
+use crate::flox_fixture::{BareStore, FloxEnv, Tree};
+use crate::peers::peer;
+use crate::registry_proxy::{RegistryProxy, Request};
+use crate::registry_server::Setup;
+use crate::sandbox::Sandbox;
+
+const MACHINES: usize = 10;
+
+/// Environments that share most of their store paths, each with one of its own.
+fn overlapping(sandbox: &Sandbox, store: &BareStore) -> Vec<FloxEnv> {
+    let tool = |name: &str, size: usize| {
+        let mut bytes = vec![0; size];
+        blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
+        store.add(name, &Tree::new().program(format!("bin/{name}"), bytes))
+    };
+    let shared: Vec<_> = (0..16).map(|n| (format!("shared{n}"), tool(&format!("shared-{n}"), 2_000_000))).collect();
+    let environment = |n: usize| {
+        let own = tool(&format!("own-{n}"), 50_000);
+        let mut installs: Vec<_> = shared.iter().map(|(id, path)| (id.as_str(), path.as_str())).collect();
+        // Each leaves another one out.
+        installs.remove(n);
+        installs.push(("own", &own));
+        FloxEnv::of_store_paths(sandbox.path(format!("project{n}")), &format!("env{n}"), &installs, "")
+    };
+    (0..MACHINES).map(environment).collect()
+}
+
+/// A machine with a layer cache of its own.
+struct Machine<'s> {
+    sandbox: &'s Sandbox,
+    store: PathBuf,
+    cache: PathBuf,
+}
+
+impl<'s> Machine<'s> {
+    fn new(sandbox: &'s Sandbox, store: &Path, name: &str) -> Self {
+        Self { sandbox, store: store.to_owned(), cache: sandbox.path(format!("machine-{name}")) }
+    }
+
+    fn command(&self, environment: &FloxEnv) -> assert_cmd::Command {
+        let mut command = self.sandbox.cmd();
+        command.env("LAYERHOLD_CACHE", &self.cache).arg("-v").arg("containerize");
+        command.arg("--store").arg(&self.store).arg("-d").arg(environment.dir());
+        command
+    }
+
+    /// Makes an image with zstd layers in a file: its bytes, and what was said.
+    fn image(&self, environment: &FloxEnv, args: &[&str]) -> (Vec<u8>, String) {
+        let file = self.sandbox.path("work/image.tar");
+        let _ = fs::remove_file(&file);
+        let mut command = self.command(environment);
+        let outcome = command.args(["--compression", "zstd", "-f"]).arg(&file).args(args).assert().success();
+        let said = String::from_utf8(outcome.get_output().stderr.clone()).unwrap();
+        (fs::read(file).unwrap(), self.sandbox.tidy(&said))
+    }
+
+    /// The same beside others.
+    fn spawn(&self, environment: &FloxEnv, file: &Path, share: &str) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
+        command.env_clear().envs(self.sandbox.environment()).env("LAYERHOLD_CACHE", &self.cache);
+        command.current_dir(self.sandbox.path("work")).args(["containerize", "--json", "--compression", "zstd"]);
+        command.args(["--cache-to", share, "-f"]).arg(file).arg("--store").arg(&self.store);
+        command.arg("-d").arg(environment.dir());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+}
+
+/// A small environment, and the image of it that is made without any cache.
+struct Project {
+    sandbox: Sandbox,
+    store: BareStore,
+    environment: FloxEnv,
+    expected: Vec<u8>,
+}
+
+impl Project {
+    fn new() -> Self {
+        let sandbox = Sandbox::new();
+        let store = BareStore::new(sandbox.path("root"));
+        let program = |name: &str, size| store.add(name, &Tree::new().program(format!("bin/{name}"), vec![7; size]));
+        let (one, two) = (program("one", 300_000), program("two", 9_000));
+        let installs = [("one", one.as_str()), ("two", two.as_str())];
+        let environment = FloxEnv::of_store_paths(sandbox.path("project"), "pair", &installs, "");
+        let mut project = Self { sandbox, store, environment, expected: Vec::new() };
+        project.expected = project.machine("alone").image(&project.environment, &[]).0;
+        project
+    }
+
+    fn machine(&self, name: &str) -> Machine<'_> {
+        Machine::new(&self.sandbox, self.store.root(), name)
+    }
+
+    fn directory(&self) -> String {
+        format!("file://{}", self.sandbox.path("share").display())
+    }
+
+    /// A machine that fills the cache.
+    fn fill(&self, share: &str) {
+        let (image, said) = self.machine("first").image(&self.environment, &["--cache-to", share]);
+        assert!(image == self.expected);
+        assert!(said.contains("given to the shared cache"), "{said}");
+    }
+
+    /// A new machine with this cache, and these arguments beside.
+    fn newcomer(&self, name: &str, share: &str, args: &[&str]) -> String {
+        let args = [&["--cache-from", share], args].concat();
+        let (image, said) = self.machine(name).image(&self.environment, &args);
+        assert!(image == self.expected, "{said}");
+        said
+    }
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn ten_machines_at_once_make_each_layer_about_once() {
+    let registry = peer!(docker_registry);
+    let sandbox = Sandbox::new();
+    let server = registry.start(&sandbox.path("registry"), Setup::default());
+    let store = BareStore::new(sandbox.path("root"));
+    let environments = overlapping(&sandbox, &store);
+    let lone = Machine::new(&sandbox, store.root(), "lone");
+    let expected: Vec<_> = environments.iter().map(|environment| lone.image(environment, &[]).0).collect();
+    for share in [format!("file://{}", sandbox.path("share").display()), server.reference("team/cache")] {
+        let kind = share.split(':').next().unwrap().to_owned();
+        let image = |n: usize| sandbox.path(format!("work/{kind}-{n}.tar"));
+        let machines: Vec<_> = environments
+            .iter()
+            .enumerate()
+            .map(|(n, environment)| {
+                let machine = Machine::new(&sandbox, store.root(), &format!("{kind}-{n}"));
+                machine.spawn(environment, &image(n), &share)
+            })
+            .collect();
+        let (mut made, mut distinct) = (0, BTreeSet::new());
+        for (n, machine) in machines.into_iter().enumerate() {
+            let output = machine.wait_with_output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && !said.contains("without"), "{said}");
+            let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+            for layer in object["layers"].as_array().unwrap() {
+                made += usize::from(layer["reused"] == false);
+                distinct.insert(layer["digest"].as_str().unwrap().to_owned());
+            }
+            assert!(fs::read(image(n)).unwrap() == expected[n], "image {n} of {kind} is another one");
+        }
+        let distinct = distinct.len();
+        eprintln!("{MACHINES} machines, {kind}: {made} layers compressed in all, {distinct} different ones");
+        assert!(made * 10 <= distinct * 13, "{made} layers were made for {distinct}");
+    }
+}
+
+#[test]
+fn a_new_machine_reads_no_store_file_and_sends_nothing_but_the_manifest() {
+    let (nix, registry) = (peer!(nix), peer!(docker_registry));
+    let sandbox = Sandbox::new();
+    let server = registry.start(&sandbox.path("registry"), Setup::default());
+    let proxy = RegistryProxy::start(&server);
+    let environment = hello_environment(&sandbox, nix, "hello", "");
+    let (share, target) = (proxy.reference("team/cache"), proxy.reference("team/hello:v1"));
+    let push = |machine: &Machine<'_>, how: &str, target: &str| {
+        let mut command = machine.command(&environment);
+        let outcome = command.args([how, &share, "--push", target]).assert().success();
+        let output = outcome.get_output();
+        let said = String::from_utf8(output.stderr.clone()).unwrap();
+        (String::from_utf8(output.stdout.clone()).unwrap(), said)
+    };
+    let (first, _) = push(&Machine::new(&sandbox, nix.root(), "first"), "--cache-to", &target);
+    proxy.traffic();
+
+    // The same store, in whose files there is not what was there: their lengths and names are enough.
+    let emptied = sandbox.path("emptied");
+    fs::create_dir_all(emptied.join("nix")).unwrap();
+    let copied = Command::new("cp").arg("-a").arg(nix.root().join("nix/.")).arg(emptied.join("nix")).status().unwrap();
+    assert!(copied.success());
+    let closure = nix.closure(&["bash", "coreutils", "hello"].map(|package| nix.out(package)));
+    let emptied_files: usize = closure.iter().map(|path| empty(&emptied.join(path.trim_start_matches('/')))).sum();
+    assert!(emptied_files > 10, "{emptied_files}");
+    let machine = Machine::new(&sandbox, &emptied, "second");
+    let (second, said) = push(&machine, "--cache-from", &proxy.reference("team/other:v1"));
+    assert_eq!(first.split('@').nth(1), second.split('@').nth(1), "{said}");
+    assert!(said.contains("sent: 0 of ") && said.contains(" 0 new"), "{said}");
+    let traffic = proxy.traffic();
+    assert_eq!(traffic.of(Request::PatchUpload).requests, 0, "{:#?}", traffic.log);
+    // The configuration goes with the only upload that is more than a mount.
+    assert_eq!(traffic.of(Request::PutUpload).requests, 1, "{:#?}", traffic.log);
+    assert!(traffic.sent() < 20_000, "{} bytes were sent", traffic.sent());
+    assert_eq!(traffic.of(Request::PutManifest).requests, 1);
+}
+
+/// Overwrites the large files below with zeros of the same number; says how many.
+fn empty(path: &Path) -> usize {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    if metadata.is_dir() {
+        return files(path).iter().map(|file| empty(file)).sum();
+    }
+    if !metadata.is_file() || metadata.len() < 4096 {
+        return 0;
+    }
+    fs::write(path, vec![0; usize::try_from(metadata.len()).unwrap()]).unwrap();
+    1
+}
+
+#[test]
+fn what_a_cache_has_lost_or_has_wrong_is_made_here() {
+    let project = Project::new();
+    let share = project.directory();
+    project.fill(&share);
+    let blobs = files(&project.sandbox.path("share/blobs/sha256"));
+    let said = project.newcomer("good", &share, &[]);
+    assert!(said.contains("fetched from a shared cache: 2 layers"), "{said}");
+
+    let good = fs::read(&blobs[0]).unwrap();
+    fs::write(&blobs[0], vec![0; good.len()]).unwrap();
+    let said = project.newcomer("wrong", &share, &[]);
+    assert!(said.contains("! the shared cache 'file://[SANDBOX]/share' gave sha256:[DIGEST] wrong"), "{said}");
+    fs::write(&blobs[0], &good[..good.len() / 2]).unwrap();
+    project.newcomer("short", &share, &[]);
+    fs::remove_file(&blobs[0]).unwrap();
+    let said = project.newcomer("lost", &share, &[]);
+    assert!(said.contains("has lost sha256:[DIGEST]"), "{said}");
+    for machine in ["wrong", "short", "lost"] {
+        let mut verify = project.sandbox.cmd();
+        verify.env("LAYERHOLD_CACHE", project.sandbox.path(format!("machine-{machine}")));
+        verify.args(["cache", "verify"]).assert().success();
+    }
+
+    let sheets = files(&project.sandbox.path("share/sheets"));
+    fs::write(&sheets[0], b"no sheet").unwrap();
+    let said = project.newcomer("no-sheet", &share, &[]);
+    assert!(said.contains("it cannot be unpacked") && !said.contains("! "), "{said}");
+}
+
+#[test]
+fn a_cache_that_does_not_answer_costs_a_warning() {
+    let project = Project::new();
+    // Nobody listens there.
+    let said = project.newcomer("away", "127.0.0.1:1/team/cache", &[]);
+    let warnings: Vec<_> = said.lines().filter(|line| line.starts_with("! ")).collect();
+    let [warning] = warnings.as_slice() else { panic!("{said}") };
+    assert!(warning.starts_with("! the shared cache '127.0.0.1:1/team/cache' is done without: "), "{said}");
+    let (image, said) = project.machine("giving").image(&project.environment, &["--cache-to", "127.0.0.1:1/cache"]);
+    assert!(image == project.expected);
+    assert_eq!(said.lines().filter(|line| line.starts_with("! ")).count(), 1, "{said}");
+    // One that accepts connections and says nothing.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("127.0.0.1:{}/cache", listener.local_addr().unwrap().port());
+    let said = project.newcomer("silent", &silent, &["--insecure-registry", silent.split('/').next().unwrap()]);
+    assert!(said.contains("is done without"), "{said}");
+    let said = project.newcomer("offline", "127.0.0.1:1/team/cache", &["--offline"]);
+    assert!(!said.contains("! "), "{said}");
+}
+
+#[test]
+fn entries_count_only_when_a_trusted_key_has_signed_them() {
+    let project = Project::new();
+    let share = project.directory();
+    let key = |name: &str| {
+        let file = project.sandbox.path(format!("{name}.key"));
+        let made = project.sandbox.cmd().args(["cache", "key", name]).arg(&file).assert().success();
+        let public = String::from_utf8(made.get_output().stdout.clone()).unwrap().trim().to_owned();
+        (file.display().to_string(), public)
+    };
+    let ((secret, public), (_, other)) = (key("team"), key("other"));
+    let again = project.sandbox.cmd().args(["cache", "key", "team"]).arg(&secret).assert().failure();
+    assert!(String::from_utf8_lossy(&again.get_output().stderr).contains("File exists"), "a key was overwritten");
+
+    project.fill(&share);
+    let said = project.newcomer("unsigned", &share, &["--cache-trust", &public]);
+    assert!(said.contains("0 reused") && !said.contains("fetched"), "{said}");
+
+    fs::remove_dir_all(project.sandbox.path("share")).unwrap();
+    let (_, said) =
+        project.machine("signer").image(&project.environment, &["--cache-to", &share, "--cache-key", &secret]);
+    assert!(!said.contains(&fs::read_to_string(&secret).unwrap().trim()[10..]), "{said}");
+    let said = project.newcomer("trusting", &share, &["--cache-trust", &public, "--cache-trust", &other]);
+    assert!(said.contains("fetched from a shared cache: 2 layers"), "{said}");
+    let said = project.newcomer("stranger", &share, &["--cache-trust", &other]);
+    assert!(!said.contains("fetched"), "{said}");
+}
+
+#[test]
+fn settings_may_stand_in_the_environment_and_in_the_tools_own_file() {
+    let project = Project::new();
+    let share = project.directory();
+    project.fill(&share);
+    let (machine, environment) = (project.machine("variable"), &project.environment);
+    let file = project.sandbox.path("work/image.tar");
+    let run = |machine: &Machine<'_>, variable: Option<&str>| {
+        let mut command = machine.command(environment);
+        command.args(["--compression", "zstd", "-f"]).arg(&file);
+        if let Some(value) = variable {
+            command.env("LAYERHOLD_CACHE_FROM", value);
+        }
+        String::from_utf8(command.assert().success().get_output().stderr.clone()).unwrap()
+    };
+    let said = run(&machine, Some(&format!("{share},127.0.0.1:1/away")));
+    assert!(said.contains("fetched from a shared cache") && said.contains("127.0.0.1:1/away"), "{said}");
+    fs::create_dir_all(project.sandbox.path("home/.config/layerhold")).unwrap();
+    let config = project.sandbox.path("home/.config/layerhold/config.toml");
+    fs::write(&config, format!("[shared-cache]\nfrom = [\"{share}\"]\n")).unwrap();
+    let said = run(&project.machine("file"), None);
+    assert!(said.contains("fetched from a shared cache"), "{said}");
+    fs::write(&config, "[shared-cache]\nfrom = [\"https://registry.example/cache\"]\n").unwrap();
+    let outcome = project.machine("wrong").command(environment).arg("-f").arg(&file).assert().failure();
+    let said = String::from_utf8(outcome.get_output().stderr.clone()).unwrap();
+    assert!(
+        said.contains("config.toml: 'https://registry.example/cache' is not the address of a shared cache"),
+        "{said}"
+    );
+}
+
+#[rstest]
+#[case::directory("file")]
+#[case::registry("registry")]
+fn many_runs_leave_few_sheets_that_lose_nothing(#[case] kind: &str) {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let setup = Setup { deletes: true, ..Setup::default() };
+    let server = registry.start(&project.sandbox.path("registry"), setup);
+    let share = if kind == "file" { project.directory() } else { server.reference("team/cache") };
+    let environments: Vec<_> = (0..12)
+        .map(|n| {
+            let own = format!("own-{n}");
+            let path = project.store.add(&own, &Tree::new().program(format!("bin/{own}"), vec![n; 9000]));
+            let dir = project.sandbox.path(format!("project-{n}"));
+            FloxEnv::of_store_paths(dir, &own, &[("own", path.as_str())], "")
+        })
+        .collect();
+    for (n, environment) in environments.iter().enumerate() {
+        project.machine(&format!("m{n}")).image(environment, &["--cache-to", &share]);
+    }
+    let sheets = match kind {
+        "file" => files(&project.sandbox.path("share/sheets")).len(),
+        _ => server.tags("team/cache").len(),
+    };
+    assert!((1..=9).contains(&sheets), "{sheets} sheets");
+    for environment in &environments {
+        let (_, said) = project.machine("late").image(environment, &["--cache-from", &share]);
+        assert!(said.contains(" 0 new"), "{said}");
+    }
+}
+
+#[test]
+fn a_bucket_is_a_cache_too() {
+    let moto = peer!(moto);
+    let project = Project::new();
+    fs::create_dir_all(project.sandbox.path("nothing")).unwrap();
+    let server = moto.start(&project.sandbox.path("nothing"), Readers::Owner);
+    let share = server.url().replace("s3://cache", "s3://cache/team/layers");
+    let (id, secret) = server.keys.clone();
+    let image = |name: &str, how: &str, secret: &str| {
+        let machine = project.machine(name);
+        let file = project.sandbox.path("work/image.tar");
+        let mut command = machine.command(&project.environment);
+        command.env("AWS_ACCESS_KEY_ID", &id).env("AWS_SECRET_ACCESS_KEY", secret);
+        let outcome = command.args(["--compression", "zstd", how, &share, "-f"]).arg(&file).assert().success();
+        assert!(fs::read(&file).unwrap() == project.expected);
+        String::from_utf8(outcome.get_output().stderr.clone()).unwrap()
+    };
+    let said = image("first", "--cache-to", &secret);
+    assert!(said.contains("given to the shared cache 's3://cache/team/layers': 2 layers, 2 blobs"), "{said}");
+    let said = image("second", "--cache-from", &secret);
+    assert!(said.contains("fetched from a shared cache: 2 layers"), "{said}");
+    let said = image("third", "--cache-from", "not the secret");
+    assert!(said.contains("access is denied") && !said.contains("not the secret"), "{said}");
+}
+
+#[test]
+fn garbage_of_a_cache_is_what_no_tag_leads_to_any_more() {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let setup = Setup { deletes: true, ..Setup::default() };
+    let server = registry.start(&project.sandbox.path("registry"), setup);
+    let (share, target) = (project.directory(), server.reference("team/app:v1"));
+    let push = |program: &[u8]| {
+        let path = project.store.add("app", &Tree::new().program("bin/app", program));
+        let environment = FloxEnv::of_store_paths(project.sandbox.path("app"), "app", &[("app", path.as_str())], "");
+        let machine = project.machine("pushing");
+        let mut command = machine.command(&environment);
+        command.args(["--cache-to", &share, "--push", &target]).assert().success();
+    };
+    push(b"first");
+    push(b"second");
+    // What was made within the hour stays: the sheet says that it was two hours ago.
+    age(&project.sandbox.path("share"), 2 * 3600);
+    let collect = |args: &[&str]| {
+        let mut command = project.sandbox.cmd();
+        command.args(["cache", "gc", "--remote", &share]).args(args);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = [output.stdout, output.stderr].concat();
+        project.sandbox.tidy(&String::from_utf8(text).unwrap())
+    };
+    let object: Value = serde_json::from_str(&collect(&["--dry-run", "--json"])).unwrap();
+    assert_eq!(
+        (object["layers"].as_array().unwrap().len(), &object["layers_kept"]),
+        (2, &Value::from(2)),
+        "{object:#}"
+    );
+    let blobs = || files(&project.sandbox.path("share/blobs/sha256")).len();
+    assert_eq!(blobs(), 4);
+    assert!(collect(&["--keep-last", "2"]).contains("0 layers gone"));
+    let said = collect(&[]);
+    assert!(said.contains("no tag leads to it  app:latest") && said.contains("2 layers gone"), "{said}");
+    assert_eq!(blobs(), 2);
+    assert!(collect(&[]).contains("0 layers gone"));
+    // A registry that cannot be asked is no reason to throw anything away.
+    drop(server);
+    let outcome = project.sandbox.cmd().args(["cache", "gc", "--remote", &share]).assert().failure();
+    let said = String::from_utf8_lossy(&outcome.get_output().stderr).into_owned();
+    assert!(said.contains("was not tidied"), "{said}");
+    assert_eq!(blobs(), 2);
+}
+
+/// Makes everything that a cache in a directory says and has so many seconds older.
+fn age(share: &Path, seconds: u64) {
+    for file in files(&share.join("sheets")) {
+        let text = String::from_utf8(zstd::decode_all(&*fs::read(&file).unwrap()).unwrap()).unwrap();
+        let older = |line: &str| {
+            let mut line: Value = serde_json::from_str(line).unwrap();
+            for (object, key) in [("", "time"), ("image", "used_at")] {
+                let place = if object.is_empty() { Some(&mut line) } else { line.get_mut(object) };
+                if let Some(time) = place.and_then(|place| place.get_mut(key)) {
+                    *time = (time.as_u64().unwrap() - seconds).into();
+                }
+            }
+            line.to_string() + "\n"
+        };
+        let text: String = text.lines().map(older).collect();
+        fs::write(file, zstd::encode_all(text.as_bytes(), 3).unwrap()).unwrap();
+    }
+    for blob in files(&share.join("blobs/sha256")) {
+        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
+        fs::File::options().write(true).open(blob).unwrap().set_modified(then).unwrap();
+    }
+}
+
+#[test]
+fn uncompressed_layers_are_known_but_not_carried() {
+    let project = Project::new();
+    let share = project.directory();
+    let file = project.sandbox.path("work/plain.tar");
+    let plain = |name: &str, how: &str| {
+        let machine = project.machine(name);
+        let outcome = machine.command(&project.environment).args([how, &share, "-f"]).arg(&file).assert().success();
+        Archive::open(&file);
+        (fs::read(&file).unwrap(), String::from_utf8(outcome.get_output().stderr.clone()).unwrap())
+    };
+    let (first, said) = plain("first", "--cache-to");
+    assert!(said.contains("2 layers, 0 blobs, 0 bytes"), "{said}");
+    let (second, said) = plain("second", "--cache-from");
+    assert!(first == second && said.contains("layers: 2 reused"), "{said}");
+}
