@@ -222,6 +222,7 @@ fn images_of_an_index_are_found_by_any_of_their_digests_and_go_together() {
         image_id: Digest::of(format!("image {name}").as_bytes()),
         manifest_digest: Digest::of(format!("manifest {name}").as_bytes()),
         layers: layers.to_vec(),
+        config: String::new(),
     };
     let platforms = vec![platform("amd64", &[0, 1]), platform("arm64", &[2, 0])];
     store

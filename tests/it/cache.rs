@@ -66,6 +66,7 @@ fn image(store: &LayerStore, name: &str, tag: &str, platforms: &[&str], age: u64
         image_id: Digest::of(format!("{name}:{tag} {platform}").as_bytes()),
         manifest_digest: Digest::of(format!("manifest of {name}:{tag} {platform}").as_bytes()),
         layers: (0..layers.len()).collect(),
+        config: String::new(),
     };
     let record = ImageRecord {
         name: name.to_owned(),
