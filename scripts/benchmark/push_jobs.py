@@ -173,13 +173,13 @@ def push_jobs(place, registry, host):
 
 
 def shared_jobs(place, registry, host):
-    """An empty machine, while the registry has a shared cache that another machine has filled, or none."""
-    cache, image = f"{host}/bench/cache", f"{host}/bench/base:latest"
+    """An empty machine, while the registry has what another machine has pushed and shared."""
+    cache, image = f"{host}/bench/cache", f"{host}/bench/base"
 
     def fill():
         registry.empty()
         place.cold()
-        run(place.layerhold("base", *CODEC, "--cache-to", cache, "--push", image) + " >/dev/null")
+        run(place.layerhold("base", *CODEC, "--cache-to", cache, "--push", f"{image}:latest") + " >/dev/null")
         registry.put_aside("shared")
 
     def empty_machine():
@@ -195,6 +195,6 @@ def shared_jobs(place, registry, host):
         ]
 
     return [
-        Job("shared-push", contenders("--push", image), setup=fill),
+        Job("shared-push", contenders("--push", f"{image}:next"), setup=fill),
         Job("shared-file", contenders("-f", place.out), setup=fill),
     ]

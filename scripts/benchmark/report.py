@@ -39,7 +39,7 @@ SECTIONS = [
         ("cold-push", "to a registry that has nothing"),
         ("unchanged-push", "to a registry that has the image"),
         ("leaf-push", "one package changed, to a registry that has the image as it was before"),
-        ("shared-push", "a machine with no layer; the registry has a shared cache, and the image's layers"),
+        ("shared-push", "another tag, from a machine that knows no layer; the registry has the layers and a shared cache"),
         ("shared-file", "the same with `-f FILE`"),
     ]),
 ]

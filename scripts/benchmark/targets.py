@@ -92,7 +92,7 @@ def memory(results):
     peaks = [
         line["memory"]
         for line in results.lines
-        if line.get("contender", "").startswith(OURS) and not line["job"].endswith(("-docker", "-podman"))
+        if line.get("contender", "").startswith(OURS) and not line["job"].endswith(("-docker", "-podman", "-push"))
     ]
     limit = 64 + 16 * max(0, os.cpu_count() - 2)
     peak = max(peaks) / MIB if peaks else None

@@ -45,7 +45,10 @@ const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 /// Podman's places, then Docker's (containers-auth.json(5)).
 fn login_files() -> Vec<PathBuf> {
     let named = variable("REGISTRY_AUTH_FILE");
-    let running = absolute("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json"));
+    // Whoever has no such directory, as in most containers, is root or has had one made.
+    let running = absolute("XDG_RUNTIME_DIR").map(|directory| directory.join("containers"));
+    let own = || PathBuf::from("/run/containers").join(rustix::process::getuid().as_raw().to_string());
+    let running = Some(running.unwrap_or_else(own).join("auth.json"));
     let podman = config_home().map(|directory| directory.join("containers/auth.json"));
     let docker = variable("DOCKER_CONFIG").or_else(|| absolute("HOME").map(|home| home.join(".docker")));
     [named, running, podman, docker.map(|directory| directory.join("config.json"))].into_iter().flatten().collect()

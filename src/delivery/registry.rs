@@ -169,6 +169,11 @@ impl Sink for RegistrySink<'_> {
         let finish = self.put_documents(images)?;
         match finish {
             Finish::Committed => past.remember_blobs(&self.name(), &blobs),
+            Finish::Incomplete if self.was_refused => {
+                let registry = self.repository.reference().registry().to_owned();
+                let what = format!("the manifest '{}'", self.tag());
+                return Err(RegistryError::Forgetful { registry, what }.into());
+            }
             Finish::Incomplete => {
                 self.was_refused = true;
                 self.mounted = Mutex::default();

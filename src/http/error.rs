@@ -18,7 +18,7 @@ pub enum FetchError {
         status: u16,
     },
     /// The server says that it cannot answer.
-    #[error("the server answered with status {status}")]
+    #[error("the server answered with status {status}{}", left_alone(*retry_after))]
     Status {
         /// The HTTP status.
         status: u16,
@@ -69,6 +69,12 @@ impl FetchError {
     }
 }
 
+/// What a server says of attempts to come.
+fn left_alone(retry_after: Option<Duration>) -> String {
+    let after = retry_after.map(|after| after.as_secs()).filter(|seconds| *seconds > 0);
+    after.map_or_else(String::new, |seconds| format!(" and wants to be left alone for {seconds} s"))
+}
+
 /// HTTP libraries wrap what happened many times; who reads it wants to know what, not through how many hands it went.
 pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut innermost = error;
@@ -79,21 +85,27 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 pub(crate) fn from_reqwest(error: reqwest::Error) -> FetchError {
-    // What a certificate is wrong with, another attempt will not mend.
-    let is_certificate = {
-        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-        let mut found = false;
-        while let Some(error) = next {
-            found |= error.is::<rustls::Error>();
-            let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-            found |= inner.is_some_and(|inner| inner.is::<rustls::Error>());
-            next = error.source();
-        }
-        found
-    };
+    // What is wrong with a certificate, another attempt will not mend.
+    let is_certificate = tls_error(&error).is_some();
     let is_passing = !is_certificate && !error.is_builder() && !error.is_redirect();
     // The address may hold a secret; who reports this names the cache.
     FetchError::connection(error.without_url(), is_passing)
+}
+
+/// What TLS found wrong, somewhere among an error's causes.
+pub(crate) fn tls_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // The source of an I/O error is that of the error in it, which may be the one that is looked for.
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// The answer, unless its status is an error.

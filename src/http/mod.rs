@@ -13,7 +13,7 @@ use futures_util::stream::Stream;
 
 pub(crate) use client::{Client, SharedClient};
 pub use error::FetchError;
-pub(crate) use error::{answered, first_byte, from_object_store, from_reqwest};
+pub(crate) use error::{answered, first_byte, from_object_store, from_reqwest, tls_error};
 pub(crate) use fetch::{Download, Patience, small_file, until_cancelled};
 pub(crate) use objects::{Bucket, BucketKeys, Objects, open_google_bucket};
 

@@ -1,7 +1,7 @@
 //! What can go wrong with a registry, and what mends it.
 
 use crate::blob::Digest;
-use crate::http::FetchError;
+use crate::http::{FetchError, tls_error};
 
 use super::credentials::CredentialsError;
 
@@ -63,6 +63,14 @@ pub enum RegistryError {
         /// How often it was sent.
         attempts: u32,
     },
+    /// It says that it lacks what it took a moment before.
+    #[error("the registry '{registry}' refuses {what}: it lacks blobs again that it has just been sent")]
+    Forgetful {
+        /// Its host.
+        registry: String,
+        /// What was sent last.
+        what: String,
+    },
     /// Who asks cannot be told.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
@@ -72,9 +80,11 @@ impl RegistryError {
     /// What mends it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Unanswered { source: FetchError::Connection { error, .. }, .. } if is_about_trust(&**error) => {
+                Some("if it is by an authority of your own: --registry-ca FILE with that one's certificate".to_owned())
+            }
             Self::Unanswered { registry, source: FetchError::Connection { .. }, .. } => Some(format!(
-                "see whether its name is right; one that speaks plain http: --insecure-registry {registry}; one whose \
-                 certificate is your own: --registry-ca FILE"
+                "see whether its name is right; one that speaks plain http: --insecure-registry {registry}"
             )),
             Self::Denied { registry, logged_in: false, .. } => {
                 Some(format!("log in: docker login {registry}, or podman login {registry}"))
@@ -84,6 +94,9 @@ impl RegistryError {
                  podman login {registry}"
             )),
             Self::Credentials(error) => error.hint(),
+            Self::Forgetful { .. } => {
+                Some("see whether its garbage is being collected: a registry takes nothing meanwhile".to_owned())
+            }
             Self::Unanswered { .. } | Self::Refused { .. } | Self::AnotherDigest { .. } | Self::Lost { .. } => None,
         }
     }
@@ -92,4 +105,9 @@ impl RegistryError {
     pub fn is_interruption(&self) -> bool {
         matches!(self, Self::Unanswered { source: FetchError::Cancelled(_), .. })
     }
+}
+
+/// Whether a server has shown a certificate that is not trusted.
+fn is_about_trust(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_)))
 }

@@ -1,7 +1,8 @@
 //! Registries as the OCI distribution specification has them: references, credentials, blobs, manifests.
 //!
-//! References, tokens and lists of tags are oci-client's. It hides an upload's session, so that none could go on where it
-//! broke, keeps `Retry-After` to itself and does not compare digests: those requests are made here, with its tokens.
+//! References and tokens are oci-client's. It hides an upload's session, so that none could go on where it broke, keeps
+//! `Retry-After` to itself, does not follow a list's pages and does not compare digests: those requests are made here, with
+//! its tokens.
 
 mod credentials;
 mod error;
@@ -9,6 +10,7 @@ mod reference;
 mod session;
 #[cfg(test)]
 pub(crate) mod stand_in;
+mod tokens;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +20,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::{Method, Response, StatusCode, header};
 use tokio::runtime::{Builder, Runtime};
-use tokio::time::timeout;
 
 pub use credentials::{Credentials, CredentialsError};
 pub use error::RegistryError;
@@ -141,27 +142,12 @@ impl<'a> Repository<'a> {
             let url = self.session.address(&self.reference, &format!("manifests/{name}")).await?;
             let accept = |request: reqwest::RequestBuilder| request.header(header::ACCEPT, MANIFESTS);
             let answer = self.session.send(&self.reference, Scope::Pull, &what, Method::GET, &url, accept).await?;
-            let mut response = match answer {
+            let response = match answer {
                 Ok(response) => response,
                 Err(refusal) if refusal.status == StatusCode::NOT_FOUND => return Ok(None),
                 Err(refusal) => return Err(self.session.refused(&what, refusal)),
             };
-            let after = self.session.patience.stalled_after;
-            let reading = async {
-                let mut bytes = Vec::new();
-                while let Some(piece) = timeout(after, response.chunk())
-                    .await
-                    .map_err(|_| FetchError::Stalled { after })?
-                    .map_err(from_reqwest)?
-                {
-                    bytes.extend_from_slice(&piece);
-                    if bytes.len() as u64 > most {
-                        return Err(FetchError::TooLong { most });
-                    }
-                }
-                Ok(bytes)
-            };
-            let bytes = self.session.until_cancelled(&what, reading).await?;
+            let bytes = self.session.body(&what, response, most).await?;
             match name.parse::<Digest>() {
                 Ok(digest) if Digest::of(&bytes) != digest => Err(RegistryError::AnotherDigest {
                     registry: self.session.registry.clone(),

@@ -1,12 +1,12 @@
 //! Requests to one registry: its scheme, who asks, tokens, attempts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use oci_client::RegistryOperation;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
@@ -15,10 +15,13 @@ use tokio::time::{sleep, timeout};
 use url::Url;
 
 use super::credentials::Login;
+use super::tokens::Challenge;
 use super::{Network, Reference, RegistryError, Settings};
 use crate::event::Observer;
-use crate::http::{FetchError, Patience, answered, from_reqwest, until_cancelled};
+use crate::http::{FetchError, Patience, answered, from_reqwest, tls_error, until_cancelled};
 
+/// The longest page of tags that is read, in bytes.
+const LONGEST_PAGE: u64 = 16 << 20;
 /// The longest error message of a registry's that is read, in bytes.
 const LONGEST_WORDS: usize = 64 << 10;
 
@@ -27,6 +30,16 @@ const LONGEST_WORDS: usize = 64 << 10;
 pub(super) enum Scope {
     Pull,
     Push,
+}
+
+impl Scope {
+    /// As token services read it.
+    pub(super) fn text(self, repository: &str) -> String {
+        match self {
+            Self::Pull => format!("repository:{repository}:pull"),
+            Self::Push => format!("repository:{repository}:pull,push"),
+        }
+    }
 }
 
 /// A registry, as far as it is known in this run.
@@ -38,22 +51,26 @@ pub(super) struct Session<'a> {
     pub(super) patience: Patience,
     way: OnceCell<Way>,
     authorizations: Mutex<BTreeMap<(String, Scope), Authorization>>,
+    /// Held by who asks for a token: what many requests need at once is asked for once.
+    pub(super) negotiating: tokio::sync::Mutex<()>,
+    /// Repositories that this user cannot mount from.
+    pub(super) closed: Mutex<BTreeSet<String>>,
 }
 
 /// How the registry is reached.
-struct Way {
-    base: Url,
-    /// Negotiates tokens, lists tags.
+pub(super) struct Way {
+    pub(super) base: Url,
+    /// Negotiates tokens.
     library: oci_client::Client,
-    login: Option<Login>,
+    pub(super) login: Option<Login>,
 }
 
 /// What a request says of who asks.
 #[derive(Clone)]
-enum Authorization {
+pub(super) enum Authorization {
     Nobody,
     Basic { user: String, password: String },
-    Bearer(String),
+    Bearer { token: String, scopes: BTreeSet<String> },
 }
 
 /// What registries say instead of doing what they are asked for (distribution-spec, "Error Codes").
@@ -70,12 +87,20 @@ struct Word {
     message: String,
 }
 
+#[derive(Deserialize)]
+struct Tags {
+    /// Some registries say `null` instead of none.
+    tags: Option<Vec<String>>,
+}
+
 /// An answer that is no.
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     /// The registry's codes: `MANIFEST_BLOB_UNKNOWN`.
     pub(super) codes: Vec<String>,
     words: String,
+    /// What token would be good for it.
+    pub(super) challenge: Option<Challenge>,
 }
 
 impl<'a> Session<'a> {
@@ -93,6 +118,8 @@ impl<'a> Session<'a> {
             registry: registry.to_owned(),
             way: OnceCell::new(),
             authorizations: Mutex::default(),
+            negotiating: tokio::sync::Mutex::default(),
+            closed: Mutex::default(),
         }
     }
 
@@ -101,6 +128,10 @@ impl<'a> Session<'a> {
         let way = self.way(reference).await?;
         let joined = way.base.join(&format!("v2/{}/{rest}", reference.repository()));
         joined.map_err(|error| self.unanswered(rest, FetchError::connection(error, false)))
+    }
+
+    pub(super) fn client(&self) -> Result<&reqwest::Client, FetchError> {
+        self.network.client.get()
     }
 
     /// Where an answer's `Location` leads to: it may be relative.
@@ -135,12 +166,18 @@ impl<'a> Session<'a> {
         finish: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Result<Response, Refusal>, RegistryError> {
         let (mut failures, mut is_fresh) = (0, false);
+        let repository = reference.repository();
         loop {
             let error = match self.attempt(reference, scope, what, method.clone(), url, &finish).await {
                 Ok(Ok(response)) => return Ok(Ok(response)),
                 Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !is_fresh => {
                     is_fresh = true;
-                    self.forget_authorization(reference, scope);
+                    match &refusal.challenge {
+                        Some(challenge) if challenge.scopes.iter().any(|wanted| *wanted != scope.text(repository)) => {
+                            self.widen_authorization(reference, scope, challenge, what).await?;
+                        }
+                        _ => self.forget_authorization(reference, scope),
+                    }
                     continue;
                 }
                 Ok(Err(refusal)) => return Ok(Err(refusal)),
@@ -166,14 +203,14 @@ impl<'a> Session<'a> {
         finish: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Result<Response, Refusal>, RegistryError> {
         let way = self.way(reference).await?;
-        let client = self.network.client.get().map_err(|error| self.unanswered(what, error))?;
+        let client = self.client().map_err(|error| self.unanswered(what, error))?;
         let mut request = client.request(method, url.clone());
         // An upload may go on at another host, which is shown nothing of this one's (CVE-2020-15157).
         if url.origin() == way.base.origin() {
             request = match self.authorization(way, reference, scope, what).await? {
                 Authorization::Nobody => request,
                 Authorization::Basic { user, password } => request.basic_auth(user, Some(password)),
-                Authorization::Bearer(token) => request.bearer_auth(token),
+                Authorization::Bearer { token, .. } => request.bearer_auth(token),
             };
         }
         let after = self.patience.stalled_after;
@@ -208,50 +245,48 @@ impl<'a> Session<'a> {
         until_cancelled(self.observer, work).await.map_err(|error| self.unanswered(what, error))
     }
 
-    /// All tags of a repository.
+    /// All tags of a repository, page by page as the registry cuts them.
     pub(super) async fn tags(&self, reference: &Reference) -> Result<Vec<String>, RegistryError> {
-        const PAGE: usize = 1000;
         const WHAT: &str = "its tags";
-        let way = self.way(reference).await?;
-        self.authorization(way, reference, Scope::Pull, WHAT).await?;
-        let auth = way.registry_auth();
-        let mut tags: Vec<String> = Vec::new();
-        let mut failures = 0;
-        loop {
-            let last = tags.last().cloned();
-            let listing = way.library.list_tags(reference.inner(), &auth, Some(PAGE), last.as_deref());
-            let after = self.patience.stalled_after;
-            let listing = async { timeout(after, listing).await.map_err(|_| FetchError::Stalled { after }) };
-            let error = match self.until_cancelled(WHAT, listing).await? {
-                Ok(page) => {
-                    let is_last = page.tags.len() < PAGE;
-                    let known = tags.len();
-                    tags.extend(page.tags.into_iter().filter(|tag| last.as_ref().is_none_or(|last| tag > last)));
-                    // A registry that knows no pages gives all at once.
-                    if is_last || tags.len() == known {
-                        return Ok(tags);
-                    }
-                    continue;
-                }
-                Err(error) => error,
+        let mut tags = BTreeSet::new();
+        let mut page = Some(self.address(reference, "tags/list?n=1000").await?);
+        while let Some(url) = page.take() {
+            let as_it_is = |request| request;
+            let response = match self.send(reference, Scope::Pull, WHAT, Method::GET, &url, as_it_is).await? {
+                Ok(response) => response,
+                Err(refusal) if refusal.status == StatusCode::NOT_FOUND => break,
+                Err(refusal) => return Err(self.refused(WHAT, refusal)),
             };
-            failures += 1;
-            match self.library_error(WHAT, error) {
-                RegistryError::Refused { status: 404, .. } => return Ok(Vec::new()),
-                RegistryError::Unanswered { source, .. } => match self.patience.wait(&source, failures) {
-                    Some(wait) => self.pause(WHAT, wait).await?,
-                    None => return Err(self.unanswered(WHAT, source)),
-                },
-                RegistryError::Denied { .. } if failures == 1 => {
-                    self.forget_authorization(reference, Scope::Pull);
-                    self.authorization(way, reference, Scope::Pull, WHAT).await?;
-                }
-                error => return Err(error),
-            }
+            let next = next_page(&url, &response);
+            let bytes = self.body(WHAT, response, LONGEST_PAGE).await?;
+            let listed: Tags = serde_json::from_slice(&bytes)
+                .map_err(|error| self.unanswered(WHAT, FetchError::connection(error, false)))?;
+            let known = tags.len();
+            tags.extend(listed.tags.unwrap_or_default());
+            // One that leads on and on to what is known already has an end here.
+            page = next.filter(|_| tags.len() > known);
         }
+        Ok(tags.into_iter().collect())
     }
 
-    async fn way(&self, reference: &Reference) -> Result<&Way, RegistryError> {
+    /// All of an answer's body, of at most `most` bytes.
+    pub(super) async fn body(&self, what: &str, mut response: Response, most: u64) -> Result<Vec<u8>, RegistryError> {
+        let after = self.patience.stalled_after;
+        let reading = async {
+            let mut bytes = Vec::new();
+            loop {
+                let piece = timeout(after, response.chunk()).await.map_err(|_| FetchError::Stalled { after })?;
+                let Some(piece) = piece.map_err(from_reqwest)? else { return Ok(bytes) };
+                bytes.extend_from_slice(&piece);
+                if bytes.len() as u64 > most {
+                    return Err(FetchError::TooLong { most });
+                }
+            }
+        };
+        self.until_cancelled(what, reading).await
+    }
+
+    pub(super) async fn way(&self, reference: &Reference) -> Result<&Way, RegistryError> {
         self.way.get_or_try_init(|| self.find_way(reference)).await
     }
 
@@ -276,11 +311,12 @@ impl<'a> Session<'a> {
 
     /// Whether something at this address answers in TLS, with a certificate that is trusted or with one that is not.
     async fn speaks_tls(&self, address: &Url) -> Result<bool, RegistryError> {
-        let client = self.network.client.get().map_err(|error| self.unanswered("anything", error))?;
+        let client = self.client().map_err(|error| self.unanswered("anything", error))?;
         let asking = async { Ok(client.get(address.clone()).timeout(self.patience.stalled_after).send().await) };
         match self.until_cancelled("anything", asking).await? {
             Ok(_) => Ok(true),
-            Err(error) => Ok(is_about_certificates(&error)),
+            // One that is only not trusted speaks it; one that speaks plain http sends what is no message of TLS.
+            Err(error) => Ok(tls_error(&error).is_some_and(|tls| !matches!(tls, rustls::Error::InvalidMessage(_)))),
         }
     }
 
@@ -303,7 +339,7 @@ impl<'a> Session<'a> {
         })
     }
 
-    fn authorizations(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, Scope), Authorization>> {
+    pub(super) fn authorizations(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, Scope), Authorization>> {
         self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -320,6 +356,10 @@ impl<'a> Session<'a> {
         what: &str,
     ) -> Result<Authorization, RegistryError> {
         let key = (reference.repository().to_owned(), scope);
+        if let Some(known) = self.authorizations().get(&key) {
+            return Ok(known.clone());
+        }
+        let _one_by_one = self.negotiating.lock().await;
         if let Some(known) = self.authorizations().get(&key) {
             return Ok(known.clone());
         }
@@ -347,7 +387,9 @@ impl<'a> Session<'a> {
             }
         };
         let authorization = match (negotiated, &way.login) {
-            (Some(token), _) => Authorization::Bearer(token),
+            (Some(token), _) => {
+                Authorization::Bearer { token, scopes: BTreeSet::from([scope.text(reference.repository())]) }
+            }
             (None, Some(Login::Basic { user, password })) => {
                 Authorization::Basic { user: user.clone(), password: password.clone() }
             }
@@ -371,11 +413,6 @@ impl<'a> Session<'a> {
                 self.unanswered(what, FetchError::Status { status: code, retry_after: None })
             }
             OciDistributionError::ServerError { code, message, .. } => refusal(code, &message),
-            OciDistributionError::RegistryError { envelope, .. } => {
-                // It does not say the status; this code's is 404 (distribution-spec, "Error Codes").
-                let is_absent = envelope.errors.iter().any(|error| error.code == OciErrorCode::NameUnknown);
-                refusal(if is_absent { 404 } else { 400 }, &envelope.to_string())
-            }
             OciDistributionError::RequestError(error) => self.unanswered(what, from_reqwest(error)),
             other => refusal(400, &other.to_string()),
         }
@@ -395,6 +432,8 @@ impl Way {
 impl Refusal {
     async fn read(mut response: Response, patience: std::time::Duration) -> Self {
         let status = response.status();
+        let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
+        let challenge = challenges.filter_map(|value| Challenge::parse(value.to_str().ok()?)).next();
         let mut text = Vec::new();
         let reading = async {
             while let Ok(Some(piece)) = response.chunk().await {
@@ -406,7 +445,7 @@ impl Refusal {
         };
         // What does not come is done without: the status says the most.
         let _ = timeout(patience, reading).await;
-        Self::parse(status, &text)
+        Self { challenge, ..Self::parse(status, &text) }
     }
 
     fn parse(status: StatusCode, text: &[u8]) -> Self {
@@ -419,12 +458,22 @@ impl Refusal {
         let usual = || status.canonical_reason().unwrap_or("no reason given").to_owned();
         // One line, and not a page of a server's between here and there.
         let words = said.unwrap_or_else(usual).chars().filter(|c| !c.is_control()).take(300).collect();
-        Self { status, codes, words }
+        Self { status, codes, words, challenge: None }
     }
 
     pub(super) fn has_code(&self, code: &str) -> bool {
         self.codes.iter().any(|known| known == code)
     }
+}
+
+/// Where a list goes on: `Link: </v2/NAME/tags/list?last=TAG>; rel="next"` (RFC 8288), at the same server.
+fn next_page(url: &Url, response: &Response) -> Option<Url> {
+    let links = response.headers().get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
+    let next = links
+        .flat_map(|value| value.split(','))
+        .find(|link| link.contains("rel=\"next\"") || link.contains("rel=next"))?;
+    let (_, target) = next.split_once('<')?;
+    url.join(target.split_once('>')?.0).ok().filter(|next| next.origin() == url.origin())
 }
 
 /// Docker's rule for registries that need no certificate.
@@ -434,20 +483,6 @@ fn is_loopback(address: &Url) -> bool {
         Some(host) => host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
         None => false,
     }
-}
-
-/// Whether a server speaks TLS, and is only not trusted.
-fn is_about_certificates(error: &reqwest::Error) -> bool {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = next {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = error.downcast_ref::<rustls::Error>().or_else(|| inner?.downcast_ref::<rustls::Error>());
-        if let Some(tls) = tls {
-            return !matches!(tls, rustls::Error::InvalidMessage(_));
-        }
-        next = error.source();
-    }
-    false
 }
 
 /// Certificates one by one, as the library takes them.

@@ -1,6 +1,7 @@
 //! One blob on its way to a registry: in chunks, going on where a connection broke.
 
 use std::io::{self, Write};
+use std::sync::PoisonError;
 
 use reqwest::{Method, Response, StatusCode, header};
 use url::Url;
@@ -92,19 +93,37 @@ impl Repository<'_> {
     /// Begins an upload, or does without one (distribution-spec, "Mounting a blob from another repository").
     async fn begin(&self, digest: &Digest, from: Option<&String>) -> Result<Begun, RegistryError> {
         let what = format!("the blob {digest}");
-        let mut url = self.session.address(&self.reference, "blobs/uploads/").await?;
-        if let Some(from) = from {
-            url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
-        }
+        let plain = self.session.address(&self.reference, "blobs/uploads/").await?;
         let empty = |request: reqwest::RequestBuilder| request.header(header::CONTENT_LENGTH, 0);
-        let answer = self.session.send(&self.reference, Scope::Push, &what, Method::POST, &url, empty).await?;
-        let response = answer.map_err(|refusal| self.session.refused(&what, refusal))?;
-        if response.status() == StatusCode::CREATED && from.is_some() {
-            return Ok(Begun::Mounted);
-        }
+        let post = |url: Url| {
+            let (session, what) = (&self.session, &what);
+            async move { session.send(&self.reference, Scope::Push, what, Method::POST, &url, empty).await }
+        };
+        let closed = || self.session.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = from.filter(|from| !closed().contains(*from));
+        let mounted = match from {
+            Some(from) => {
+                let mut url = plain.clone();
+                url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
+                match post(url).await? {
+                    Ok(response) if response.status() == StatusCode::CREATED => return Ok(Begun::Mounted),
+                    Ok(response) => Some(response),
+                    // Whoever may not read there may still write here.
+                    Err(_) => {
+                        closed().insert(from.clone());
+                        None
+                    }
+                }
+            }
+            None => None,
+        };
+        let response = match mounted {
+            Some(response) => response,
+            None => post(plain.clone()).await?.map_err(|refusal| self.session.refused(&what, refusal))?,
+        };
         let least = response.headers().get("OCI-Chunk-Min-Length");
         let least = least.and_then(|least| least.to_str().ok()?.parse().ok()).unwrap_or(0);
-        match self.session.follow(&url, &response) {
+        match self.session.follow(&plain, &response) {
             Some(url) => Ok(Begun::At(Place { url, least })),
             None => Err(self.nonsense(&what, "it accepts an upload and does not say where")),
         }
@@ -168,7 +187,8 @@ impl Upload<'_, '_> {
         let session = &repository.session;
         let (mut failures, mut is_fresh) = (0, false);
         let end = self.sent + self.chunk.len() as u64;
-        let bytes = bytes::Bytes::copy_from_slice(&self.chunk);
+        // Not a copy: several blobs are under way at once.
+        let bytes = bytes::Bytes::from(std::mem::take(&mut self.chunk));
         let first = self.sent;
         while self.sent < end {
             let rest = bytes.slice((self.sent - first) as usize..);
@@ -213,7 +233,6 @@ impl Upload<'_, '_> {
                 _ => return Ok(Err(Lost)),
             }
         }
-        self.chunk.clear();
         Ok(Ok(()))
     }
 
@@ -258,12 +277,13 @@ impl Upload<'_, '_> {
                 .header(header::CONTENT_LENGTH, body.len())
                 .body(body.clone())
         };
-        let response =
+        let mut is_fresh = false;
+        let response = loop {
             match session.attempt(&repository.reference, Scope::Push, &what, Method::PUT, &url, with_body).await {
-                Ok(Ok(response)) => response,
-                Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED => {
+                Ok(Ok(response)) => break response,
+                Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !is_fresh => {
+                    is_fresh = true;
                     session.forget_authorization(&repository.reference, Scope::Push);
-                    return Ok(Err(Lost));
                 }
                 Ok(Err(refusal)) if is_lost(&refusal) => return Ok(Err(Lost)),
                 Ok(Err(refusal)) => return Err(session.refused(&what, refusal)),
@@ -282,7 +302,8 @@ impl Upload<'_, '_> {
                     };
                 }
                 Err(error) => return Err(error),
-            };
+            }
+        };
         repository.check_digest(&response, &what, self.digest)?;
         Ok(Ok(()))
     }

@@ -18,6 +18,8 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 /// The empty configuration of artifacts.
 const EMPTY_JSON: &[u8] = b"{}";
+/// How often a sheet is written where the registry says that it lacks what it was just given.
+const ATTEMPTS: u32 = 4;
 /// The longest manifest that is read: distribution takes 4 MiB.
 const LONGEST_MANIFEST: u64 = 4 << 20;
 
@@ -44,6 +46,34 @@ impl<'a> RegistryDepot<'a> {
             Ok(_) => Ok(()),
             Err(UploadError::Registry(error)) => Err(error.into()),
             Err(UploadError::Source(error)) => Err(DepotError::Source(error)),
+        }
+    }
+
+    fn try_write_sheet(
+        &self,
+        name: &SheetName,
+        bytes: &[u8],
+        blobs: &BTreeMap<Digest, BlobNote>,
+    ) -> Result<(), DepotError> {
+        let config = self.put(EMPTY_JSON, &[])?;
+        let sheet = self.put(bytes, &[])?;
+        let own = json!({ "mediaType": SHEET, "digest": sheet, "size": bytes.len() });
+        let others = blobs.iter();
+        let others = others.map(|(digest, BlobNote { size, media_type })| {
+            json!({ "mediaType": media_type, "digest": digest, "size": size })
+        });
+        let layers: Vec<_> = std::iter::once(own).chain(others).collect();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": ARTIFACT,
+            "config": { "mediaType": EMPTY, "digest": config, "size": EMPTY_JSON.len() },
+            "layers": layers,
+        });
+        let manifest = canonical_json(&manifest).map_err(|error| DepotError::Source(io::Error::other(error)))?;
+        match self.steady.put_manifest(&name.to_string(), MANIFEST, &manifest)? {
+            PutManifest::Stored => Ok(()),
+            PutManifest::LacksBlobs => Err(DepotError::Forgetful),
         }
     }
 
@@ -79,26 +109,14 @@ impl Depot for RegistryDepot<'_> {
         bytes: &[u8],
         blobs: &BTreeMap<Digest, BlobNote>,
     ) -> Result<(), DepotError> {
-        let config = self.put(EMPTY_JSON, &[])?;
-        let sheet = self.put(bytes, &[])?;
-        let own = json!({ "mediaType": SHEET, "digest": sheet, "size": bytes.len() });
-        let others = blobs.iter();
-        let others = others.map(|(digest, BlobNote { size, media_type })| {
-            json!({ "mediaType": media_type, "digest": digest, "size": size })
-        });
-        let layers: Vec<_> = std::iter::once(own).chain(others).collect();
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "artifactType": ARTIFACT,
-            "config": { "mediaType": EMPTY, "digest": config, "size": EMPTY_JSON.len() },
-            "layers": layers,
-        });
-        let manifest = canonical_json(&manifest).map_err(|error| DepotError::Source(io::Error::other(error)))?;
-        match self.steady.put_manifest(&name.to_string(), MANIFEST, &manifest)? {
-            PutManifest::Stored => Ok(()),
-            PutManifest::LacksBlobs => Err(DepotError::Forgetful),
+        // A registry to which several send the same blob at once may forget it again.
+        for _ in 1..ATTEMPTS {
+            match self.try_write_sheet(name, bytes, blobs) {
+                Err(DepotError::Forgetful) => {}
+                written => return written,
+            }
         }
+        self.try_write_sheet(name, bytes, blobs)
     }
 
     fn remove_sheet(&self, name: &SheetName) -> Result<Deletion, DepotError> {

@@ -291,7 +291,8 @@ impl State {
         let port = self.upstream.rsplit(':').next().unwrap().parse().unwrap();
         let all = registry_messages::ask(port, "GET", path, &[]).body;
         let mut list: serde_json::Value = serde_json::from_slice(&all).unwrap();
-        let tags: Vec<String> = serde_json::from_value(list["tags"].take()).unwrap();
+        let mut tags: Vec<String> = serde_json::from_value(list["tags"].take()).unwrap();
+        tags.sort();
         let last = query.split('&').find_map(|field| field.strip_prefix("last=")).unwrap_or_default();
         let left: Vec<_> = tags.into_iter().filter(|tag| tag.as_str() > last).collect();
         let page = &left[..most.min(left.len())];

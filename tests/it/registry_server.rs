@@ -47,6 +47,7 @@ pub(crate) struct RegistryServer {
     port: u16,
     directory: PathBuf,
     setup: Setup,
+    program: PathBuf,
 }
 
 impl DockerRegistry {
@@ -77,7 +78,8 @@ impl DockerRegistry {
                     break;
                 }
                 if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    return RegistryServer { server, port, directory: directory.to_owned(), setup };
+                    let (directory, program) = (directory.to_owned(), self.program.clone());
+                    return RegistryServer { server, port, directory, setup, program };
                 }
                 std::thread::yield_now();
             }
@@ -165,6 +167,13 @@ impl RegistryServer {
     pub(crate) fn lose(&self, repository: &str, digest: &str) {
         let hex = digest.strip_prefix("sha256:").unwrap();
         fs::remove_dir_all(self.repository(repository).join("_layers/sha256").join(hex)).unwrap();
+    }
+
+    /// Has it remove what no manifest names, as its keeper would by night.
+    pub(crate) fn collect_garbage(&self) {
+        let config = self.directory.join("config.yml");
+        let output = Command::new(&self.program).arg("garbage-collect").arg(config).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The tags of a repository, out of its storage.

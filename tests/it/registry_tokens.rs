@@ -13,6 +13,8 @@ pub(crate) struct Tokens {
     login: bool,
     /// How many requests a token is good for; any number when absent.
     uses: Option<u32>,
+    /// A repository that nobody is given a right to.
+    closed: Option<&'static str>,
     given: Mutex<BTreeMap<String, Given>>,
 }
 
@@ -38,6 +40,11 @@ impl Tokens {
         Self { uses: Some(uses), ..self }
     }
 
+    /// None is good for this repository; what else was asked for is given all the same, as Docker's service does.
+    pub(crate) fn but_for(self, repository: &'static str) -> Self {
+        Self { closed: Some(repository), ..self }
+    }
+
     /// Answers a question for a token: status and body.
     pub(crate) fn give(&self, path: &str, authorization: Option<&str>) -> (u16, String) {
         if self.login && authorization != Some(&basic(LOGIN.0, LOGIN.1)) {
@@ -48,6 +55,9 @@ impl Tokens {
         for (_, scope) in address.query_pairs().filter(|(name, _)| name == "scope") {
             for scope in scope.split(' ') {
                 let (resource, actions) = scope.rsplit_once(':').unwrap();
+                if resource.strip_prefix("repository:") == self.closed {
+                    continue;
+                }
                 scopes.extend(actions.split(',').map(|action| format!("{resource}:{action}")));
             }
         }
