@@ -81,6 +81,8 @@ pub(super) fn pack_missing(
     // is no other.
     let elsewhere = Mutex::new(Vec::new());
     let threads = workshop.packer.threads();
+    let wanted: Vec<LayerKey> = missing.iter().map(|&at| keys[at]).collect();
+    let on_other_machines = workshop.shared.map(|shared| shared.claim(&wanted)).unwrap_or_default();
     let outcome: Result<(), LayersError> = workshop.giving(|give| {
         let pack = |at: usize, claim| -> Result<Obtained, LayersError> {
             let obtained = workshop.pack(&contents[at], keys[at], claim, spool.map(|spool| (spool, at)))?;
@@ -88,7 +90,11 @@ pub(super) fn pack_missing(
             Ok(obtained)
         };
         parallel::for_each(threads, &missing, |&at| {
-            match workshop.try_claim(&keys[at]) {
+            let claim = match on_other_machines.contains(&keys[at]) {
+                true => Err(BeingMade),
+                false => workshop.try_claim(&keys[at]),
+            };
+            match claim {
                 Ok(claim) => keep(at, pack(at, claim)?),
                 Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
             }
@@ -160,14 +166,10 @@ impl Workshop<'_> {
     }
 
     fn try_claim(&self, key: &LayerKey) -> Result<Option<Claim>, BeingMade> {
-        let claim = match self.with_store("claim a layer", |store| store.try_claim(key)) {
-            Some(None) => return Err(BeingMade),
-            Some(claim) => claim,
-            None => None,
-        };
-        match self.shared {
-            Some(shared) if shared.is_made_elsewhere(key) => Err(BeingMade),
-            _ => Ok(claim),
+        match self.with_store("claim a layer", |store| store.try_claim(key)) {
+            Some(None) => Err(BeingMade),
+            Some(claim) => Ok(claim),
+            None => Ok(None),
         }
     }
 

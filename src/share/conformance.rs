@@ -97,13 +97,3 @@ fn blobs_go_when_they_are_old(#[values("memory", "directory")] kind: &str) {
     assert_eq!(depot.remove_blobs(&blobs, 1 << 40).unwrap(), Some(4));
     assert_eq!(read(depot, b"blob"), None);
 }
-
-#[rstest]
-fn a_mark_is_left_once(#[values("memory", "directory")] kind: &str) {
-    let place = place(kind);
-    let depot = &place.depot;
-    assert!(!depot.is_marked("a").unwrap());
-    assert!(!depot.mark("a").unwrap());
-    assert!(depot.mark("a").unwrap() && depot.is_marked("a").unwrap());
-    assert!(!depot.is_marked("b").unwrap());
-}

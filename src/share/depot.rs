@@ -59,8 +59,8 @@ pub type WriteBlob<'w> = &'w mut dyn FnMut(&mut dyn Write) -> io::Result<()>;
 /// Reads a blob. What comes is not verified yet.
 pub type ReadBlob<'r> = &'r mut dyn FnMut(&mut dyn Read) -> io::Result<()>;
 
-/// What sheets and blobs are kept in. Calls wait for their answers and may come from any thread. All but claims are
-/// idempotent, and nothing that is named is changed by another writer.
+/// What sheets and blobs are kept in. Calls wait for their answers, may come from any thread, and may be made again. What
+/// is written is seen by every later look, and nothing that is named is changed by another writer.
 pub trait Depot: Send + Sync {
     /// The sheets that are there.
     fn sheets(&self) -> Result<Vec<SheetName>, DepotError>;
@@ -93,11 +93,4 @@ pub trait Depot: Send + Sync {
     /// Removes blobs that nothing needs and that were kept before `before`, in seconds after 1970; says how many bytes that
     /// gave, or `None` where that is somebody else's work.
     fn remove_blobs(&self, blobs: &BTreeMap<Digest, u64>, before: u64) -> Result<Option<u64>, DepotError>;
-
-    /// Whether somebody has left this mark.
-    fn is_marked(&self, text: &str) -> Result<bool, DepotError>;
-
-    /// Leaves a mark that anyone can look for, unless it is there; says whether it was. Two that leave it at the same time
-    /// may both learn that it was not.
-    fn mark(&self, text: &str) -> Result<bool, DepotError>;
 }

@@ -191,7 +191,7 @@ mod tests {
         contents.insert_image(image(2, &[2, 3], NOW - 20 * 24 * 3600));
         let pushed = BTreeSet::from(["registry.example/app:v1".to_owned()]);
         contents.insert_image(ImageUse { pushed, ..image(3, &[4], NOW - 20 * 24 * 3600) });
-        let sheet = Sheet { is_final: true, time: NOW - 3600, supersedes: BTreeSet::new(), contents };
+        let sheet = Sheet { is_final: true, time: NOW - 3600, contents, ..Sheet::default() };
         BTreeMap::from([(SheetName::new(0, [1; 16]), sheet)])
     }
 
@@ -242,7 +242,7 @@ mod tests {
         let mut sheets = sheets();
         let mut contents = Contents::default();
         contents.insert(entry(5, true));
-        let growing = Sheet { is_final: false, time: NOW - 10, supersedes: BTreeSet::new(), contents };
+        let growing = Sheet { time: NOW - 10, contents, ..Sheet::default() };
         sheets.insert(SheetName::new(0, [2; 16]), growing);
         let all = merging::union(&sheets);
         let (garbage, _) = plan(&sheets, &all, &[None, None, None], NOW);

@@ -65,7 +65,7 @@ impl Replacement {
     /// Sheets with these contents in the place of `supersedes`.
     pub(super) fn new(contents: Contents, supersedes: BTreeSet<SheetName>, now: u64) -> Self {
         let level = supersedes.iter().map(|name| name.level + 1).max().unwrap_or(0);
-        let sheet = |contents| Sheet { is_final: true, time: now, supersedes: BTreeSet::new(), contents };
+        let sheet = |contents| Sheet { is_final: true, time: now, contents, ..Sheet::default() };
         let mut sheets = Vec::new();
         let mut filling = Contents::default();
         for entry in contents.entries() {
@@ -93,7 +93,7 @@ mod tests {
         let mut contents = Contents::default();
         contents.insert(entry(n, true));
         contents.insert_image(image(n, &[n], 10));
-        Sheet { is_final: true, time: 10, supersedes: BTreeSet::new(), contents }
+        Sheet { is_final: true, time: 10, contents, ..Sheet::default() }
     }
 
     /// The new sheets beside the old ones, as a depot has them before anything is removed.

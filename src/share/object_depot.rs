@@ -1,4 +1,4 @@
-//! A shared cache in an object store: `sheets/<name>`, `blobs/sha256/<digest>`, `marks/<digest>`.
+//! A shared cache in an object store: `sheets/<name>`, `blobs/sha256/<digest>`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -266,17 +266,4 @@ impl Depot for ObjectDepot<'_> {
         }
         Ok(Some(freed))
     }
-
-    fn is_marked(&self, text: &str) -> Result<bool, DepotError> {
-        self.exists(&mark_of(text), self.quick)
-    }
-
-    fn mark(&self, text: &str) -> Result<bool, DepotError> {
-        let name = mark_of(text);
-        Ok(!self.put(&name, &Bytes::copy_from_slice(text.as_bytes()), PutMode::Create)?)
-    }
-}
-
-fn mark_of(text: &str) -> String {
-    format!("marks/{}", Digest::of(text.as_bytes()).hex())
 }

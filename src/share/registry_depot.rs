@@ -141,24 +141,15 @@ impl Depot for RegistryDepot<'_> {
         mount_from: &[String],
         write: WriteBlob<'_>,
     ) -> Result<(), DepotError> {
-        self.upload(blob, size, mount_from, write)
+        // It may have come with an image that was pushed to the same repository.
+        match self.steady.has_blobs(&[*blob])?.is_empty() {
+            true => self.upload(blob, size, mount_from, write),
+            false => Ok(()),
+        }
     }
 
     fn remove_blobs(&self, _: &BTreeMap<Digest, u64>, _: u64) -> Result<Option<u64>, DepotError> {
         // A registry's own garbage collection does, and nobody else may.
         Ok(None)
-    }
-
-    fn is_marked(&self, text: &str) -> Result<bool, DepotError> {
-        Ok(!self.quick.has_blobs(&[Digest::of(text.as_bytes())])?.is_empty())
-    }
-
-    fn mark(&self, text: &str) -> Result<bool, DepotError> {
-        if self.is_marked(text)? {
-            return Ok(true);
-        }
-        // A blob that no manifest names: the registry's garbage collection takes it.
-        self.put(text.as_bytes(), &[])?;
-        Ok(false)
     }
 }

@@ -1,5 +1,7 @@
 //! A run's view of shared caches: what they know is looked up, what it makes is given to them.
 
+mod claims;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,8 +23,6 @@ use crate::store::LayerRecord;
 
 /// How often it is looked whether another machine has made a layer.
 const GLANCE: Duration = Duration::from_millis(250);
-/// A mark that somebody is making a layer counts for so many seconds, and up to as many more.
-const MARK_PERIOD: u64 = 120;
 
 /// What is asked for.
 #[derive(Clone, Default)]
@@ -94,11 +94,15 @@ struct Own {
     name: Option<SheetName>,
     contents: Contents,
     is_published: bool,
+    /// Layers that this run makes, and whether it is just choosing them.
+    claims: BTreeSet<LayerKey>,
+    is_choosing: bool,
 }
 
 impl Default for Own {
     fn default() -> Self {
-        Self { name: None, contents: Contents::default(), is_published: true }
+        let (contents, claims) = (Contents::default(), BTreeSet::new());
+        Self { name: None, contents, is_published: true, claims, is_choosing: false }
     }
 }
 
@@ -176,22 +180,6 @@ impl<'a> SharedCache<'a> {
         false
     }
 
-    /// Marks a layer as being made here, unless another machine is at it: says whether one is.
-    pub fn is_made_elsewhere(&self, key: &LayerKey) -> bool {
-        for share in self.usable().filter(|share| share.is_written) {
-            let period = self.now / MARK_PERIOD;
-            let mark = |period: u64| format!("layerhold claim 1 {} {period}\n", key.hex());
-            let before = share.depot.is_marked(&mark(period.saturating_sub(1)));
-            let marked = before.and_then(|marked| Ok(marked || share.depot.mark(&mark(period))?));
-            match marked {
-                Ok(true) => return true,
-                Ok(false) => {}
-                Err(error) => self.give_up(share, &error),
-            }
-        }
-        false
-    }
-
     /// Waits until another machine has made the layer: for as long as others' layers come in, and then for as long as
     /// `patience` says. Who has waited in vain once does not wait again before there is something new.
     pub fn wait_for(&self, key: &LayerKey, patience: Duration) -> Option<LayerRecord> {
@@ -250,6 +238,8 @@ impl<'a> SharedCache<'a> {
     /// Gives a layer to the caches that are written; others find it after [`SharedCache::publish`]. `mount_from` are
     /// repositories that may have its blob.
     pub fn give(&self, record: &LayerRecord, mount_from: &BTreeMap<String, BTreeSet<Digest>>, write: WriteLayer<'_>) {
+        // Where every layer was known here nobody has looked yet.
+        self.views.get_or_init(|| self.read_views());
         for share in self.usable().filter(|share| share.is_written) {
             if let Err(error) = self.give_to(share, record, mount_from, write) {
                 self.give_up(share, &error);
@@ -263,7 +253,7 @@ impl<'a> SharedCache<'a> {
             let mut state = share.state();
             let published = match state.own.is_published {
                 true => Ok(()),
-                false => self.write_own(share, &mut state, false),
+                false => self.write_own(share, &mut state, false).map(drop),
             };
             drop(state);
             if let Err(error) = published {
@@ -393,18 +383,23 @@ impl<'a> SharedCache<'a> {
     }
 
     /// Writes what this run has given so far.
-    fn write_own(&self, share: &Share<'a>, state: &mut State, is_final: bool) -> Result<(), DepotError> {
+    fn write_own(&self, share: &Share<'a>, state: &mut State, is_final: bool) -> Result<SheetName, DepotError> {
         let name = match state.own.name {
             Some(name) => name,
             None => *state.own.name.insert(SheetName::new(0, random()?)),
         };
-        let contents = state.own.contents.clone();
-        let blobs = notes(&contents);
-        let sheet = Sheet { is_final, time: self.now, supersedes: BTreeSet::new(), contents };
+        let sheet = self.own_sheet(&state.own, is_final);
+        let blobs = notes(&sheet.contents);
         let bytes = sheet.encode().map_err(|error| DepotError::Source(io::Error::other(error)))?;
         share.depot.write_sheet(&name, &bytes, &blobs)?;
         state.own.is_published = true;
-        Ok(())
+        Ok(name)
+    }
+
+    fn own_sheet(&self, own: &Own, is_final: bool) -> Sheet {
+        let (contents, claims) = (own.contents.clone(), if is_final { BTreeSet::new() } else { own.claims.clone() });
+        let is_choosing = own.is_choosing && !is_final;
+        Sheet { is_final, time: self.now, claims, is_choosing, contents, ..Sheet::default() }
     }
 
     fn finish_sheet(&self, share: &Share<'a>, image: &ImageUse) -> Result<Given, DepotError> {
@@ -418,17 +413,15 @@ impl<'a> SharedCache<'a> {
             blobs: state.own.contents.blobs().len(),
             bytes: state.own.contents.blobs().values().sum(),
         };
-        if given.entries == 0 && !is_news {
+        // A sheet with claims in it has to become one without.
+        if given.entries == 0 && state.own.name.is_none() && !is_news {
             return Ok(given);
         }
         state.own.contents.insert_image(image.clone());
-        self.write_own(share, &mut state, true)?;
+        let name = self.write_own(share, &mut state, true)?;
         self.refresh(share, &mut state)?;
-        if let Some(name) = state.own.name {
-            let contents = state.own.contents.clone();
-            let own = Sheet { is_final: true, time: self.now, supersedes: BTreeSet::new(), contents };
-            state.view.insert(name, own);
-        }
+        let own = self.own_sheet(&state.own, true);
+        state.view.insert(name, own);
         if let Some(replacement) = merging::merge_if_many(&state.view, self.now) {
             replace(&*share.depot, replacement)?;
         }

@@ -189,6 +189,10 @@ pub struct Sheet {
     pub time: u64,
     /// The sheets whose contents are in this one.
     pub supersedes: BTreeSet<SheetName>,
+    /// The layers that its run is making, while it goes on.
+    pub claims: BTreeSet<LayerKey>,
+    /// Whether its run is just choosing which layers to make.
+    pub is_choosing: bool,
     /// What it says.
     pub contents: Contents,
 }
@@ -220,6 +224,10 @@ struct Head {
     time: u64,
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     supersedes: BTreeSet<SheetName>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty", with = "keys_as_hex")]
+    claims: BTreeSet<LayerKey>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    choosing: bool,
 }
 
 /// Only the number, of a first line that may otherwise be anything.
@@ -239,9 +247,16 @@ enum Line {
 impl Sheet {
     /// The bytes that are stored: lines of JSON, compressed. The same sheet has the same bytes.
     pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
-        let Self { is_final, time, supersedes, contents } = self;
+        let Self { is_final, time, supersedes, claims, is_choosing, contents } = self;
         let mut out = zstd::Encoder::new(Vec::new(), LEVEL)?;
-        let head = Head { layerhold_cache: VERSION, r#final: *is_final, time: *time, supersedes: supersedes.clone() };
+        let head = Head {
+            layerhold_cache: VERSION,
+            r#final: *is_final,
+            time: *time,
+            supersedes: supersedes.clone(),
+            claims: claims.clone(),
+            choosing: *is_choosing,
+        };
         let mut line = |json: Vec<u8>| out.write_all(&json).and_then(|()| out.write_all(b"\n"));
         line(canonical_json(&head)?)?;
         for entry in contents.entries() {
@@ -276,7 +291,8 @@ impl Sheet {
                 Err(_) => {}
             }
         }
-        Ok(Self { is_final: head.r#final, time: head.time, supersedes: head.supersedes, contents })
+        let Head { r#final: is_final, time, supersedes, claims, choosing: is_choosing, .. } = head;
+        Ok(Self { is_final, time, supersedes, claims, is_choosing, contents })
     }
 }
 

@@ -72,9 +72,12 @@ proptest! {
     }
 
     #[test]
-    fn a_sheet_is_read_as_it_was_written(contents in contents(), is_final: bool, time: u64, superseded: [u8; 16]) {
+    fn a_sheet_is_read_as_it_was_written(
+        contents in contents(), is_final: bool, time: u64, superseded: [u8; 16], claims: Vec<u8>,
+    ) {
         let supersedes = BTreeSet::from([SheetName::new(3, superseded)]);
-        let sheet = Sheet { is_final, time, supersedes, contents };
+        let claims = claims.into_iter().map(key).collect();
+        let sheet = Sheet { is_final, time, supersedes, claims, is_choosing: !is_final, contents };
         prop_assert_eq!(Sheet::decode(&sheet.encode().unwrap()).unwrap(), sheet);
     }
 
@@ -168,7 +171,13 @@ fn a_sheet_is_these_lines() {
     contents.insert(signed);
     contents
         .insert_image(ImageUse { pushed: ["registry.example/team/app:v1".to_owned()].into(), ..image(1, &[1], 20) });
-    let sheet = Sheet { is_final: true, time: 20, supersedes: [SheetName::new(0, [1; 16])].into(), contents };
+    let sheet = Sheet {
+        is_final: true,
+        time: 20,
+        supersedes: [SheetName::new(0, [1; 16])].into(),
+        contents,
+        ..Sheet::default()
+    };
     let text = zstd::decode_all(&*sheet.encode().unwrap()).unwrap();
     insta::assert_snapshot!(String::from_utf8(text).unwrap(), @r#"
     {"final":true,"layerhold_cache":1,"supersedes":["layerhold-cache.0.01010101010101010101010101010101"],"time":20}
