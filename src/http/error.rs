@@ -136,8 +136,3 @@ pub(crate) fn from_object_store(error: object_store::Error) -> FetchError {
         other => FetchError::connection(other, true),
     }
 }
-
-/// The first byte of `bytes 100-199/200`.
-pub(crate) fn first_byte(range: &str) -> Option<u64> {
-    range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
-}

@@ -29,7 +29,7 @@ pub use upload::{UploadError, Uploaded};
 
 use crate::blob::Digest;
 use crate::event::Observer;
-use crate::http::{Answer, Asked, Client, Download, FetchError, Patience, Transport, first_byte, from_reqwest};
+use crate::http::{Answer, Asked, Client, Download, FetchError, Patience, Transport};
 
 /// Questions about blobs that are under way at once.
 const QUESTIONS: usize = 16;
@@ -315,15 +315,7 @@ impl Transport for Blob<'_, '_> {
                     Err(other) => return Err(FetchError::connection(other, false)),
                 }
             };
-            let start = match response.status() {
-                StatusCode::PARTIAL_CONTENT => {
-                    let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
-                    range.and_then(first_byte).unwrap_or(from)
-                }
-                _ => 0,
-            };
-            let body = response.bytes_stream().map(|piece| piece.map_err(from_reqwest));
-            Ok(Answer { start, body: Box::pin(body) })
+            Ok(Answer::of(response, from))
         })
     }
 }

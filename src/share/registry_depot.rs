@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
@@ -28,11 +29,13 @@ pub(super) struct RegistryDepot<'a> {
     /// For what a build waits for: gives up soon.
     quick: Repository<'a>,
     steady: Repository<'a>,
+    /// Whether the empty configuration is known to be there.
+    has_config: AtomicBool,
 }
 
 impl<'a> RegistryDepot<'a> {
     pub(super) fn new(quick: Repository<'a>, steady: Repository<'a>) -> Self {
-        Self { quick, steady }
+        Self { quick, steady, has_config: AtomicBool::new(false) }
     }
 
     fn put(&self, bytes: &[u8], mount_from: &[String]) -> Result<Digest, DepotError> {
@@ -55,7 +58,10 @@ impl<'a> RegistryDepot<'a> {
         bytes: &[u8],
         blobs: &BTreeMap<Digest, BlobNote>,
     ) -> Result<(), DepotError> {
-        let config = self.put(EMPTY_JSON, &[])?;
+        let config = Digest::of(EMPTY_JSON);
+        if !self.has_config.swap(true, Ordering::Relaxed) {
+            self.put(EMPTY_JSON, &[])?;
+        }
         let sheet = self.put(bytes, &[])?;
         let own = json!({ "mediaType": SHEET, "digest": sheet, "size": bytes.len() });
         let others = blobs.iter();
@@ -112,7 +118,7 @@ impl Depot for RegistryDepot<'_> {
         // A registry to which several send the same blob at once may forget it again.
         for _ in 1..ATTEMPTS {
             match self.try_write_sheet(name, bytes, blobs) {
-                Err(DepotError::Forgetful) => {}
+                Err(DepotError::Forgetful) => self.has_config.store(false, Ordering::Relaxed),
                 written => return written,
             }
         }

@@ -6,12 +6,12 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
-use reqwest::{StatusCode, header};
+use futures_util::stream;
+use reqwest::header;
 use url::Url;
 
 use super::credentials::Login;
-use crate::http::{Answer, Asked, Body, Client, FetchError, Transport, answered, first_byte, from_reqwest};
+use crate::http::{Answer, Asked, Body, Client, FetchError, Transport, answered, from_reqwest};
 
 /// Files are read in pieces of this many bytes.
 const PIECE: usize = 256 * 1024;
@@ -48,15 +48,7 @@ impl Transport for Http {
             };
             let response = request.send().await.map_err(from_reqwest)?;
             let response = answered(response)?;
-            let start = match response.status() {
-                StatusCode::PARTIAL_CONTENT => {
-                    let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
-                    range.and_then(first_byte).unwrap_or(from)
-                }
-                _ => 0,
-            };
-            let body = response.bytes_stream().map(|piece| piece.map_err(from_reqwest));
-            Ok(Answer { start, body: Box::pin(body) })
+            Ok(Answer::of(response, from))
         })
     }
 }
