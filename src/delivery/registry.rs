@@ -38,12 +38,6 @@ impl<'a> RegistrySink<'a> {
         Self { repository, observer, is_there: false, was_refused: false, others, mounted }
     }
 
-    /// The same, which tries to mount blobs from these repositories too, whatever is remembered: `NAME` each.
-    pub fn with_sources(mut self, repositories: BTreeMap<String, BTreeSet<Digest>>) -> Self {
-        self.others.extend(repositories);
-        self
-    }
-
     fn name(&self) -> String {
         self.repository.reference().name()
     }

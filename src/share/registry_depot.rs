@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::json;
 
@@ -31,11 +32,13 @@ pub(super) struct RegistryDepot<'a> {
     steady: Repository<'a>,
     /// Whether the empty configuration is known to be there.
     has_config: AtomicBool,
+    /// What sheets that were written here are as manifests.
+    written: Mutex<BTreeMap<SheetName, Digest>>,
 }
 
 impl<'a> RegistryDepot<'a> {
     pub(super) fn new(quick: Repository<'a>, steady: Repository<'a>) -> Self {
-        Self { quick, steady, has_config: AtomicBool::new(false) }
+        Self { quick, steady, has_config: AtomicBool::new(false), written: Mutex::default() }
     }
 
     fn put(&self, bytes: &[u8], mount_from: &[String]) -> Result<Digest, DepotError> {
@@ -78,7 +81,16 @@ impl<'a> RegistryDepot<'a> {
         });
         let manifest = canonical_json(&manifest).map_err(|error| DepotError::Source(io::Error::other(error)))?;
         match self.steady.put_manifest(&name.to_string(), MANIFEST, &manifest)? {
-            PutManifest::Stored => Ok(()),
+            PutManifest::Stored => {
+                let digest = Digest::of(&manifest);
+                let before = self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(*name, digest);
+                if let Some(before) = before.filter(|before| *before != digest) {
+                    // Without a tag it would stay for ever, and with it all blobs that it names. Where the registry deletes
+                    // nothing, it stays as other sheets do.
+                    self.steady.delete_manifest(&before)?;
+                }
+                Ok(())
+            }
             PutManifest::LacksBlobs => Err(DepotError::Forgetful),
         }
     }

@@ -281,7 +281,7 @@ fn the_registrys_own_collection_of_garbage_leaves_images_and_the_cache_whole() {
     place.server.collect_garbage();
     let is_there = |digest: &String| place.server.blob_file(digest).exists();
     let (kept, gone): (Vec<_>, Vec<_>) = before.into_iter().partition(is_there);
-    assert!(!gone.is_empty(), "the marks of who makes what are garbage, and nothing else is");
+    assert!(!gone.is_empty(), "what the sheet said while the run went on is garbage, and nothing else is");
     assert!(gone.iter().all(|digest| !place.server.blobs("team/web").contains(digest)), "{gone:?}");
     assert!(!kept.is_empty());
     // A machine that has never seen the environment, and a registry that has lost the image, not the cache.
