@@ -140,9 +140,10 @@ pub fn containerize(
     }
     let registries = Registries::new(request.registries.clone(), observer);
     let mut sinks = targets.sinks(stdout, &Means { registries: &registries, observer });
-    let spool = match sought.sizes()? {
-        Some(sizes) if !request.dry_run => sinks.spool(&sizes)?,
-        _ => None,
+    let sizes = if request.dry_run || !sinks.have_places() { None } else { sought.sizes()? };
+    let spool = match sizes {
+        Some(sizes) => sinks.spool(&sizes)?,
+        None => None,
     };
     let layers = sought.pack_missing(spool)?;
     let images = request.for_each(composed.iter().zip(layers.descriptors()?), |(composed, layers)| {

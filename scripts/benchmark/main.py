@@ -47,6 +47,7 @@ def main(parts):
         if part in TIMED:
             for job in TIMED[part](place):
                 bench.run(job)
+                place.clear()
         elif part == "push":
             run_pushes(place, bench)
         elif part == "plan":
@@ -56,6 +57,7 @@ def main(parts):
         elif part == "report":
             write_report(place, results)
     place.cold()
+    place.clear()
 
 
 # Whoever ends us ends what we have started.

@@ -1,8 +1,10 @@
 """How many bytes of an image are new after a change: counted, not timed."""
 
 import json
+import tarfile
 
 from corpus import VARIANTS
+from nar import nar_size
 from place import MOST_LAYERS, run
 from stream_layered_image import popularity_layers
 
@@ -25,10 +27,12 @@ def count_new_bytes(place, results):
         layers = image_layers(place, variant)
         popular = popularity_layers(closure, MOST_LAYERS)
         popular_sizes = [sum(sizes[path] for path in paths) for paths in popular]
+        environment = environment_size(place, variant)
         line = {
             "variant": variant,
-            "changed_paths": len(changed),
-            "changed": sum(info.nar_size for info in changed),
+            "changed_paths": len(changed) + 1,
+            "changed": sum(info.nar_size for info in changed) + environment,
+            "environment": environment,
             "layers": len(layers),
             "new": new_bytes(layers_of_base, layers),
             "above": bytes_above(layers_of_base, layers),
@@ -43,6 +47,20 @@ def image_layers(place, variant):
     place.warm()
     described = json.loads(run(place.layerhold(variant, "--json", "-f", "/dev/null")))
     return [(layer["digest"], layer["size"]) for layer in described["layers"]]
+
+
+def environment_size(place, variant):
+    """The bytes of the store path that the environment itself is: each change makes another one of it."""
+    place.warm()
+    run(place.layerhold(variant, "-f", place.out))
+    with tarfile.open(place.out) as archive:
+        top = json.load(archive.extractfile("manifest.json"))[0]["Layers"][-1]
+        with tarfile.open(fileobj=archive.extractfile(top)) as layer:
+            members = layer.getmembers()
+    roots = {"/".join(member.name.split("/")[:3]) for member in members if member.name.startswith("nix/store/")}
+    if len(roots) != 1:
+        raise SystemExit(f"scripts/bench: the top layer of '{variant}' holds {len(roots)} store paths, not one")
+    return nar_size(members, roots.pop())
 
 
 def new_bytes(before, after):

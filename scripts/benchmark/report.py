@@ -168,18 +168,20 @@ def plan_table(results):
     rows = [
         [
             line["variant"], line["changed_paths"], *(f"{line[key] / MIB:.1f}" for key in
-            ["changed", "new", "above", "popularity_new"]), line["layers"],
+            ["changed", "environment", "new", "above", "popularity_new"]), line["layers"],
         ]
         for line in results.notes("plan")
     ]
     return [
         "## Bytes after a change, MiB",
         "",
-        *filled("*New*: in layers that the image before did not have. *Above*: from the lowest such layer upwards, "
-                "which classic Docker unpacks again. *Popularity*: new with nixpkgs' plan, without its top layer."),
+        *filled("*Changed store paths*: with the one that the environment itself is, which is another after every change; "
+                "*environment* is its share, as a NAR. *New*: in layers that the image before did not have. *Above*: from "
+                "the lowest such layer upwards, which classic Docker unpacks again. *Popularity*: new with nixpkgs' plan, "
+                "without its top layer."),
         "",
-        *(table(["variant", "changed store paths", "their bytes", "new", "above", "popularity", "layers"], rows)
-          if rows else ["Not measured.", ""]),
+        *(table(["variant", "changed store paths", "their bytes", "environment", "new", "above", "popularity",
+                 "layers"], rows) if rows else ["Not measured.", ""]),
     ]
 
 

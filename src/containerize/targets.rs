@@ -74,6 +74,11 @@ impl Targets {
 pub(super) struct Sinks<'a>(Vec<(Target, Box<dyn Sink + 'a>)>);
 
 impl Sinks<'_> {
+    /// Whether the first target has places for layers while they are made.
+    pub(super) fn have_places(&self) -> bool {
+        self.0.first().is_some_and(|(_, sink)| sink.has_places())
+    }
+
     /// Places for layers that are still to be made, at the first target that has some.
     pub(super) fn spool(&mut self, sizes: &[u64]) -> Result<Option<&Spool>, DeliveryError> {
         match self.0.first_mut() {

@@ -139,6 +139,11 @@ fn end_of_links(path: &Path) -> io::Result<PathBuf> {
 }
 
 impl Sink for FileSink {
+    /// Nothing is opened: whoever reads from a pipe would see its end.
+    fn has_places(&self) -> bool {
+        !fs::metadata(&self.path).is_ok_and(|old| !old.is_file())
+    }
+
     fn spool(&mut self, sizes: &[u64]) -> Result<Option<&Spool>, DeliveryError> {
         let output = self.open()?;
         if let Output::Beside { temporary, .. } = &output {
@@ -435,6 +440,7 @@ mod tests {
         });
         let (image, blobs) = image("v1", &["base", "top"]);
         let mut sink = FileSink::new(&fifo);
+        assert!(!sink.has_places() && FileSink::new(dir.path().join("new")).has_places());
         assert!(sink.spool(&[4, 3]).unwrap().is_none());
         while fifo.exists() {
             std::thread::yield_now();

@@ -153,9 +153,15 @@ pub enum Finish {
 
 /// A target of delivery.
 ///
-/// The calls come in this order: `spool` where layers are still to be made, `has`, `copy`, `put` with the layers that it
+/// The calls come in this order: `spool` where layers are still to be made and there are places for them, `has`, `copy`, `put` with the layers that it
 /// does not have unless all was copied, `finish`. All take the same images.
 pub trait Sink {
+    /// Whether layers could be written to their places at the target while they are made, so that it is worth the walk
+    /// over their store paths to know their sizes before.
+    fn has_places(&self) -> bool {
+        false
+    }
+
     /// Places in which layers of these sizes can be written while they are made, the lowest first; `None` where the
     /// target takes layers only when all is known of them.
     fn spool(&mut self, sizes: &[u64]) -> Result<Option<&Spool>, DeliveryError> {

@@ -304,7 +304,7 @@ impl Planter<'_> {
         let at = parent.resolved.child(name);
         let leads_to = match kind {
             EntryKind::Directory => Resolved::Directory(at.clone()),
-            EntryKind::Regular { .. } => Resolved::File(at.clone()),
+            EntryKind::Regular => Resolved::File(at.clone()),
             EntryKind::Symlink(_) => self.view.resolve(&at)?,
         };
         let resolved = match &leads_to {

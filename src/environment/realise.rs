@@ -315,7 +315,7 @@ fn profile_scripts(view: &StoreView<'_>, env: &StorePath) -> Result<Vec<String>,
     for (name, kind) in listing.iter().flat_map(|listing| listing.children(&directory.rel)) {
         let is_file = match kind {
             EntryKind::Directory => false,
-            EntryKind::Regular { .. } => true,
+            EntryKind::Regular => true,
             EntryKind::Symlink(_) => matches!(view.resolve(&directory.child(name))?, Resolved::File(_)),
         };
         if let Ok(name) = std::str::from_utf8(name)

@@ -141,8 +141,8 @@ impl<'a> StoreView<'a> {
                     push_components(&mut pending, &target);
                     found = None;
                 }
-                Some(EntryKind::Regular { .. }) if !pending.is_empty() => return Ok(nowhere(walked, pending)),
-                Some(EntryKind::Regular { .. }) => found = Some(Resolved::File(here)),
+                Some(EntryKind::Regular) if !pending.is_empty() => return Ok(nowhere(walked, pending)),
+                Some(EntryKind::Regular) => found = Some(Resolved::File(here)),
                 Some(EntryKind::Directory) => found = Some(Resolved::Directory(here)),
             }
         }

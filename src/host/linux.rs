@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 /// The space for one `getdents` call, in bytes.
 const SPACE: usize = 32 * 1024;
@@ -89,4 +90,18 @@ pub(crate) fn widen_pipe(pipe: impl AsFd) {
 /// What is the same until the system starts again, and never after; `None` where the system does not say.
 pub(crate) fn boot() -> Option<Vec<u8>> {
     fs::read("/proc/sys/kernel/random/boot_id").ok()
+}
+
+/// Does `work` with this thread, and those that it starts, on the one core where it is. Threads that it starts stay there.
+pub(crate) fn on_one_core<T>(work: impl FnOnce() -> T) -> T {
+    let Ok(before) = sched_getaffinity(None) else { return work() };
+    let mut one = CpuSet::new();
+    one.set(sched_getcpu());
+    let is_pinned = sched_setaffinity(None, &one).is_ok();
+    let done = work();
+    if is_pinned {
+        // Somebody may have taken a core away meanwhile; the rest of the run is on fewer then, and no worse for it.
+        let _ = sched_setaffinity(None, &before);
+    }
+    done
 }

@@ -155,3 +155,14 @@ macro_rules! conformance {
 #[cfg(target_os = "linux")]
 conformance!(linux);
 conformance!(portable);
+
+#[cfg(target_os = "linux")]
+#[test]
+fn work_on_one_core_is_done_and_the_others_are_given_back() {
+    assert_eq!(super::portable::on_one_core(|| 7), 7);
+    let cores = || rustix::thread::sched_getaffinity(None).unwrap();
+    let before = cores();
+    let (here, of_a_thread) = super::linux::on_one_core(|| (cores(), std::thread::spawn(cores).join().unwrap()));
+    assert_eq!((here.count(), of_a_thread.count()), (1, 1));
+    assert_eq!(cores(), before);
+}

@@ -73,6 +73,7 @@ fn check(model: &Model) {
         assert_eq!(record(&*source, &path).unwrap(), expected, "{name}");
         let listing = TreeListing::read(&*source, &path).unwrap();
         assert_eq!(listing.iter().count(), expected.len(), "{name}");
+        assert_eq!(listing, TreeListing::of_walk(|visitor| source.walk(&path, visitor)).unwrap(), "{name}");
         let info = source.path_info(&path).unwrap().unwrap();
         assert_eq!(info.path, path, "{name}");
         assert_eq!(info.nar_size, nar(&*source, &path).len() as u64, "{name}");

@@ -132,8 +132,9 @@ fn list(location: Location<'_>, hashing: &Hashing<'_>) -> Result<(Structure, Vec
         let kind = match entry {
             Entry::Directory(_) => StructureKind::Directory,
             Entry::Regular(file) => {
-                files.push(File { path: start..path_end, stamp: file.stamp });
-                StructureKind::Regular { executable: file.executable, file: files.len() - 1 }
+                let (executable, stamp) = file.look().map_err(|error| location.error(path, error))?;
+                files.push(File { path: start..path_end, stamp });
+                StructureKind::Regular { executable, file: files.len() - 1 }
             }
             Entry::Symlink(target) => {
                 structure.strings.extend_from_slice(target);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 
 use super::FileStamp;
@@ -40,11 +40,17 @@ pub(super) struct CheckedFile {
 impl CheckedFile {
     /// Opens the file `name` in `directory`, which must be the one with this stamp.
     pub(super) fn open(directory: BorrowedFd<'_>, name: &[u8], stamp: FileStamp) -> Result<Self, FileError> {
-        // NONBLOCK: should a FIFO have taken its place, opening it must not wait for a writer.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let descriptor = openat(directory, name, flags, Mode::empty()).map_err(FileError::of_listed)?;
+        let descriptor = open_unchecked(directory, name)?;
         Self::check(&descriptor, &stamp)?;
         Ok(Self { file: File::from(descriptor), stamp, read: 0, checked: false })
+    }
+
+    /// Opens whatever regular file is called `name` in `directory`; says whether its owner may execute it, and its stamp.
+    pub(super) fn open_first(directory: BorrowedFd<'_>, name: &[u8]) -> Result<(Self, bool, FileStamp), FileError> {
+        let descriptor = open_unchecked(directory, name)?;
+        let stat = fstat(&descriptor).map_err(|errno| FileError::Read(errno.into()))?;
+        let (executable, stamp) = regular(&stat)?;
+        Ok((Self { file: File::from(descriptor), stamp, read: 0, checked: false }, executable, stamp))
     }
 
     /// Reads on. At the end of the contents the file is looked at once more.
@@ -83,9 +89,22 @@ impl CheckedFile {
 
     fn check(descriptor: impl std::os::fd::AsFd, stamp: &FileStamp) -> Result<(), FileError> {
         let stat = fstat(descriptor).map_err(|errno| FileError::Read(errno.into()))?;
-        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if regular && FileStamp::of(&stat) == *stamp { Ok(()) } else { Err(FileError::Changed) }
+        if regular(&stat)?.1 == *stamp { Ok(()) } else { Err(FileError::Changed) }
     }
+}
+
+/// What the status of a file that is listed as a regular one says: whether its owner may execute it, and its stamp.
+pub(super) fn regular(stat: &Stat) -> Result<(bool, FileStamp), FileError> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok((stat.st_mode & 0o100 != 0, FileStamp::of(stat))),
+        _ => Err(FileError::Changed),
+    }
+}
+
+fn open_unchecked(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, FileError> {
+    // NONBLOCK: should a FIFO have taken its place, opening it must not wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    openat(directory, name, flags, Mode::empty()).map_err(FileError::of_listed)
 }
 
 /// Opens the directory `name` in `directory`, never through a symbolic link.

@@ -35,10 +35,7 @@ impl Skeleton {
             field(path);
             match kind {
                 EntryKind::Directory => field(b"d"),
-                EntryKind::Regular { executable, size } => {
-                    field(if *executable { b"x" } else { b"f" });
-                    field(&size.to_le_bytes());
-                }
+                EntryKind::Regular => field(b"r"),
                 EntryKind::Symlink(target) => {
                     field(b"l");
                     field(target);
@@ -68,10 +65,7 @@ impl Skeleton {
             let path = path.to_vec();
             let kind = match field()?? {
                 b"d" => EntryKind::Directory,
-                executable @ (b"x" | b"f") => {
-                    let size = u64::from_le_bytes(field()??.try_into().ok()?);
-                    EntryKind::Regular { executable: executable == b"x", size }
-                }
+                b"r" => EntryKind::Regular,
                 b"l" => EntryKind::Symlink(field()??.to_vec()),
                 b"c" => {
                     let contents = field()??.to_vec();
@@ -147,7 +141,7 @@ mod tests {
         let skeleton = skeleton(&tree);
         assert_eq!(skeleton.file(b"nix-support/propagated-build-inputs"), Some(&b"/nix/store/x"[..]));
         assert_eq!((skeleton.file(b"nix-support/large"), skeleton.file(b"bin/x")), (None, None));
-        assert_eq!(skeleton.listing.get(b"bin/x"), Some(&EntryKind::Regular { executable: true, size: 1 }));
+        assert_eq!(skeleton.listing.get(b"bin/x"), Some(&EntryKind::Regular));
 
         let nar = super::super::testing::nar_of_tree(&tree);
         let shown = record_nodes(|visitor| {

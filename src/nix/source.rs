@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rusqlite::ErrorCode;
 
-use super::{ContentHash, Skeleton, StorePath};
+use super::{ContentHash, Skeleton, StorePath, TreeListing};
 
 /// What is known of a store path without walking it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,11 @@ pub enum Node<'a> {
 pub trait Visitor {
     /// Takes one node. `path` is relative to the store path, without a leading slash; the store path itself is `""`.
     fn node(&mut self, path: &[u8], node: Node<'_>) -> io::Result<()>;
+
+    /// Whether it reads every file that it is shown: a source then opens them without a look at them before.
+    fn reads(&self) -> bool {
+        false
+    }
 }
 
 impl<F: FnMut(&[u8], Node<'_>) -> io::Result<()>> Visitor for F {
@@ -85,6 +90,11 @@ pub trait Source: Send + Sync {
     fn walk_in_state(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Option<TreeState>, WalkError> {
         self.walk(path, visitor)?;
         Ok(None)
+    }
+
+    /// The structure of `path`, for which a source may have to look at less than for a walk.
+    fn list(&self, path: &StorePath) -> Result<TreeListing, WalkError> {
+        TreeListing::of_walk(|visitor| self.walk(path, visitor))
     }
 
     /// Is told which paths will be asked about next, so that a source far away can ask for many at once.
@@ -301,6 +311,16 @@ impl Source for Union<'_> {
         for source in &self.0 {
             match source.walk(path, visitor) {
                 // A source says so before it shows a single node, so the next one starts afresh.
+                Err(WalkError::Absent { .. }) => continue,
+                other => return other,
+            }
+        }
+        Err(WalkError::Absent { path: path.to_absolute() })
+    }
+
+    fn list(&self, path: &StorePath) -> Result<TreeListing, WalkError> {
+        for source in &self.0 {
+            match source.list(path) {
                 Err(WalkError::Absent { .. }) => continue,
                 other => return other,
             }

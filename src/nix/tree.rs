@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Node, Source, StorePath, WalkError};
+use super::{Node, Source, StorePath, Visitor, WalkError};
 
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,12 +11,7 @@ pub enum EntryKind {
     /// A directory.
     Directory,
     /// A regular file.
-    Regular {
-        /// Whether its owner may execute it.
-        executable: bool,
-        /// Length in bytes.
-        size: u64,
-    },
+    Regular,
     /// A symbolic link with its target.
     Symlink(Vec<u8>),
 }
@@ -26,7 +21,7 @@ impl EntryKind {
     pub(super) fn of(node: &Node<'_>) -> Self {
         match node {
             Node::Directory => Self::Directory,
-            Node::Regular { executable, size, .. } => Self::Regular { executable: *executable, size: *size },
+            Node::Regular { .. } => Self::Regular,
             Node::Symlink { target } => Self::Symlink(target.to_vec()),
         }
     }
@@ -37,13 +32,18 @@ impl EntryKind {
 pub struct TreeListing(BTreeMap<Vec<u8>, EntryKind>);
 
 impl TreeListing {
-    /// The structure of `path`: what the source keeps of it, or a walk that opens no file.
+    /// The structure of `path`: what the source keeps of it, or what it lists.
     pub fn read(source: &dyn Source, path: &StorePath) -> Result<Self, WalkError> {
-        if let Some(skeleton) = source.skeleton(path)? {
-            return Ok(Arc::unwrap_or_clone(skeleton).listing);
+        match source.skeleton(path)? {
+            Some(skeleton) => Ok(Arc::unwrap_or_clone(skeleton).listing),
+            None => source.list(path),
         }
+    }
+
+    /// The structure that a walk shows.
+    pub(super) fn of_walk(walk: impl FnOnce(&mut dyn Visitor) -> Result<(), WalkError>) -> Result<Self, WalkError> {
         let mut listing = Self::default();
-        source.walk(path, &mut |path: &[u8], node: Node<'_>| {
+        walk(&mut |path: &[u8], node: Node<'_>| {
             listing.insert(path.to_vec(), EntryKind::of(&node));
             Ok(())
         })?;

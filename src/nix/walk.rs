@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, fstat, readlinkat_raw, statat};
 use rustix::io::Errno;
 
-use super::file::{CheckedFile, FileError, open_directory};
-use super::{FileStamp, Node, StorePath, TreeState, Visitor, WalkError};
+use super::file::{CheckedFile, FileError, open_directory, regular};
+use super::{EntryKind, FileStamp, Node, StorePath, TreeListing, TreeState, Visitor, WalkError};
 use crate::host::Listing;
 
 /// How many directories of one walk are open at once. Packing walks on every core, and the limit of descriptors may
@@ -59,12 +59,17 @@ pub(super) enum Entry<'a> {
 /// Takes an entry and its path in the tree.
 pub(super) type See<'f> = dyn FnMut(&[u8], Entry<'_>) -> Result<(), WalkError> + 'f;
 
-/// A regular file, not open yet.
+/// A regular file as its directory lists it, not looked at yet.
 pub(super) struct FileEntry<'a> {
-    pub(super) executable: bool,
-    pub(super) stamp: FileStamp,
     directory: BorrowedFd<'a>,
     name: &'a [u8],
+}
+
+impl FileEntry<'_> {
+    /// Whether its owner may execute it, and its stamp.
+    pub(super) fn look(&self) -> Result<(bool, FileStamp), FileError> {
+        regular(&statat(self.directory, self.name, AtFlags::SYMLINK_NOFOLLOW).map_err(FileError::of_listed)?)
+    }
 }
 
 /// Shows the nodes of a store path to `visitor`, and says in what state the tree was: the stamps of its directories and
@@ -87,19 +92,41 @@ pub(super) fn walk(
         }
         Entry::Symlink(target) => visitor.node(path, Node::Symlink { target }).map_err(WalkError::Visitor),
         Entry::Regular(file) => {
-            stamped(&file.stamp);
-            let (executable, size) = (file.executable, file.stamp.size);
-            let mut contents = Contents { file, open: None, failure: None };
-            let shown = visitor.node(path, Node::Regular { executable, size, contents: &mut contents });
+            let opened = if visitor.reads() {
+                CheckedFile::open_first(file.directory, file.name)
+                    .map(|(open, executable, stamp)| (Some(open), executable, stamp))
+            } else {
+                file.look().map(|(executable, stamp)| (None, executable, stamp))
+            };
+            let (open, executable, stamp) = opened.map_err(|error| location.error(path, error))?;
+            stamped(&stamp);
+            let mut contents = Contents { file, stamp, open, failure: None };
+            let shown = visitor.node(path, Node::Regular { executable, size: stamp.size, contents: &mut contents });
             contents.conclude(shown, location, path)
         }
     })?;
     Ok(is_settled.then(|| TreeState(state.finalize().into())))
 }
 
+/// The structure of a store path. No file is looked at: its directory says what it is.
+pub(super) fn list_tree(location: Location<'_>) -> Result<TreeListing, WalkError> {
+    let mut listing = TreeListing::default();
+    walk_entries(location, &mut |path, entry| {
+        let kind = match entry {
+            Entry::Directory(_) => EntryKind::Directory,
+            Entry::Regular(_) => EntryKind::Regular,
+            Entry::Symlink(target) => EntryKind::Symlink(target.to_vec()),
+        };
+        listing.insert(path.to_vec(), kind);
+        Ok(())
+    })?;
+    Ok(listing)
+}
+
 /// The contents of a file, opened at the first read.
 struct Contents<'a> {
     file: FileEntry<'a>,
+    stamp: FileStamp,
     open: Option<CheckedFile>,
     /// What went wrong with the file. The visitor gets no more than a sign of it: its own errors may wrap that, but
     /// the walk knows whose fault it was.
@@ -110,7 +137,7 @@ impl Contents<'_> {
     fn try_read(&mut self, buf: &mut [u8]) -> Result<usize, FileError> {
         let open = match &mut self.open {
             Some(open) => open,
-            None => self.open.insert(CheckedFile::open(self.file.directory, self.file.name, self.file.stamp)?),
+            None => self.open.insert(CheckedFile::open(self.file.directory, self.file.name, self.stamp)?),
         };
         open.read(buf)
     }
@@ -197,12 +224,7 @@ fn show(
             Ok(Some(Opened { descriptor, stamp }))
         }
         FileType::RegularFile => {
-            let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(listed)?;
-            if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                return Err(location.error(path, FileError::Changed));
-            }
-            let executable = stat.st_mode & 0o100 != 0;
-            see(path, Entry::Regular(FileEntry { executable, stamp: FileStamp::of(&stat), directory, name }))?;
+            see(path, Entry::Regular(FileEntry { directory, name }))?;
             Ok(None)
         }
         FileType::Symlink => {

@@ -5,7 +5,7 @@ use std::io;
 use super::Compression;
 use super::tar_writer::{Attributes, TarWriter};
 use crate::blob::{DiffId, Digest, LayerKey, LayerKeyBuilder};
-use crate::nix::{Node, PathInfo, Source, StorePath, TreeState, WalkError};
+use crate::nix::{Node, PathInfo, Source, StorePath, TreeState, Visitor, WalkError};
 use crate::rootfs::{RootFs, RootNodeKind};
 
 /// The blake3 context of keys of store path layers: another packing format gets another number.
@@ -153,29 +153,44 @@ fn write_store_path(
     source: &dyn Source,
     path: &StorePath,
 ) -> Result<Option<TreeState>, PackError> {
-    let mut full = format!("nix/store/{}", path.base_name()).into_bytes();
+    let full = format!("nix/store/{}", path.base_name()).into_bytes();
     let root = full.len();
-    source
-        .walk_in_state(path, &mut |relative: &[u8], node: Node<'_>| {
-            full.truncate(root);
-            if !relative.is_empty() {
-                full.push(b'/');
-                full.extend_from_slice(relative);
+    source.walk_in_state(path, &mut StorePathWriter { tar, full, root }).map_err(|error| match error {
+        WalkError::Visitor(error) => PackError::Write(error),
+        other => PackError::Walk(other),
+    })
+}
+
+/// Writes the nodes of a store path to a tar.
+struct StorePathWriter<'w, 't> {
+    tar: &'w mut TarWriter<'t>,
+    /// A node's path in the tar, behind that of the store path.
+    full: Vec<u8>,
+    /// The length of the store path's.
+    root: usize,
+}
+
+impl Visitor for StorePathWriter<'_, '_> {
+    fn node(&mut self, relative: &[u8], node: Node<'_>) -> io::Result<()> {
+        self.full.truncate(self.root);
+        if !relative.is_empty() {
+            self.full.push(b'/');
+            self.full.extend_from_slice(relative);
+        }
+        // The modes that Nix's own canonicalisation sets; NAR has no others.
+        match node {
+            Node::Directory => self.tar.directory(&self.full, Attributes::root(0o555)),
+            Node::Regular { executable, size, contents } => {
+                let mode = if executable { 0o555 } else { 0o444 };
+                self.tar.file(&self.full, size, contents, Attributes::root(mode))
             }
-            // The modes that Nix's own canonicalisation sets; NAR has no others.
-            match node {
-                Node::Directory => tar.directory(&full, Attributes::root(0o555)),
-                Node::Regular { executable, size, contents } => {
-                    let mode = if executable { 0o555 } else { 0o444 };
-                    tar.file(&full, size, contents, Attributes::root(mode))
-                }
-                Node::Symlink { target } => tar.symlink(&full, target, Attributes::root(0o777)),
-            }
-        })
-        .map_err(|error| match error {
-            WalkError::Visitor(error) => PackError::Write(error),
-            other => PackError::Walk(other),
-        })
+            Node::Symlink { target } => self.tar.symlink(&self.full, target, Attributes::root(0o777)),
+        }
+    }
+
+    fn reads(&self) -> bool {
+        !self.tar.is_measuring()
+    }
 }
 
 /// A layer holds a set of store paths: they are packed in the order of their names, whatever order they came in.

@@ -64,6 +64,11 @@ impl<'a> TarWriter<'a> {
         Self { out: None, buffer, buffers: None, filled: 0, passed: 0, path: Vec::with_capacity(256) }
     }
 
+    /// Whether it only finds out how long the tar is.
+    pub(super) fn is_measuring(&self) -> bool {
+        self.out.is_none()
+    }
+
     /// A directory. `path` has no trailing slash; the entry gets one.
     pub(super) fn directory(&mut self, path: &[u8], attributes: Attributes) -> io::Result<()> {
         self.header(path, EntryType::Directory, attributes, 0, b"")
@@ -83,7 +88,7 @@ impl<'a> TarWriter<'a> {
         attributes: Attributes,
     ) -> io::Result<()> {
         self.header(path, EntryType::Regular, attributes, size, b"")?;
-        if self.out.is_none() {
+        if self.is_measuring() {
             self.passed += size.next_multiple_of(BLOCK as u64);
             return Ok(());
         }

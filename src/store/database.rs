@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::StoreError;
 use super::files::{self, IoContext};
 use crate::crash;
+use crate::host;
 
 /// Set in sled's default tree once a new database holds what it begins with: sled opens some damaged files as if they
 /// were empty, and a process can be killed before it is through.
@@ -130,7 +131,9 @@ fn open(path: &Path, patience: Duration) -> sled::Result<sled::Db> {
     let pause = Duration::from_millis(1);
     let mut waited = Duration::ZERO;
     let db = loop {
-        match config.open() {
+        // sled starts eight threads at its first database, and each that runs before all are started burns its core until
+        // they are: on one core they wait for their turn instead, and none keeps the starting one from its own.
+        match host::on_one_core(|| config.open()) {
             Err(error) if is_sled_lock(&error) && waited < patience => {
                 std::thread::sleep(pause);
                 waited += pause;

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::caches::Caches;
-use crate::nix::{LocalStore, PathInfo, Skeleton, Source, SourceError, StorePath, TreeState, Visitor, WalkError};
+use crate::nix::{
+    LocalStore, PathInfo, Skeleton, Source, SourceError, StorePath, TreeListing, TreeState, Visitor, WalkError,
+};
 
 /// The local store first, as far as it has a path and vouches for it; then the caches.
 pub struct Reach<'a> {
@@ -87,6 +89,14 @@ impl Source for Reach<'_> {
         match (&self.local, &self.caches) {
             (_, Some(caches)) if self.is_far(path) => caches.walk_in_state(path, visitor),
             (Some(local), _) => local.walk_in_state(path, visitor),
+            (None, _) => Err(WalkError::Absent { path: path.to_absolute() }),
+        }
+    }
+
+    fn list(&self, path: &StorePath) -> Result<TreeListing, WalkError> {
+        match (&self.local, &self.caches) {
+            (_, Some(caches)) if self.is_far(path) => caches.list(path),
+            (Some(local), _) => local.list(path),
             (None, _) => Err(WalkError::Absent { path: path.to_absolute() }),
         }
     }
