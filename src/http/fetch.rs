@@ -98,7 +98,7 @@ pub(crate) struct Download<'c> {
     runtime: &'c Handle,
     observer: &'c dyn Observer,
     patience: Patience,
-    name: &'c str,
+    name: String,
     /// More bytes than these are an error.
     most: u64,
     /// How many bytes have come.
@@ -115,7 +115,7 @@ impl<'c> Download<'c> {
     /// Asks for the file, and waits for its first bytes.
     pub(crate) fn start(
         transport: &'c dyn Transport,
-        name: &'c str,
+        name: &str,
         most: u64,
         patience: Patience,
         (runtime, observer): (&'c Handle, &'c dyn Observer),
@@ -127,7 +127,7 @@ impl<'c> Download<'c> {
 
     fn new(
         transport: &'c dyn Transport,
-        name: &'c str,
+        name: &str,
         most: u64,
         patience: Patience,
         (runtime, observer): (&'c Handle, &'c dyn Observer),
@@ -137,7 +137,7 @@ impl<'c> Download<'c> {
             runtime,
             observer,
             patience,
-            name,
+            name: name.to_owned(),
             most,
             at: 0,
             failures: 0,
@@ -186,7 +186,7 @@ impl<'c> Download<'c> {
             let body = match &mut self.body {
                 Some(body) => body,
                 None => {
-                    let answer = self.transport.get(self.name, self.at).await?;
+                    let answer = self.transport.get(&self.name, self.at).await?;
                     self.body.insert(skip_to(answer.body, self.at.saturating_sub(answer.start)))
                 }
             };

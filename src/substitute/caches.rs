@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use super::cache::Cache;
 use super::error::{SubstituteError, far};
 use super::memory::CacheMemory;
-use super::nar::{self, NarFailure};
+use super::nar::{self, NarFailure, Origin};
 use super::narinfo::NarInfo;
 use super::settings::Settings;
 use crate::event::{Event, Observer};
@@ -280,36 +280,44 @@ impl<'a> Caches<'a> {
         }
     }
 
-    /// Shows a path's NAR, from the next cache that has it where one fails before it has shown anything.
+    /// Shows a path's NAR. Where a cache fails, the next one that has it goes on.
     fn show(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Skeleton, WalkError> {
         let fail = |error: Arc<SubstituteError>| WalkError::Far(far(error));
-        let mut place =
-            self.place(path).map_err(fail)?.ok_or_else(|| WalkError::Absent { path: path.to_absolute() })?;
-        let mut first_error = None;
-        loop {
-            let cache = &self.caches[place.cache];
-            let around = (self.runtime.handle(), self.observer);
-            let shown = match self.may_not_ask(cache) {
-                true => Err(NarFailure::NotStarted(SubstituteError::Offline { path: path.clone() })),
-                false => nar::show(cache, &place.narinfo, self.patience, around, visitor),
+        let first = self.place(path).map_err(fail)?.ok_or_else(|| WalkError::Absent { path: path.to_absolute() })?;
+        let mut asked: Option<Arc<Place>> = None;
+        let mut origins = || {
+            let place = match &asked {
+                None => Arc::clone(&first),
+                Some(failed) => self.next_place(path, failed)?,
             };
-            match shown {
-                Ok(skeleton) => {
-                    place.nar().into_iter().for_each(|nar| self.keep(nar, &skeleton));
-                    return Ok(skeleton);
-                }
-                Err(NarFailure::Visitor(error)) => return Err(WalkError::Visitor(error)),
-                Err(NarFailure::Cache(error)) => return Err(fail(Arc::new(error))),
-                Err(NarFailure::NotStarted(error)) => {
-                    let error = first_error.get_or_insert(Arc::new(error)).clone();
-                    let next = self.runtime.block_on(self.look_further(path, &place));
-                    match next {
-                        // Another NAR would belong to another layer.
-                        Known::At(next) if next.narinfo.info == place.narinfo.info => place = next,
-                        _ => return Err(fail(error)),
-                    }
-                }
+            let (cache, narinfo) = (&self.caches[place.cache], place.narinfo.clone());
+            asked = Some(place);
+            Some(match self.may_not_ask(cache) {
+                true => Err(SubstituteError::Offline { path: path.clone() }),
+                false => Ok(Origin { cache, narinfo }),
+            })
+        };
+        let around = (self.runtime.handle(), self.observer);
+        match nar::show(path, &mut origins, self.patience, around, visitor) {
+            Ok(skeleton) => {
+                first.nar().into_iter().for_each(|nar| self.keep(nar, &skeleton));
+                Ok(skeleton)
             }
+            Err(NarFailure::Visitor(error)) => Err(WalkError::Visitor(error)),
+            Err(NarFailure::Cache(error)) => Err(fail(Arc::new(error))),
+        }
+    }
+
+    /// Where else the same NAR is: another one would belong to another layer.
+    fn next_place(&self, path: &StorePath, failed: &Place) -> Option<Arc<Place>> {
+        match self.runtime.block_on(self.look_further(path, failed)) {
+            Known::At(next) if next.narinfo.info == failed.narinfo.info => {
+                let (from, to) = (&self.caches[failed.cache].address, &self.caches[next.cache].address);
+                let message = format!("'{from}' failed to give '{path}'; '{to}' is asked for the rest of it");
+                self.observer.event(Event::Detail { message });
+                Some(next)
+            }
+            _ => None,
         }
     }
 

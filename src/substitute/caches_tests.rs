@@ -215,6 +215,56 @@ fn the_next_cache_serves_where_one_has_lost_the_nar() {
     assert!(said.contains("there is no such file") && said.contains(&first.address().to_string()), "{said}");
 }
 
+/// A NAR of more bytes than any buffer holds.
+fn long() -> String {
+    (0..60_000).map(|number| format!("{number}\n")).collect()
+}
+
+#[rstest]
+#[case::cut_short(false, "it ends too early, after 200000 bytes")]
+#[case::compressed_and_cut_short(true, "incomplete deflate stream")]
+fn the_next_cache_goes_on_where_one_breaks_in_the_midst(#[case] is_compressed: bool, #[case] message: &str) {
+    let (first, second, memory) = (CacheDirectory::new(), CacheDirectory::new(), Memory::default());
+    for cache in [&first, &second] {
+        cache.put(&hello(), &long(), &[]);
+    }
+    let cut = |cache: &CacheDirectory| {
+        let mut nar = fs::read(cache.nar(&hello())).unwrap();
+        if is_compressed {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            std::io::Write::write_all(&mut encoder, &nar).unwrap();
+            nar = encoder.finish().unwrap();
+            nar.truncate(nar.len() / 2);
+            cache.change(&hello(), "Compression: none", "Compression: gzip");
+        } else {
+            nar.truncate(200_000);
+        }
+        fs::write(cache.nar(&hello()), nar).unwrap();
+    };
+    cut(&first);
+    for now in 0..2 {
+        assert!(contents(&run(&memory, now, &[&first, &second]), &hello()).unwrap() == long());
+    }
+    // Both are broken: the first one's failure is what is told.
+    fs::remove_file(second.nar(&hello())).unwrap();
+    let said = told(&contents(&run(&memory, 2, &[&first, &second]), &hello()).unwrap_err());
+    assert!(said.contains(message) && said.contains(&first.address().to_string()), "{said}");
+}
+
+#[test]
+fn bytes_that_several_caches_gave_have_the_hash_of_all_or_are_an_error() {
+    let (first, second, memory) = (CacheDirectory::new(), CacheDirectory::new(), Memory::default());
+    for cache in [&first, &second] {
+        cache.put(&hello(), &long(), &[]);
+    }
+    let mut nar = fs::read(first.nar(&hello())).unwrap();
+    nar.truncate(200_000);
+    nar[150_000] ^= 1;
+    fs::write(first.nar(&hello()), nar).unwrap();
+    let said = told(&contents(&run(&memory, 0, &[&first, &second]), &hello()).unwrap_err());
+    assert!(said.contains("its hash is"), "{said}");
+}
+
 #[test]
 fn the_next_cache_serves_where_one_gives_a_narinfo_that_is_none() {
     let (first, second, memory) = (CacheDirectory::new(), CacheDirectory::new(), Memory::default());
