@@ -65,7 +65,8 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         remote: surroundings::remote_access(cache.as_ref(), args.environment.offline),
         choose: if can_ask { Some(&ask) } else { None },
     };
-    let substituters = substituters::settings(&args.environment, progress)?;
+    let handed = if args.proxy.in_proxy { proxy::handed_logins() } else { None };
+    let substituters = substituters::settings(&args.environment, handed, progress)?;
     let target = TargetRequest {
         file: args.target.file.clone(),
         runtime: runtime(args.target.runtime.as_deref())?,
@@ -80,6 +81,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         path: std::env::var_os("PATH"),
         systems: systems.clone(),
         directories: directories.filter(|directory| directory.is_dir()).map(Into::into).collect(),
+        logins: substituters.credentials.hand_on(&substituters.addresses),
         now: SystemTime::now(),
     };
     let mut stdout = unbuffered_stdout().map_err(Failure::output)?;

@@ -1,7 +1,7 @@
 //! `--proxy`: what the run in the container is told, and what becomes of its end.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::args::{
@@ -10,6 +10,7 @@ use super::args::{
 use super::failure::Failure;
 use super::progress::{Progress, Verbosity};
 use super::substituters;
+use super::surroundings::variable;
 use crate::delivery::{DeliveryError, RuntimeClient, Target, TargetRequest};
 use crate::environment::{self, DOT_FLOX, Location, Remote, Selection, Surroundings, System};
 use crate::error::Error;
@@ -17,6 +18,7 @@ use crate::event::{Event, Observer};
 use crate::image::ImageName;
 use crate::nix::ClosureError;
 use crate::proxy::{ARGUMENT, Proxy, ProxyError};
+use crate::substitute::Credentials;
 
 /// What was found out before it is known whether there is to be a container.
 pub(super) struct Outset<'a> {
@@ -27,7 +29,19 @@ pub(super) struct Outset<'a> {
     pub(super) systems: Vec<System>,
     /// Binary caches that are directories here.
     pub(super) directories: Vec<PathBuf>,
+    /// What binary caches are shown of who asks.
+    pub(super) logins: Option<String>,
     pub(super) now: SystemTime,
+}
+
+/// The variable in which the run in the container finds the logins for its binary caches.
+const LOGINS: &str = "LAYERHOLD_PROXY_LOGINS";
+/// The one that names a file of certificates (Nix manual, "Environment Variables").
+const CERTIFICATES: &str = "NIX_SSL_CERT_FILE";
+
+/// The logins that the run in the container was given.
+pub(super) fn handed_logins() -> Option<Credentials> {
+    Credentials::handed(&std::env::var(LOGINS).ok()?)
 }
 
 /// Whether a run that failed goes on in a container: Flox on macOS has what it builds for Linux in a volume there.
@@ -71,6 +85,11 @@ pub(super) fn run(
 
     let mut variables = vec![("NIX_CONFIG".to_owned(), substituters::as_nix_config(&args.environment)?.into())];
     let mut shared = outset.directories;
+    variables.extend(outset.logins.map(|logins| (LOGINS.to_owned(), logins.into())));
+    if let Some(file) = variable(CERTIFICATES) {
+        shared.push(absolute(&file)?);
+        variables.push((CERTIFICATES.to_owned(), absolute(&file)?.into()));
+    }
     match &place {
         Place::Directory { path, .. } => shared.push(path.join(DOT_FLOX)),
         Place::FloxHub(remote) => {
@@ -124,6 +143,13 @@ fn container_name(now: SystemTime) -> String {
     format!("layerhold-{}-{}", std::process::id(), since.as_nanos())
 }
 
+/// Where something is that the container is to have in the same place.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .and_then(std::fs::canonicalize)
+        .map_err(|error| Failure::new(format!("cannot find '{}': {error}", path.display()), None))
+}
+
 /// Where the run in the container finds the environment.
 enum Place {
     /// In a directory, under the same path as here.
@@ -150,10 +176,7 @@ impl Place {
                 return Ok(Self::FloxHub(Remote { name, generation, hub }));
             }
         };
-        let absolute = std::path::absolute(&path)
-            .and_then(std::fs::canonicalize)
-            .map_err(|error| Failure::new(format!("cannot find '{}': {error}", path.display()), None))?;
-        Ok(Self::Directory { path: absolute, name })
+        Ok(Self::Directory { path: absolute(&path)?, name })
     }
 
     fn name(&self) -> &str {
@@ -227,7 +250,6 @@ mod tests {
     use super::*;
     use clap::Parser;
     use rstest::rstest;
-    use std::path::Path;
 
     fn parse(words: &str) -> Containerize {
         let words = words.split_whitespace();

@@ -21,7 +21,7 @@ pub(super) fn run(args: &Push, progress: &Progress) -> Result<(), Failure> {
         cache: &cache,
         compression: args.compression,
         store: args.store.clone(),
-        substituters: substituters::settings(&EnvironmentArgs::default(), progress)?,
+        substituters: substituters::settings(&EnvironmentArgs::default(), None, progress)?,
         registries: registries::settings(&args.registries, std::iter::once(&args.reference))?,
         dry_run: args.dry_run,
         now: SystemTime::now(),

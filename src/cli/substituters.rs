@@ -8,7 +8,9 @@ use super::config::{self, Config, SubstitutersConfig};
 use super::failure::Failure;
 use super::surroundings::{absolute, config_home, variable};
 use crate::event::{Event, Observer};
-use crate::substitute::{AwsCredentials, CacheAddress, Credentials, InvalidAddress, NixConf, PublicKey, Settings};
+use crate::substitute::{
+    AwsCredentials, CacheAddress, Credentials, InvalidAddress, Login, NixConf, PublicKey, Settings,
+};
 
 /// Nix's own default, and the key that its paths are signed with.
 const DEFAULT_CACHE: &str = "https://cache.nixos.org";
@@ -20,8 +22,12 @@ const CONNECTIONS: usize = 48;
 const REMEMBER_FOUND: u64 = 30 * 24 * 3600;
 const REMEMBER_ABSENT: u64 = 60;
 
-/// The settings of this run.
-pub(super) fn settings(args: &EnvironmentArgs, observer: &dyn Observer) -> Result<Settings, Failure> {
+/// The settings of this run; `handed` are the logins that it was given instead of its own surroundings'.
+pub(super) fn settings(
+    args: &EnvironmentArgs,
+    handed: Option<Credentials>,
+    observer: &dyn Observer,
+) -> Result<Settings, Failure> {
     let nix = nix_conf()?;
     let (file, own) = Config::read()?.map_or_else(Default::default, |(file, config)| (file, config.substituters));
 
@@ -43,7 +49,10 @@ pub(super) fn settings(args: &EnvironmentArgs, observer: &dyn Observer) -> Resul
         addresses,
         keys,
         require_signatures: nix.require_signatures.unwrap_or(true),
-        credentials: credentials(own.netrc_file.or(nix.netrc_file), &own.tokens)?,
+        credentials: match handed {
+            Some(handed) => handed,
+            None => credentials(own.netrc_file.or(nix.netrc_file), &own.tokens)?,
+        },
         certificates: variable("NIX_SSL_CERT_FILE").map(|file| read(&file)).transpose()?.unwrap_or_default(),
         // To Nix, 0 is as many as there are.
         connections: nix.connections.map_or(CONNECTIONS, |most| if most == 0 { 128 } else { most.min(128) }),
@@ -54,7 +63,7 @@ pub(super) fn settings(args: &EnvironmentArgs, observer: &dyn Observer) -> Resul
 }
 
 /// The same settings for another run of this tool, as far as they hold elsewhere: a text for `NIX_CONFIG`. What there is
-/// to log in with stays here.
+/// to log in with is handed on by itself.
 pub(super) fn as_nix_config(args: &EnvironmentArgs) -> Result<String, Failure> {
     let nix = nix_conf()?;
     let own = Config::read()?.map_or_else(Default::default, |(_, config)| config.substituters);
@@ -145,9 +154,9 @@ fn credentials(
     };
     let token = |(address, file): (&String, &PathBuf)| {
         let token = String::from_utf8_lossy(&read(file)?).trim().to_owned();
-        Ok::<_, Failure>((address.clone(), token))
+        Ok::<_, Failure>((address.clone(), Login::Bearer(token)))
     };
-    Ok(Credentials { netrc, tokens: token_files.iter().map(token).collect::<Result<_, _>>()?, aws: aws()? })
+    Ok(Credentials { netrc, logins: token_files.iter().map(token).collect::<Result<_, _>>()?, aws: aws()? })
 }
 
 /// What there is to show buckets of Amazon's protocol.

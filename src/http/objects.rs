@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::{GetOptions, GetRange, ObjectStore, RetryConfig};
+use serde::{Deserialize, Serialize};
 
 use super::{Answer, Asked, Client, SharedClient, Transport, from_object_store};
 
@@ -38,6 +39,7 @@ pub(crate) struct Bucket {
 }
 
 /// What there is to show a bucket.
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BucketKeys {
     pub(crate) id: String,
     pub(crate) secret: String,

@@ -3,15 +3,23 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::http::BucketKeys;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::netrc::entry_for;
+use crate::http::BucketKeys;
 
 /// What a server is told of who asks.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) enum Login {
-    Basic { user: String, password: String },
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Login {
+    /// A name and a password.
+    Basic {
+        /// The name.
+        user: String,
+        /// The password.
+        password: String,
+    },
+    /// A bearer token.
     Bearer(String),
 }
 
@@ -20,8 +28,8 @@ pub(super) enum Login {
 pub struct Credentials {
     /// The text of a netrc file.
     pub netrc: Option<String>,
-    /// Bearer tokens, by the beginning of the cache's address.
-    pub tokens: BTreeMap<String, String>,
+    /// What caches are told whose addresses begin so.
+    pub logins: BTreeMap<String, Login>,
     /// Environment variables that begin with `AWS_`, and the shared credentials file's text.
     pub aws: AwsCredentials,
 }
@@ -49,23 +57,22 @@ impl fmt::Debug for AwsCredentials {
 }
 
 impl Credentials {
-    /// What the server of a cache is told: what stands in its address, else a token, else what the netrc file has.
+    /// What the server of a cache is told: what stands in its address, else what is for addresses like it, else what the netrc file has.
     pub(super) fn login(&self, cache: &Url) -> Option<Login> {
         if let Some(password) = cache.password() {
             let decode = |text: &str| percent_decode(text);
             return Some(Login::Basic { user: decode(cache.username()), password: decode(password) });
         }
-        let token =
-            self.tokens.iter().filter(|(address, _)| covers(address, cache)).max_by_key(|(address, _)| address.len());
-        if let Some((_, token)) = token {
-            return Some(Login::Bearer(token.clone()));
+        let own = self.logins.iter().filter(|(address, _)| covers(address, cache));
+        if let Some((_, login)) = own.max_by_key(|(address, _)| address.len()) {
+            return Some(login.clone());
         }
         let entry = entry_for(self.netrc.as_deref()?, cache.host_str()?)?;
         Some(Login::Basic { user: entry.login, password: entry.password })
     }
 }
 
-/// Whether a token for `address` is for this cache: the same server, and a path at or above the cache's.
+/// Whether a login for `address` is for this cache: the same server, and a path at or above the cache's.
 fn covers(address: &str, cache: &Url) -> bool {
     let Ok(address) = Url::parse(address) else { return false };
     let path = address.path().trim_end_matches('/');

@@ -73,15 +73,15 @@ fn a_token_is_for_a_server_and_the_paths_below(#[case] cache: &str, #[case] expe
         ("https://cache.example/team/project/", "project"),
         ("nonsense", "never"),
     ];
-    let tokens = tokens.map(|(address, token)| (address.to_owned(), token.to_owned())).into_iter().collect();
-    let credentials = Credentials { tokens, ..Credentials::default() };
+    let logins = tokens.map(|(address, token)| (address.to_owned(), Login::Bearer(token.to_owned()))).into();
+    let credentials = Credentials { logins, ..Credentials::default() };
     assert_eq!(shown(credentials.login(&cache.parse().unwrap())), expected);
 }
 
 #[test]
 fn a_token_goes_before_the_netrc_file_and_the_address_before_both() {
-    let tokens = [("https://cache.example".to_owned(), "token".to_owned())].into_iter().collect();
-    let credentials = Credentials { netrc: Some(NETRC.to_owned()), tokens, ..Credentials::default() };
+    let logins = [("https://cache.example".to_owned(), Login::Bearer("token".to_owned()))].into();
+    let credentials = Credentials { netrc: Some(NETRC.to_owned()), logins, ..Credentials::default() };
     let login = |cache: &str| shown(credentials.login(&cache.parse().unwrap()));
     assert_eq!(login("https://cache.example/"), "bearer token");
     assert_eq!(login("https://carol:three@cache.example/"), "carol/three");

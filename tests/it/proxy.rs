@@ -132,6 +132,31 @@ fn runtime(name: &str) -> Option<Peer> {
     if name == "docker" { docker() } else { podman() }
 }
 
+/// A `podman` whose containers are no containers: processes that have nothing of this run but the variables and the
+/// arguments that they are given, and this store for the volume's.
+pub(crate) fn stand_in(sandbox: &Sandbox, store: &Path) {
+    let container = format!(
+        r#"[ "$1" = run ] || exit 0
+shift
+variables=()
+while [ "$1" != image ]; do
+    if [ "$1" = --env ] && [[ $2 != *=* ]]; then variables+=("$2=${{!2}}"); fi
+    shift
+done
+exec /usr/bin/env -i HOME=/nowhere NIX_CONF_DIR=/nowhere LAYERHOLD_CACHE='{cache}' PATH="$PATH" "${{variables[@]}}"     {tool} "${{@:2}}" --store '{store}'
+"#,
+        cache = sandbox.path("volume-cache").display(),
+        tool = env!("CARGO_BIN_EXE_layerhold"),
+        store = store.display(),
+    );
+    let script = sandbox.path("bin/container.bash");
+    fs::write(&script, container).unwrap();
+    sandbox.script("podman", &format!("exec /bin/bash {} \"$@\"\n", script.display()));
+}
+
+/// The options of a run with it.
+pub(crate) const STAND_IN: [&str; 5] = ["--proxy", "--runtime", "podman", "--proxy-image", "image"];
+
 #[rstest]
 fn the_same_image_comes_out_of_the_container(#[values("docker", "podman")] name: &str) {
     let Some(bench) = Bench::new(runtime(name), None) else { return };

@@ -13,6 +13,7 @@ use crate::archive::Archive;
 use crate::flox_fixture::{BareStore, FloxEnv, LockedPackage, Tree, this_system};
 use crate::floxhub_fixture::{Behaviour, FloxHub, HubEnvironment, TOKEN, provide_noting_git};
 use crate::peers::peer;
+use crate::proxy;
 use crate::sandbox::Sandbox;
 
 /// A FloxHub with the environment `me/web`, which has the generations 1, 2 and 3, the second of which is the current.
@@ -213,6 +214,15 @@ fn the_active_environment_may_be_on_floxhub() {
     assert_eq!(of(active(json!({ "environment": web, "generation": null, "mode": "dev" }))), "2");
     assert_eq!(of(active(json!({ "environment": web, "generation": "1", "mode": "dev" }))), "1");
     assert_eq!(of(active(web.clone())), "2");
+    // In a container it is fetched anew, the same generation of it.
+    proxy::stand_in(&place.sandbox, place.store.root());
+    for (pinned, expected) in [(json!("1"), "1"), (Value::Null, "2")] {
+        let mut command = place.layerhold();
+        command.args(["-v", "containerize", "-f", "image.tar"]).args(proxy::STAND_IN);
+        let environment = json!({ "environment": web, "generation": pinned, "mode": "dev" });
+        command.env("_FLOX_ACTIVE_ENVIRONMENTS", active(environment));
+        assert_eq!(place.generation(&mut command).0, expected);
+    }
     // One in the current directory comes first.
     let found = place.local("found");
     let mut command = place.command(&[]);

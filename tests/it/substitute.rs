@@ -14,6 +14,7 @@ use crate::containerize::hello_environment;
 use crate::flox_fixture::FloxEnv;
 use crate::nix_fixture::NixStore;
 use crate::peers::{find_program, peer};
+use crate::proxy;
 use crate::sandbox::Sandbox;
 
 /// An environment of the real store, whose packages a binary cache has too.
@@ -392,6 +393,31 @@ fn whoever_must_log_in_does(#[case] login: &str, #[case] file: &str, #[case] tex
     command.args(["--substituter", &server.url(), "--trusted-public-key", &project.cache.key]);
     let outcome = command.assert().success();
     assert!(!String::from_utf8_lossy(&outcome.get_output().stderr).contains("secret"));
+}
+
+/// As [`whoever_must_log_in_does`], in a container, which has none of the user's files.
+#[rstest]
+#[case::netrc("Basic dXNlcjpzZWNyZXQ=", "machine 127.0.0.1 login user password secret\n")]
+#[case::bearer("Bearer secret", "machine 127.0.0.1 login user password another\n")]
+fn whoever_must_log_in_does_so_in_a_container(#[case] login: &str, #[case] netrc: &str) {
+    let nix = peer!(nix);
+    let project = Project::new(nix, "zstd");
+    let server = CacheServer::start_with(&project.cache.directory, Some(login), std::time::Duration::ZERO);
+    proxy::stand_in(&project.sandbox, &project.sandbox.path("empty"));
+    fs::write(project.sandbox.path("home/.netrc"), netrc).unwrap();
+    if login.starts_with("Bearer") {
+        let own = project.sandbox.path("home/.config/layerhold");
+        fs::create_dir_all(&own).unwrap();
+        fs::write(project.sandbox.path("token"), "secret\n").unwrap();
+        let tokens = format!("[substituters.tokens]\n\"{}\" = {:?}\n", server.url(), project.sandbox.path("token"));
+        fs::write(own.join("config.toml"), tokens).unwrap();
+    }
+    let mut command = project.sandbox.cmd();
+    command.args(["-vvv", "containerize", "-d"]).arg(project.environment.dir()).arg("-f").arg(project.file());
+    command.args(["--substituter", &server.url(), "--trusted-public-key", &project.cache.key]).args(proxy::STAND_IN);
+    let outcome = command.assert().success();
+    assert!(!String::from_utf8_lossy(&outcome.get_output().stderr).contains("secret"));
+    assert!(fs::read(project.file()).unwrap() == project.image_of_the_store(&[]));
 }
 
 #[test]
