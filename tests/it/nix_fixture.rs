@@ -58,6 +58,14 @@ impl NixStore {
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
     }
 
+    /// Takes what is in the large files of these packages and all that they need: for a copy.
+    pub(crate) fn empty(&self, packages: &[&str]) {
+        let outs: Vec<_> = packages.iter().map(|package| self.out(package)).collect();
+        let emptied: usize =
+            self.closure(&outs).iter().map(|path| empty(&self.root().join(path.trim_start_matches('/')))).sum();
+        assert!(emptied > 10, "{emptied} files");
+    }
+
     /// A program of Nix's, set up for this store.
     pub(crate) fn nix(&self, program: &str) -> Command {
         nix_command(program, &self.root, &self.config)
@@ -174,4 +182,17 @@ fn the_fixture_is_a_store_that_nix_itself_finds_whole() {
     assert!(!closure.contains(store.output("hello", "doc")));
     let hello = store.nix("nix-store").args(["--query", "--references", store.out("hello")]).output().unwrap();
     assert!(String::from_utf8(hello.stdout).unwrap().contains(store.out("glibc")));
+}
+
+/// Overwrites the large files below with zeros of the same number; says how many.
+fn empty(path: &Path) -> usize {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    if metadata.is_dir() {
+        return fs::read_dir(path).unwrap().map(|entry| empty(&entry.unwrap().path())).sum();
+    }
+    if !metadata.is_file() || metadata.len() < 4096 {
+        return 0;
+    }
+    fs::write(path, vec![0; usize::try_from(metadata.len()).unwrap()]).unwrap();
+    1
 }

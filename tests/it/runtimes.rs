@@ -85,6 +85,49 @@ fn an_image_goes_straight_into_podman() {
     delivers_to(peer!(podman), "Podman runtime");
 }
 
+/// What a runtime has is neither read nor sent: it may be gone from the store's files.
+fn only_what_is_missing_is_read_and_sent(runtime: Peer) {
+    let nix = peer!(nix);
+    let sandbox = Sandbox::new();
+    sandbox.provide(runtime.program);
+    let name = unique_name("unread");
+    let image = LoadedImage::new(runtime, format!("{name}:latest"));
+    let store = nix.copy(&sandbox.path("emptied"));
+    let deliver = |hello: &str| -> Value {
+        let installs = [("bash", nix.out("bash")), ("coreutils", nix.out("coreutils")), ("hello", nix.out(hello))];
+        let environment = FloxEnv::of_store_paths(sandbox.path("project"), &name, &installs, "");
+        let mut command = containerize(&sandbox, store.root(), &environment);
+        let outcome = command.args(["--runtime", runtime.program, "--json"]).assert().success();
+        serde_json::from_slice(&outcome.get_output().stdout).unwrap()
+    };
+    let first = deliver("hello");
+    assert!(first["bytes_sent"].as_u64().unwrap() > 1_000_000, "{first:#}");
+    store.empty(&["bash", "coreutils", "hello"]);
+    let again = deliver("hello");
+    assert_eq!((&again["layers_sent"], &again["bytes_sent"]), (&Value::from(0), &Value::from(0)), "{again:#}");
+    assert_eq!(again["image_id"], first["image_id"]);
+    let revised = deliver("hello-revised");
+    let digests = |described: &Value| -> Vec<(String, u64)> {
+        let layers = described["layers"].as_array().unwrap().iter();
+        layers.map(|layer| (layer["digest"].as_str().unwrap().to_owned(), layer["size"].as_u64().unwrap())).collect()
+    };
+    let known = digests(&first);
+    let new: u64 = digests(&revised).iter().filter(|layer| !known.contains(layer)).map(|(_, size)| size).sum();
+    assert_eq!(revised["bytes_sent"].as_u64(), Some(new), "{revised:#}");
+    assert!(new < 500_000, "{new}");
+    assert_eq!(image.run(&[], &["hello"]), "Hello, revised world!\n");
+}
+
+#[test]
+fn docker_gets_only_what_it_lacks_and_nothing_else_is_read() {
+    only_what_is_missing_is_read_and_sent(peer!(docker));
+}
+
+#[test]
+fn podman_gets_only_what_it_lacks_and_nothing_else_is_read() {
+    only_what_is_missing_is_read_and_sent(peer!(podman));
+}
+
 #[test]
 fn the_first_runtime_on_path_gets_the_image() {
     let (docker, nix) = (peer!(docker), peer!(nix));
