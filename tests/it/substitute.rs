@@ -203,6 +203,19 @@ fn a_cut_stream_goes_on_where_it_was_cut(#[case] faults: &[Fault], #[case] range
     assert_eq!(asked, expected);
 }
 
+#[test]
+fn where_a_server_is_lost_in_the_midst_of_a_nar_the_next_cache_goes_on() {
+    let nix = peer!(nix);
+    let project = Project::new(nix, "none");
+    let expected = project.image_of_the_store(&[]);
+    let (first, second) = (CacheServer::start(&project.cache.directory), CacheServer::start(&project.cache.directory));
+    let nar = project.cache.field(nix.out("bash"), "URL");
+    first.fail(&nar, &[vec![Fault::CutAfter(300_000)], always(Fault::Status(503, ""))].concat());
+    project.command(&first.url()).args(["--substituter", &second.url()]).assert().success();
+    assert_eq!(second.asked().iter().filter(|name| name.starts_with("nar/")).count(), 1);
+    assert!(fs::read(project.file()).unwrap() == expected);
+}
+
 /// Many attempts, all in vain.
 fn always(fault: Fault) -> Vec<Fault> {
     vec![fault; 100]
