@@ -117,7 +117,8 @@ def codec_jobs(place):
 
 def digest_jobs(place):
     """The digests of uncompressed layers, and nothing else where there is an option for that."""
-    ours = place.layerhold("base", *(["--dry-run"] if has_dry_run(place) else ["-f", "/dev/null"]))
+    # A file is named so that no runtime is asked.
+    ours = place.layerhold("base", *(["--dry-run", "-f", place.out] if has_dry_run(place) else ["-f", "/dev/null"]))
     tar = f"{place.tar('base', '-')} | {DIGEST}"
     return [
         Job(
