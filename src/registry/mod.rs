@@ -1,8 +1,8 @@
 //! Registries as the OCI distribution specification has them: references, credentials, blobs, manifests.
 //!
-//! References and tokens are oci-client's. It hides an upload's session, so that none could go on where it broke, keeps
-//! `Retry-After` to itself, does not follow a list's pages and does not compare digests: those requests are made here, with
-//! its tokens.
+//! References are oci-client's. Its requests hide an upload's session, so that none could go on where it broke, keep
+//! `Retry-After` to themselves, do not follow a list's pages, do not compare digests, and cannot tell a token service that
+//! fails from one that refuses: all requests are made here.
 
 mod credentials;
 mod error;

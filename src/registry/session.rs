@@ -4,10 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use oci_client::RegistryOperation;
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::secrets::RegistryAuth;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
@@ -60,8 +56,6 @@ pub(super) struct Session<'a> {
 /// How the registry is reached.
 pub(super) struct Way {
     pub(super) base: Url,
-    /// Negotiates tokens.
-    library: oci_client::Client,
     pub(super) login: Option<Login>,
 }
 
@@ -213,9 +207,18 @@ impl<'a> Session<'a> {
                 Authorization::Bearer { token, .. } => request.bearer_auth(token),
             };
         }
+        self.exchange(what, finish(request)).await
+    }
+
+    /// Sends a request once, and takes its answer.
+    pub(super) async fn exchange(
+        &self,
+        what: &str,
+        request: RequestBuilder,
+    ) -> Result<Result<Response, Refusal>, RegistryError> {
         let after = self.patience.stalled_after;
         let sending = async {
-            let sent = timeout(after, finish(request).send()).await.map_err(|_| FetchError::Stalled { after })?;
+            let sent = timeout(after, request.send()).await.map_err(|_| FetchError::Stalled { after })?;
             let response = sent.map_err(from_reqwest)?;
             let status = response.status();
             let is_passing = matches!(status.as_u16(), 408 | 425 | 429 | 500..);
@@ -302,11 +305,7 @@ impl<'a> Session<'a> {
         let is_plain = self.settings.insecure.contains(&self.registry)
             || (is_loopback(&secure) && !self.speaks_tls(&secure).await?);
         let plain = if is_plain { Some(address("http")?) } else { None };
-        let protocol = if plain.is_some() { ClientProtocol::Http } else { ClientProtocol::Https };
-        // Made first: it chooses who does TLS, for the library's client too.
-        self.network.client.get().map_err(|error| self.unanswered("anything", error))?;
-        let library = self.library(protocol).map_err(|error| self.library_error("anything", error))?;
-        Ok(Way { base: plain.unwrap_or(secure), library, login })
+        Ok(Way { base: plain.unwrap_or(secure), login })
     }
 
     /// Whether something at this address answers in TLS, with a certificate that is trusted or with one that is not.
@@ -320,25 +319,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn library(&self, protocol: ClientProtocol) -> Result<oci_client::Client, OciDistributionError> {
-        let pem = &self.settings.certificates;
-        let config = |only: Vec<Certificate>| ClientConfig {
-            protocol: protocol.clone(),
-            extra_root_certificates: split_pem(pem),
-            tls_certs_only: only,
-            connect_timeout: Some(self.patience.stalled_after),
-            read_timeout: Some(self.patience.stalled_after),
-            user_agent: concat!("layerhold/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        oci_client::Client::try_from(config(Vec::new())).or_else(|_| {
-            // A machine without certificates of its own has those that Mozilla trusts.
-            let trusted = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
-            let trusted = trusted.map(|data| Certificate { encoding: CertificateEncoding::Der, data: data.to_vec() });
-            oci_client::Client::try_from(config(trusted.chain(split_pem(pem)).collect()))
-        })
-    }
-
     pub(super) fn authorizations(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, Scope), Authorization>> {
         self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -346,86 +326,6 @@ impl<'a> Session<'a> {
     /// Has the next request ask for a token anew.
     pub(super) fn forget_authorization(&self, reference: &Reference, scope: Scope) {
         self.authorizations().remove(&(reference.repository().to_owned(), scope));
-    }
-
-    async fn authorization(
-        &self,
-        way: &Way,
-        reference: &Reference,
-        scope: Scope,
-        what: &str,
-    ) -> Result<Authorization, RegistryError> {
-        let key = (reference.repository().to_owned(), scope);
-        if let Some(known) = self.authorizations().get(&key) {
-            return Ok(known.clone());
-        }
-        let _one_by_one = self.negotiating.lock().await;
-        if let Some(known) = self.authorizations().get(&key) {
-            return Ok(known.clone());
-        }
-        let mut failures = 0;
-        let negotiated = loop {
-            let operation = match scope {
-                Scope::Pull => RegistryOperation::Pull,
-                Scope::Push => RegistryOperation::Push,
-            };
-            let auth = way.registry_auth();
-            let after = self.patience.stalled_after;
-            let negotiating = way.library.auth(reference.inner(), &auth, operation);
-            let negotiating = async { timeout(after, negotiating).await.map_err(|_| FetchError::Stalled { after }) };
-            let error = match self.until_cancelled(what, negotiating).await? {
-                Ok(token) => break token,
-                Err(error) => self.library_error(what, error),
-            };
-            failures += 1;
-            match error {
-                RegistryError::Unanswered { source, .. } => match self.patience.wait(&source, failures) {
-                    Some(wait) => self.pause(what, wait).await?,
-                    None => return Err(self.unanswered(what, source)),
-                },
-                error => return Err(error),
-            }
-        };
-        let authorization = match (negotiated, &way.login) {
-            (Some(token), _) => {
-                Authorization::Bearer { token, scopes: BTreeSet::from([scope.text(reference.repository())]) }
-            }
-            (None, Some(Login::Basic { user, password })) => {
-                Authorization::Basic { user: user.clone(), password: password.clone() }
-            }
-            (None, _) => Authorization::Nobody,
-        };
-        self.authorizations().insert(key, authorization.clone());
-        Ok(authorization)
-    }
-
-    /// The library's errors have addresses in them, which may hold secrets.
-    fn library_error(&self, what: &str, error: OciDistributionError) -> RegistryError {
-        let refusal = |status: u16, text: &str| {
-            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-            self.refused(what, Refusal::parse(status, text.as_bytes()))
-        };
-        match error {
-            OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. } => {
-                refusal(401, "")
-            }
-            OciDistributionError::ServerError { code, .. } if matches!(code, 408 | 425 | 429 | 500..) => {
-                self.unanswered(what, FetchError::Status { status: code, retry_after: None })
-            }
-            OciDistributionError::ServerError { code, message, .. } => refusal(code, &message),
-            OciDistributionError::RequestError(error) => self.unanswered(what, from_reqwest(error)),
-            other => refusal(400, &other.to_string()),
-        }
-    }
-}
-
-impl Way {
-    fn registry_auth(&self) -> RegistryAuth {
-        match &self.login {
-            Some(Login::Basic { user, password }) => RegistryAuth::Basic(user.clone(), password.clone()),
-            Some(Login::Bearer(token)) => RegistryAuth::Bearer(token.clone()),
-            None => RegistryAuth::Anonymous,
-        }
     }
 }
 
@@ -483,12 +383,4 @@ fn is_loopback(address: &Url) -> bool {
         Some(host) => host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
         None => false,
     }
-}
-
-/// Certificates one by one, as the library takes them.
-fn split_pem(pem: &[u8]) -> Vec<Certificate> {
-    const END: &str = "-----END CERTIFICATE-----";
-    let text = String::from_utf8_lossy(pem);
-    let whole = text.split_inclusive(END).filter(|part| part.contains("-----BEGIN CERTIFICATE-----"));
-    whole.map(|part| Certificate { encoding: CertificateEncoding::Pem, data: part.as_bytes().to_vec() }).collect()
 }

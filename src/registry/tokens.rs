@@ -1,5 +1,5 @@
-//! Tokens for more than one repository: what a registry's challenge says that a request needs (distribution, "Token
-//! Authentication Specification"). The library asks for one repository's alone, and a mount reads in another.
+//! What requests say of who asks: nothing, a password, or a token for what the registry's challenge says that they need
+//! (distribution, "Token Authentication Specification"). A mount reads in a second repository.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,12 +7,12 @@ use std::io;
 use reqwest::{StatusCode, header};
 use serde::Deserialize;
 use tokio::time::timeout;
-use url::Url;
+use url::{Position, Url};
 
 use super::credentials::Login;
 use super::session::{Authorization, Scope, Session, Way};
 use super::{Reference, RegistryError};
-use crate::http::{FetchError, answered, from_reqwest};
+use crate::http::{FetchError, answered, from_reqwest, until_cancelled};
 
 /// The longest answer of a token service's that is read, in bytes.
 const LONGEST: usize = 1 << 20;
@@ -78,54 +78,118 @@ impl Session<'_> {
             wanted.extend(scopes.iter().cloned());
         }
         let way = self.way(reference).await?;
-        if let Some(token) = self.token(way, challenge, &wanted, what).await? {
-            self.authorizations().insert(key, Authorization::Bearer { token, scopes: wanted });
+        match self.token(way, challenge, &wanted, what).await {
+            Ok(token) => {
+                self.authorizations().insert(key, Authorization::Bearer { token, scopes: wanted });
+                Ok(())
+            }
+            Err(error) if error.is_passing() || error.is_interruption() => Err(error),
+            Err(_) => Ok(()),
         }
-        Ok(())
     }
 
-    /// A token for all these scopes; `None` where the service gives none.
+    /// What the next request is to say of who asks. What many requests need at once is negotiated once.
+    pub(super) async fn authorization(
+        &self,
+        way: &Way,
+        reference: &Reference,
+        scope: Scope,
+        what: &str,
+    ) -> Result<Authorization, RegistryError> {
+        let key = (reference.repository().to_owned(), scope);
+        if let Some(known) = self.authorizations().get(&key) {
+            return Ok(known.clone());
+        }
+        let _one_by_one = self.negotiating.lock().await;
+        if let Some(known) = self.authorizations().get(&key) {
+            return Ok(known.clone());
+        }
+        let scopes = BTreeSet::from([scope.text(reference.repository())]);
+        let authorization = match &way.login {
+            Some(Login::Bearer(token)) => Authorization::Bearer { token: token.clone(), scopes },
+            login => match (self.challenge(way, what).await?, login) {
+                (Some(challenge), _) => {
+                    let token = self.token(way, &challenge, &scopes, what).await?;
+                    Authorization::Bearer { token, scopes }
+                }
+                (None, Some(Login::Basic { user, password })) => {
+                    Authorization::Basic { user: user.clone(), password: password.clone() }
+                }
+                (None, _) => Authorization::Nobody,
+            },
+        };
+        self.authorizations().insert(key, authorization.clone());
+        Ok(authorization)
+    }
+
+    /// What tokens the registry demands of everybody (distribution-spec, "Determining Support"). Asked once: whoever wants
+    /// to be authorized waits and asks again as for anything else.
+    async fn challenge(&self, way: &Way, what: &str) -> Result<Option<Challenge>, RegistryError> {
+        let ping = way.base.join("v2/").map_err(|error| FetchError::connection(error, false));
+        let request = ping.and_then(|ping| Ok(self.client()?.get(ping)));
+        let answer = self.exchange(what, request.map_err(|error| self.unanswered(what, error))?).await?;
+        Ok(answer.err().and_then(|refusal| refusal.challenge))
+    }
+
+    /// A token for all these scopes. What is passing is waited for.
     async fn token(
         &self,
         way: &Way,
         challenge: &Challenge,
         scopes: &BTreeSet<String>,
         what: &str,
-    ) -> Result<Option<String>, RegistryError> {
+    ) -> Result<String, RegistryError> {
+        let service = challenge.realm[Position::BeforeHost..Position::AfterPort].to_owned();
+        let registry = self.registry.clone();
         // A password that went to the registry in secret does not go to its token service in the open.
-        if way.base.scheme() == "https" && challenge.realm.scheme() != "https" {
-            return Ok(None);
+        if way.login.is_some() && way.base.scheme() == "https" && challenge.realm.scheme() != "https" {
+            return Err(RegistryError::TokenInTheOpen { registry, service });
         }
-        let mut url = challenge.realm.clone();
-        let service = challenge.service.iter().map(|service| ("service", service.as_str()));
-        url.query_pairs_mut().extend_pairs(service.chain(scopes.iter().map(|scope| ("scope", scope.as_str()))));
         let mut failures = 0;
-        loop {
-            let error = match self.until_cancelled(what, self.ask_for_token(way, &url)).await {
-                Ok(token) => return Ok(Some(token)),
-                Err(RegistryError::Unanswered { source, .. }) => source,
-                Err(error) => return Err(error),
+        let source = loop {
+            let asking = self.ask_for_token(way, challenge, scopes);
+            let error = match until_cancelled(self.observer, asking).await {
+                Ok(token) => return Ok(token),
+                Err(error) => error,
             };
             failures += 1;
             match self.patience.wait(&error, failures) {
                 Some(wait) => self.pause(what, wait).await?,
-                None if matches!(error, FetchError::Denied { .. } | FetchError::NotFound) => return Ok(None),
-                None => return Err(self.unanswered(what, error)),
+                None => break error,
             }
-        }
+        };
+        let what = what.to_owned();
+        Err(match source {
+            FetchError::Denied { .. } => RegistryError::Denied { registry, what, logged_in: way.login.is_some() },
+            cancelled @ FetchError::Cancelled(_) => self.unanswered(&what, cancelled),
+            source => RegistryError::NoToken { registry, what, service, source },
+        })
     }
 
-    async fn ask_for_token(&self, way: &Way, url: &Url) -> Result<String, FetchError> {
-        let mut request = self.client()?.get(url.clone()).header(header::ACCEPT, "application/json");
+    async fn ask_for_token(
+        &self,
+        way: &Way,
+        challenge: &Challenge,
+        scopes: &BTreeSet<String>,
+    ) -> Result<String, FetchError> {
+        let mut url = challenge.realm.clone();
+        let service = challenge.service.iter().map(|service| ("service", service.as_str()));
+        url.query_pairs_mut().extend_pairs(service.chain(scopes.iter().map(|scope| ("scope", scope.as_str()))));
+        let mut request = self.client()?.get(url).header(header::ACCEPT, "application/json");
         if let Some(Login::Basic { user, password }) = &way.login {
             request = request.basic_auth(user, Some(password));
         }
         let after = self.patience.stalled_after;
         let asking = async {
             let response = request.send().await.map_err(from_reqwest)?;
-            // Some say so of somebody whom they do not know.
-            if response.status() == StatusCode::BAD_REQUEST {
-                return Err(FetchError::Denied { status: 400 });
+            match response.status() {
+                // Some say so of somebody whom they do not know.
+                StatusCode::BAD_REQUEST => return Err(FetchError::Denied { status: 400 }),
+                // It is no file that is not there.
+                status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
+                    return Err(FetchError::Status { status: status.as_u16(), retry_after: None });
+                }
+                _ => {}
             }
             let mut response = answered(response)?;
             let mut text = Vec::new();
@@ -138,7 +202,7 @@ impl Session<'_> {
             // The library's own words may have the token in them.
             let given: Option<Given> = serde_json::from_slice(&text).ok();
             let token = given.and_then(|given| given.token.or(given.access_token));
-            token.ok_or_else(|| FetchError::connection(io::Error::other("the token service gives no token"), false))
+            token.ok_or_else(|| FetchError::connection(io::Error::other("its answer has no token in it"), false))
         };
         timeout(after, asking).await.map_err(|_| FetchError::Stalled { after })?
     }

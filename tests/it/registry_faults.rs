@@ -21,17 +21,17 @@ const LARGE: usize = 9 << 20;
 const SMALL: usize = 100_000;
 
 /// A registry, a proxy before it, and an environment whose image goes there.
-struct Place {
-    sandbox: Sandbox,
+pub(crate) struct Place {
+    pub(crate) sandbox: Sandbox,
     store: BareStore,
     environment: FloxEnv,
-    server: RegistryServer,
-    proxy: RegistryProxy,
+    pub(crate) server: RegistryServer,
+    pub(crate) proxy: RegistryProxy,
 }
 
 impl Place {
     /// `None` where there is no registry.
-    fn new(setup: Setup, tokens: Option<Tokens>) -> Option<Self> {
+    pub(crate) fn new(setup: Setup, tokens: Option<Tokens>) -> Option<Self> {
         let program = crate::peers::docker_registry()?;
         let sandbox = Sandbox::new();
         let server = program.start(&sandbox.path("registry"), setup);
@@ -65,7 +65,7 @@ impl Place {
     }
 
     /// Pushes to a good end: the image is there, whole.
-    fn push_whole(&self, tag: &str) {
+    pub(crate) fn push_whole(&self, tag: &str) {
         let output = self.push(tag);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}\n{:#?}", self.proxy.traffic().log);
@@ -75,14 +75,14 @@ impl Place {
     }
 
     /// What a push says that fails, with what differs from run to run masked.
-    fn failure(&self, tag: &str) -> String {
+    pub(crate) fn failure(&self, tag: &str) -> String {
         let output = self.push(tag);
         assert!(!output.status.success());
         assert_eq!(String::from_utf8_lossy(&output.stdout), "", "no reference to what is not there");
         self.masked(&output)
     }
 
-    fn masked(&self, output: &Output) -> String {
+    pub(crate) fn masked(&self, output: &Output) -> String {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         self.sandbox.tidy(&said).replace(&self.proxy.host(), "[REGISTRY]")
     }
@@ -128,10 +128,11 @@ fn environment(sandbox: &Sandbox, store: &BareStore, version: &str) -> FloxEnv {
 /// Ends the test where there is no registry.
 macro_rules! place {
     ($($argument:expr),*) => {{
-        peer!(docker_registry);
-        Place::new($($argument),*).unwrap()
+        crate::peers::peer!(docker_registry);
+        crate::registry_faults::Place::new($($argument),*).unwrap()
     }};
 }
+pub(crate) use place;
 
 #[rstest]
 #[case::refused_for_now(Request::HeadBlob, Fault::Status(429, "Retry-After: 1"))]

@@ -15,6 +15,8 @@ pub(crate) struct Tokens {
     uses: Option<u32>,
     /// A repository that nobody is given a right to.
     closed: Option<&'static str>,
+    /// Where tokens are asked for, where that is not the registry itself: a port on this machine.
+    elsewhere: Option<u16>,
     given: Mutex<BTreeMap<String, Given>>,
 }
 
@@ -43,6 +45,16 @@ impl Tokens {
     /// None is good for this repository; what else was asked for is given all the same, as Docker's service does.
     pub(crate) fn but_for(self, repository: &'static str) -> Self {
         Self { closed: Some(repository), ..self }
+    }
+
+    /// They are to be asked for at another port on this machine.
+    pub(crate) fn at(self, port: u16) -> Self {
+        Self { elsewhere: Some(port), ..self }
+    }
+
+    /// Where they are asked for, of a registry at this port.
+    pub(crate) fn realm(&self, port: u16) -> String {
+        format!("http://127.0.0.1:{}/token", self.elsewhere.unwrap_or(port))
     }
 
     /// Answers a question for a token: status and body.
