@@ -42,6 +42,12 @@ pub enum RegistryError {
         /// The host of the service.
         service: String,
     },
+    /// It, or the service that gives tokens for it, takes no identity token, or no longer this one.
+    #[error("the registry '{registry}' does not take the identity token that a login has left")]
+    IdentityToken {
+        /// Its host.
+        registry: String,
+    },
     /// It does not let this user do that.
     #[error("the registry '{registry}' does not allow {what} to {}", if *.logged_in { "this user" } else { "somebody who has not logged in" })]
     Denied {
@@ -119,6 +125,9 @@ impl RegistryError {
                 "see whether this user may do that, and whether the password is still good: docker login {registry}, or \
                  podman login {registry}"
             )),
+            Self::IdentityToken { registry } => {
+                Some(format!("log in anew: docker login {registry}, or podman login {registry}"))
+            }
             Self::Credentials(error) => error.hint(),
             Self::Forgetful { .. } => {
                 Some("see whether its garbage is being collected: a registry takes nothing meanwhile".to_owned())

@@ -10,7 +10,6 @@ use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 use url::Url;
 
-use super::credentials::Login;
 use super::tokens::Challenge;
 use super::{Network, Reference, RegistryError, Settings};
 use crate::event::Observer;
@@ -40,23 +39,18 @@ impl Scope {
 
 /// A registry, as far as it is known in this run.
 pub(super) struct Session<'a> {
-    settings: Arc<Settings>,
+    pub(super) settings: Arc<Settings>,
     network: Arc<Network>,
     pub(super) observer: &'a dyn Observer,
     pub(super) registry: String,
     pub(super) patience: Patience,
-    way: OnceCell<Way>,
+    /// Where it is, with its scheme.
+    base: OnceCell<Url>,
     authorizations: Mutex<BTreeMap<(String, Scope), Authorization>>,
     /// Held by who asks for a token: what many requests need at once is asked for once.
     pub(super) negotiating: tokio::sync::Mutex<()>,
-    /// Repositories that this user cannot mount from.
-    pub(super) closed: Mutex<BTreeSet<String>>,
-}
-
-/// How the registry is reached.
-pub(super) struct Way {
-    pub(super) base: Url,
-    pub(super) login: Option<Login>,
+    /// Repositories, each with one that nothing can be mounted from for its user.
+    pub(super) closed: Mutex<BTreeSet<(String, String)>>,
 }
 
 /// What a request says of who asks.
@@ -95,6 +89,8 @@ pub(super) struct Refusal {
     words: String,
     /// What token would be good for it.
     pub(super) challenge: Option<Challenge>,
+    /// Whether there was a login for the repository.
+    logged_in: bool,
 }
 
 impl<'a> Session<'a> {
@@ -110,7 +106,7 @@ impl<'a> Session<'a> {
             network,
             observer,
             registry: registry.to_owned(),
-            way: OnceCell::new(),
+            base: OnceCell::new(),
             authorizations: Mutex::default(),
             negotiating: tokio::sync::Mutex::default(),
             closed: Mutex::default(),
@@ -119,8 +115,7 @@ impl<'a> Session<'a> {
 
     /// The address of something in a repository: `v2/NAME/REST`.
     pub(super) async fn address(&self, reference: &Reference, rest: &str) -> Result<Url, RegistryError> {
-        let way = self.way(reference).await?;
-        let joined = way.base.join(&format!("v2/{}/{rest}", reference.repository()));
+        let joined = self.base().await?.join(&format!("v2/{}/{rest}", reference.repository()));
         joined.map_err(|error| self.unanswered(rest, FetchError::connection(error, false)))
     }
 
@@ -141,8 +136,7 @@ impl<'a> Session<'a> {
         let (registry, what) = (self.registry.clone(), what.to_owned());
         match refusal.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let logged_in = self.way.get().is_some_and(|way| way.login.is_some());
-                RegistryError::Denied { registry, what, logged_in }
+                RegistryError::Denied { registry, what, logged_in: refusal.logged_in }
             }
             status => RegistryError::Refused { registry, what, status: status.as_u16(), reason: refusal.words },
         }
@@ -196,18 +190,19 @@ impl<'a> Session<'a> {
         url: &Url,
         finish: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Result<Response, Refusal>, RegistryError> {
-        let way = self.way(reference).await?;
+        let base = self.base().await?;
         let client = self.client().map_err(|error| self.unanswered(what, error))?;
         let mut request = client.request(method, url.clone());
         // An upload may go on at another host, which is shown nothing of this one's (CVE-2020-15157).
-        if url.origin() == way.base.origin() {
-            request = match self.authorization(way, reference, scope, what).await? {
+        if url.origin() == base.origin() {
+            request = match self.authorization(reference, scope, what).await? {
                 Authorization::Nobody => request,
                 Authorization::Basic { user, password } => request.basic_auth(user, Some(password)),
                 Authorization::Bearer { token, .. } => request.bearer_auth(token),
             };
         }
-        self.exchange(what, finish(request)).await
+        let answer = self.exchange(what, finish(request)).await?;
+        Ok(answer.map_err(|refusal| Refusal { logged_in: self.has_login(reference), ..refusal }))
     }
 
     /// Sends a request once, and takes its answer.
@@ -228,6 +223,10 @@ impl<'a> Session<'a> {
             answered(response).map(Ok)
         };
         self.until_cancelled(what, sending).await
+    }
+
+    fn has_login(&self, reference: &Reference) -> bool {
+        self.settings.logins.has(&self.registry, reference.repository())
     }
 
     /// Waits before another attempt.
@@ -289,14 +288,12 @@ impl<'a> Session<'a> {
         self.until_cancelled(what, reading).await
     }
 
-    pub(super) async fn way(&self, reference: &Reference) -> Result<&Way, RegistryError> {
-        self.way.get_or_try_init(|| self.find_way(reference)).await
+    pub(super) async fn base(&self) -> Result<&Url, RegistryError> {
+        self.base.get_or_try_init(|| self.find_base()).await
     }
 
     /// A registry on this machine may speak plain http; any other one only if the user says so.
-    async fn find_way(&self, reference: &Reference) -> Result<Way, RegistryError> {
-        let credentials = &self.settings.credentials;
-        let login = credentials.find(&self.registry, reference.repository(), self.observer)?;
+    async fn find_base(&self) -> Result<Url, RegistryError> {
         let address = |scheme: &str| {
             let address = Url::parse(&format!("{scheme}://{}/", self.registry));
             address.map_err(|error| self.unanswered("anything", FetchError::connection(error, false)))
@@ -304,8 +301,7 @@ impl<'a> Session<'a> {
         let secure = address("https")?;
         let is_plain = self.settings.insecure.contains(&self.registry)
             || (is_loopback(&secure) && !self.speaks_tls(&secure).await?);
-        let plain = if is_plain { Some(address("http")?) } else { None };
-        Ok(Way { base: plain.unwrap_or(secure), login })
+        if is_plain { address("http") } else { Ok(secure) }
     }
 
     /// Whether something at this address answers in TLS, with a certificate that is trusted or with one that is not.
@@ -358,7 +354,7 @@ impl Refusal {
         let usual = || status.canonical_reason().unwrap_or("no reason given").to_owned();
         // One line, and not a page of a server's between here and there.
         let words = said.unwrap_or_else(usual).chars().filter(|c| !c.is_control()).take(300).collect();
-        Self { status, codes, words, challenge: None }
+        Self { status, codes, words, challenge: None, logged_in: false }
     }
 
     pub(super) fn has_code(&self, code: &str) -> bool {

@@ -2,20 +2,26 @@
 //! (distribution, "Token Authentication Specification"). A mount reads in a second repository.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::future::ready;
 use std::io;
 
-use reqwest::{StatusCode, header};
+use futures_util::stream;
+use reqwest::{Body, Client, RequestBuilder, StatusCode, header};
 use serde::Deserialize;
 use tokio::time::timeout;
-use url::{Position, Url};
+use url::{Position, Url, form_urlencoded};
 
 use super::credentials::Login;
-use super::session::{Authorization, Scope, Session, Way};
+use super::session::{Authorization, Scope, Session};
 use super::{Reference, RegistryError};
 use crate::http::{FetchError, answered, from_reqwest, until_cancelled};
 
 /// The longest answer of a token service's that is read, in bytes.
 const LONGEST: usize = 1 << 20;
+
+/// What token services know this tool by.
+const CLIENT: &str = "layerhold";
 
 /// What a registry demands instead of answering.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +33,7 @@ pub(super) struct Challenge {
     pub(super) scopes: BTreeSet<String>,
 }
 
-/// What a token service answers; older ones have the second name.
+/// What a token service answers: the first name by the registries' specification, the second by OAuth 2.
 #[derive(Deserialize)]
 struct Given {
     token: Option<String>,
@@ -58,6 +64,32 @@ impl Challenge {
         }
         Some(Self { realm: realm?, service, scopes })
     }
+
+    fn service(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.service.iter().map(|service| ("service", service.as_str()))
+    }
+
+    /// The question for a token, of whoever asks with a password or without one.
+    fn question(&self, client: &Client, scopes: &BTreeSet<String>) -> RequestBuilder {
+        let mut url = self.realm.clone();
+        let scopes = scopes.iter().map(|scope| ("scope", scope.as_str()));
+        url.query_pairs_mut().extend_pairs(self.service().chain(scopes));
+        client.get(url)
+    }
+
+    /// The same of whoever has an identity token (distribution, "OAuth2 Token Authentication").
+    fn exchange(&self, client: &Client, identity: &str, scopes: &BTreeSet<String>) -> RequestBuilder {
+        let scopes: Vec<_> = scopes.iter().map(String::as_str).collect();
+        let form = form_urlencoded::Serializer::new(String::new())
+            .extend_pairs([("grant_type", "refresh_token"), ("client_id", CLIENT)])
+            .extend_pairs(self.service())
+            .extend_pairs([("scope", scopes.join(" ").as_str()), ("refresh_token", identity)])
+            .finish();
+        let request = client.post(self.realm.clone()).header(header::CONTENT_LENGTH, form.len());
+        // A body that can be sent but once: who is sent elsewhere, to anybody and perhaps in the open, does not go there.
+        let once = Body::wrap_stream(stream::once(ready(Ok::<_, Infallible>(form))));
+        request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded").body(once)
+    }
 }
 
 impl Session<'_> {
@@ -77,8 +109,9 @@ impl Session<'_> {
         if let Some(Authorization::Bearer { scopes, .. }) = self.authorizations().get(&key) {
             wanted.extend(scopes.iter().cloned());
         }
-        let way = self.way(reference).await?;
-        match self.token(way, challenge, &wanted, what).await {
+        // Whoever writes asks, also where something is read that is another user's.
+        let login = self.login(reference)?;
+        match self.token(login.as_ref(), challenge, &wanted, what).await {
             Ok(token) => {
                 self.authorizations().insert(key, Authorization::Bearer { token, scopes: wanted });
                 Ok(())
@@ -91,7 +124,6 @@ impl Session<'_> {
     /// What the next request is to say of who asks. What many requests need at once is negotiated once.
     pub(super) async fn authorization(
         &self,
-        way: &Way,
         reference: &Reference,
         scope: Scope,
         what: &str,
@@ -105,49 +137,66 @@ impl Session<'_> {
             return Ok(known.clone());
         }
         let scopes = BTreeSet::from([scope.text(reference.repository())]);
-        let authorization = match &way.login {
-            Some(Login::Bearer(token)) => Authorization::Bearer { token: token.clone(), scopes },
-            login => match (self.challenge(way, what).await?, login) {
-                (Some(challenge), _) => {
-                    let token = self.token(way, &challenge, &scopes, what).await?;
-                    Authorization::Bearer { token, scopes }
-                }
-                (None, Some(Login::Basic { user, password })) => {
-                    Authorization::Basic { user: user.clone(), password: password.clone() }
-                }
-                (None, _) => Authorization::Nobody,
-            },
+        let authorization = match self.login(reference)? {
+            Some(Login::Bearer(token)) => Authorization::Bearer { token, scopes },
+            login => self.negotiate(login, scopes, what).await?,
         };
         self.authorizations().insert(key, authorization.clone());
         Ok(authorization)
     }
 
-    /// What tokens the registry demands of everybody (distribution-spec, "Determining Support"). Asked once: whoever wants
-    /// to be authorized waits and asks again as for anything else.
-    async fn challenge(&self, way: &Way, what: &str) -> Result<Option<Challenge>, RegistryError> {
-        let ping = way.base.join("v2/").map_err(|error| FetchError::connection(error, false));
+    /// As the registry demands it of everybody (distribution-spec, "Determining Support"). That question is put once:
+    /// whoever wants to be authorized waits and asks again as for anything else.
+    async fn negotiate(
+        &self,
+        login: Option<Login>,
+        scopes: BTreeSet<String>,
+        what: &str,
+    ) -> Result<Authorization, RegistryError> {
+        let ping = self.base().await?.join("v2/").map_err(|error| FetchError::connection(error, false));
         let request = ping.and_then(|ping| Ok(self.client()?.get(ping)));
         let answer = self.exchange(what, request.map_err(|error| self.unanswered(what, error))?).await?;
-        Ok(answer.err().and_then(|refusal| refusal.challenge))
+        let (is_refused, challenge) = match answer {
+            Ok(_) => (false, None),
+            Err(refusal) => (refusal.status == StatusCode::UNAUTHORIZED, refusal.challenge),
+        };
+        match (challenge, login) {
+            (Some(challenge), login) => {
+                let token = self.token(login.as_ref(), &challenge, &scopes, what).await?;
+                Ok(Authorization::Bearer { token, scopes })
+            }
+            (None, Some(Login::Basic { user, password })) => Ok(Authorization::Basic { user, password }),
+            // It demands a password.
+            (None, Some(Login::Identity(_))) if is_refused => {
+                Err(RegistryError::IdentityToken { registry: self.registry.clone() })
+            }
+            (None, _) => Ok(Authorization::Nobody),
+        }
+    }
+
+    /// Who asks about a repository.
+    fn login(&self, reference: &Reference) -> Result<Option<Login>, RegistryError> {
+        let (logins, credentials) = (&self.settings.logins, &self.settings.credentials);
+        Ok(logins.find(credentials, &self.registry, reference.repository(), self.observer)?)
     }
 
     /// A token for all these scopes. What is passing is waited for.
     async fn token(
         &self,
-        way: &Way,
+        login: Option<&Login>,
         challenge: &Challenge,
         scopes: &BTreeSet<String>,
         what: &str,
     ) -> Result<String, RegistryError> {
         let service = challenge.realm[Position::BeforeHost..Position::AfterPort].to_owned();
         let registry = self.registry.clone();
-        // A password that went to the registry in secret does not go to its token service in the open.
-        if way.login.is_some() && way.base.scheme() == "https" && challenge.realm.scheme() != "https" {
+        // What went to the registry in secret does not go to its token service in the open.
+        if login.is_some() && self.base().await?.scheme() == "https" && challenge.realm.scheme() != "https" {
             return Err(RegistryError::TokenInTheOpen { registry, service });
         }
         let mut failures = 0;
         let source = loop {
-            let asking = self.ask_for_token(way, challenge, scopes);
+            let asking = self.ask_for_token(login, challenge, scopes);
             let error = match until_cancelled(self.observer, asking).await {
                 Ok(token) => return Ok(token),
                 Err(error) => error,
@@ -159,26 +208,34 @@ impl Session<'_> {
             }
         };
         let what = what.to_owned();
-        Err(match source {
-            FetchError::Denied { .. } => RegistryError::Denied { registry, what, logged_in: way.login.is_some() },
-            cancelled @ FetchError::Cancelled(_) => self.unanswered(&what, cancelled),
-            source => RegistryError::NoToken { registry, what, service, source },
+        Err(match (source, login) {
+            // 404 and 405: it knows of no such tokens (distribution, "OAuth2 Token Authentication").
+            (
+                FetchError::Denied { .. } | FetchError::Status { status: 404 | 405 | 410, .. },
+                Some(Login::Identity(_)),
+            ) => RegistryError::IdentityToken { registry },
+            (FetchError::Denied { .. }, login) => RegistryError::Denied { registry, what, logged_in: login.is_some() },
+            (cancelled @ FetchError::Cancelled(_), _) => self.unanswered(&what, cancelled),
+            (source, _) => RegistryError::NoToken { registry, what, service, source },
         })
     }
 
     async fn ask_for_token(
         &self,
-        way: &Way,
+        login: Option<&Login>,
         challenge: &Challenge,
         scopes: &BTreeSet<String>,
     ) -> Result<String, FetchError> {
-        let mut url = challenge.realm.clone();
-        let service = challenge.service.iter().map(|service| ("service", service.as_str()));
-        url.query_pairs_mut().extend_pairs(service.chain(scopes.iter().map(|scope| ("scope", scope.as_str()))));
-        let mut request = self.client()?.get(url).header(header::ACCEPT, "application/json");
-        if let Some(Login::Basic { user, password }) = &way.login {
-            request = request.basic_auth(user, Some(password));
-        }
+        let request = match login {
+            // It is good for what it is good for.
+            Some(Login::Bearer(_)) => return Err(FetchError::Denied { status: 401 }),
+            Some(Login::Identity(token)) => challenge.exchange(self.client()?, token, scopes),
+            Some(Login::Basic { user, password }) => {
+                challenge.question(self.client()?, scopes).basic_auth(user, Some(password))
+            }
+            None => challenge.question(self.client()?, scopes),
+        };
+        let request = request.header(header::ACCEPT, "application/json");
         let after = self.patience.stalled_after;
         let asking = async {
             let response = request.send().await.map_err(from_reqwest)?;

@@ -47,10 +47,16 @@ impl Place {
     }
 
     fn arguments(&self, tag: &str) -> Vec<String> {
+        let mut arguments = self.containerize();
+        arguments.extend(["--push".to_owned(), self.proxy.reference(&format!("team/web:{tag}"))]);
+        arguments
+    }
+
+    /// Makes the image, and does nothing with it yet.
+    pub(crate) fn containerize(&self) -> Vec<String> {
         let store = self.store.root().display().to_string();
         let dir = self.environment.dir().display().to_string();
-        let reference = self.proxy.reference(&format!("team/web:{tag}"));
-        ["containerize", "--store", &store, "-d", &dir, "--push", &reference].map(str::to_owned).into()
+        ["containerize", "--store", &store, "-d", &dir].map(str::to_owned).into()
     }
 
     fn command(&self, tag: &str) -> assert_cmd::Command {
@@ -89,12 +95,17 @@ impl Place {
 
     /// Looks at every byte that a tag leads to; the manifest's digest.
     fn verify(&self, tag: &str) -> Digest {
-        let answer = self.server.ask("GET", &format!("/v2/team/web/manifests/{tag}"));
+        self.verify_in("team/web", tag)
+    }
+
+    /// The same in any repository.
+    pub(crate) fn verify_in(&self, repository: &str, tag: &str) -> Digest {
+        let answer = self.server.ask("GET", &format!("/v2/{repository}/manifests/{tag}"));
         assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
         let manifest: Value = serde_json::from_slice(&answer.body).unwrap();
         let layers = manifest["layers"].as_array().unwrap();
         assert!(layers.len() >= 3, "{manifest:#}");
-        let held: BTreeSet<_> = self.server.blobs("team/web").into_iter().collect();
+        let held: BTreeSet<_> = self.server.blobs(repository).into_iter().collect();
         for blob in layers.iter().chain([&manifest["config"]]) {
             let digest = blob["digest"].as_str().unwrap();
             assert!(held.contains(digest), "{tag} leads to {digest}, which is not there");

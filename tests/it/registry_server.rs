@@ -39,6 +39,8 @@ pub(crate) struct Setup {
     pub(crate) deletes: bool,
     /// Addresses in answers are relative.
     pub(crate) relative: bool,
+    /// Tokens, of a service in plain http at this port; only with TLS, for what signs them is the authority's.
+    pub(crate) tokens_at: Option<u16>,
 }
 
 /// A running registry; it ends with the test.
@@ -106,7 +108,7 @@ impl DockerRegistry {
 }
 
 fn configuration(directory: &Path, port: u16, setup: Setup) -> String {
-    let Setup { login, tls, deletes, relative } = setup;
+    let Setup { login, tls, deletes, relative, tokens_at } = setup;
     let at = |name: &str| directory.join(name).display().to_string();
     let mut text = format!(
         "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\n\
@@ -119,6 +121,13 @@ fn configuration(directory: &Path, port: u16, setup: Setup) -> String {
     }
     if login {
         text += &format!("auth:\n  htpasswd:\n    realm: tests\n    path: {}\n", at("htpasswd"));
+    }
+    if let Some(port) = tokens_at {
+        let realm = format!("http://127.0.0.1:{port}/token");
+        let bundle = at("authority.pem");
+        text += &format!(
+            "auth:\n  token:\n    realm: {realm}\n    service: tests\n    issuer: tests\n    rootcertbundle: {bundle}\n"
+        );
     }
     text
 }
