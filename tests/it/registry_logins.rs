@@ -102,11 +102,12 @@ const BOB: User = ("bob", "banana-4711", "team-b/");
 const BOSS: User = ("bob", "banana-4711", "");
 
 #[rstest]
-#[case::that_is_nobodys_business(Tokens::for_users(&[ALICE, BOB]), false)]
-#[case::that_is_refused_altogether(Tokens::for_users(&[ALICE, BOB]).strictly(), false)]
-#[case::whose_tokens_are_soon_used_up(Tokens::for_users(&[ALICE, BOB]).strictly().good_for(3), false)]
-#[case::that_the_second_may_read(Tokens::for_users(&[ALICE, BOSS]), true)]
-fn parts_of_a_registry_have_logins_of_their_own(#[case] tokens: Tokens, #[case] mounts: bool) {
+#[case::that_is_nobodys_business(Tokens::for_users(&[ALICE, BOB]), false, false)]
+#[case::that_is_refused_altogether(Tokens::for_users(&[ALICE, BOB]).strictly(), false, false)]
+// Uploads share a token: one that is good for less may be used up by others before whoever had it renewed gets its turn.
+#[case::whose_tokens_are_soon_used_up(Tokens::for_users(&[ALICE, BOB]).strictly().good_for(9), false, true)]
+#[case::that_the_second_may_read(Tokens::for_users(&[ALICE, BOSS]), true, false)]
+fn parts_of_a_registry_have_logins_of_their_own(#[case] tokens: Tokens, #[case] mounts: bool, #[case] renews: bool) {
     let place = place!(Setup::default(), Some(tokens));
     let host = place.proxy.host();
     let login = |user: User| auth(user.0, user.1);
@@ -122,6 +123,8 @@ fn parts_of_a_registry_have_logins_of_their_own(#[case] tokens: Tokens, #[case] 
     let traffic = place.proxy.traffic();
     let mounted = |name: &str| traffic.log.contains(&format!("POST /v2/{name}/blobs/uploads/: 201"));
     assert_eq!((mounted("team-b/web"), mounted("team-a/other")), (mounts, true), "{:#?}", traffic.log);
+    // Once to look and once to push, in three repositories; and again where a token was used up.
+    assert_eq!(traffic.of(Request::Ping).requests > 6, renews, "{:#?}", traffic.log);
 }
 
 #[test]
@@ -153,7 +156,7 @@ fn notes(place: &Place) -> Vec<String> {
 
 #[test]
 fn a_credential_helper_runs_once_in_a_run() {
-    let place = place!(Setup::default(), Some(Tokens::for_login().good_for(5)));
+    let place = place!(Setup::default(), Some(Tokens::for_login().good_for(9)));
     helper(&place, "counting", LOGIN.0, LOGIN.1);
     place.log_in(&json!({ "auths": { place.proxy.host(): {} }, "credsStore": "counting" }));
     let mut command = place.sandbox.cmd();
