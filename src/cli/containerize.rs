@@ -88,6 +88,9 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
     if args.proxy.proxy {
         return proxy::run(args, outset, &mut stdout, progress);
     }
+    let share = share::settings(&args.share, &args.registries, args.environment.offline)?;
+    let registries = registries::settings(&args.registries, args.target.push.iter())?;
+    let registries = registries.with_logins_of(&share.keyring.registries);
     let request = Request {
         environment: selection(&args.environment),
         surroundings: surroundings(),
@@ -103,8 +106,8 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
             _ => StartServices::AsManifest,
         },
         target,
-        share: share::settings(&args.share, &args.registries, args.environment.offline)?,
-        registries: registries::settings(&args.registries, args.target.push.iter())?,
+        share,
+        registries,
         path: outset.path.clone(),
         tag: args.image.tag.clone(),
         labels: labels(&args.image.labels)?,

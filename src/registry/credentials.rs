@@ -1,10 +1,12 @@
 //! Who asks a registry: what `docker login` and `podman login` have left (containers-auth.json(5); Docker's `config.json`).
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -32,11 +34,17 @@ pub struct Credentials {
     pub path: Option<OsString>,
 }
 
-/// What a registry is shown.
+/// What a registry is shown, or its token service.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Login {
-    Basic { user: String, password: String },
+    Basic {
+        user: String,
+        password: String,
+    },
+    /// A token of the registry's own kind.
     Bearer(String),
+    /// What a token service gives tokens for instead of a password: nobody else is shown it.
+    Identity(String),
 }
 
 /// What there is to log in with cannot be had.
@@ -69,14 +77,6 @@ pub enum CredentialsError {
         /// What it did.
         reason: String,
     },
-    /// A login of a kind that registries' token services alone understand.
-    #[error("the login for '{registry}' in '{}' is an identity token, which this tool cannot use", file.display())]
-    IdentityToken {
-        /// The registry.
-        registry: String,
-        /// The file.
-        file: PathBuf,
-    },
 }
 
 impl CredentialsError {
@@ -87,9 +87,6 @@ impl CredentialsError {
             Self::Invalid { .. } => Some("write it anew: docker login HOST, or podman login HOST".to_owned()),
             Self::Helper { helper, .. } => {
                 Some(format!("try it: echo HOST | {helper} get; or log in without it: podman login HOST"))
-            }
-            Self::IdentityToken { registry, .. } => {
-                Some(format!("log in with a user and a password or an access token: podman login {registry}"))
             }
         }
     }
@@ -123,38 +120,74 @@ struct Helped {
     secret: String,
 }
 
-impl Credentials {
+/// What was found of logins in a run. A repository's files are read once, and no credential helper is run twice for the
+/// same: it may ask the user, or a cloud's service.
+#[derive(Default)]
+pub(crate) struct Logins {
+    /// By registry and repository.
+    found: Mutex<BTreeMap<(String, String), Option<Login>>>,
+    /// By the helper and what it was asked for.
+    helped: Mutex<BTreeMap<(String, String), Said>>,
+}
+
+/// What a helper said; or what it did instead.
+type Said = Result<Option<Login>, String>;
+
+impl fmt::Debug for Logins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Logins").finish_non_exhaustive()
+    }
+}
+
+impl Logins {
     /// What there is to show `registry` for this repository; `None` where nobody has logged in.
     pub(super) fn find(
         &self,
+        credentials: &Credentials,
         registry: &str,
         repository: &str,
         observer: &dyn Observer,
     ) -> Result<Option<Login>, CredentialsError> {
-        for file in &self.files {
-            let Some(found) = File::read(file)? else { continue };
-            if let Some(login) = self.find_in(&found, file, registry, repository, observer)? {
-                return Ok(Some(login));
-            }
+        let key = (registry.to_owned(), repository.to_owned());
+        if let Some(known) = lock(&self.found).get(&key) {
+            return Ok(known.clone());
         }
-        Ok(None)
+        let search = Search { path: credentials.path.as_deref(), registry, repository, logins: self, observer };
+        let login = credentials.files.iter().find_map(|file| search.look_into(file).transpose()).transpose()?;
+        lock(&self.found).insert(key, login.clone());
+        Ok(login)
     }
 
-    fn find_in(
-        &self,
-        found: &File,
-        file: &Path,
-        registry: &str,
-        repository: &str,
-        observer: &dyn Observer,
-    ) -> Result<Option<Login>, CredentialsError> {
-        let hosts = hosts(registry);
+    /// Whether something was found for this repository.
+    pub(super) fn has(&self, registry: &str, repository: &str) -> bool {
+        lock(&self.found).get(&(registry.to_owned(), repository.to_owned())).is_some_and(Option::is_some)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who is to be shown to a registry for a repository?
+struct Search<'s> {
+    path: Option<&'s OsStr>,
+    registry: &'s str,
+    repository: &'s str,
+    logins: &'s Logins,
+    observer: &'s dyn Observer,
+}
+
+impl Search<'_> {
+    fn look_into(&self, file: &Path) -> Result<Option<Login>, CredentialsError> {
+        let Some(found) = File::read(file)? else { return Ok(None) };
+        let hosts = hosts(self.registry);
         // The one that is named for this registry, before the one for all.
         let helper = found.cred_helpers.iter().find(|(key, _)| hosts.contains(&host_of(key))).map(|(_, helper)| helper);
         if let Some(helper) = helper {
-            return self.ask(helper, file, registry, observer);
+            return self.ask(helper, file);
         }
-        let namespaces = repository.match_indices('/').map(|(at, _)| &repository[..at]).chain([repository]);
+        let namespaces = self.repository.match_indices('/').map(|(at, _)| &self.repository[..at]);
+        let namespaces = namespaces.chain([self.repository]);
         // The longest name first: a part of a registry may have a login of its own.
         let mut names: Vec<String> =
             namespaces.flat_map(|part| hosts.iter().map(move |host| format!("{host}/{part}"))).collect();
@@ -162,53 +195,52 @@ impl Credentials {
         let auth = names.iter().find_map(|name| found.auths.get(name));
         let auth =
             auth.or_else(|| found.auths.iter().find(|(key, _)| hosts.contains(&host_of(key))).map(|(_, auth)| auth));
-        match auth.map(|auth| auth.login(file, registry)).transpose()?.flatten() {
+        match auth.map(|auth| auth.login(file, self.registry)).transpose()?.flatten() {
             Some(login) => Ok(Some(login)),
             // Docker leaves an empty entry behind where a helper keeps what belongs there.
             None => match &found.creds_store {
-                Some(helper) => self.ask(helper, file, registry, observer),
+                Some(helper) => self.ask(helper, file),
                 None => Ok(None),
             },
         }
     }
 
-    fn ask(
-        &self,
-        helper: &str,
-        file: &Path,
-        registry: &str,
-        observer: &dyn Observer,
-    ) -> Result<Option<Login>, CredentialsError> {
+    /// What a helper says, now or before.
+    fn ask(&self, helper: &str, file: &Path) -> Result<Option<Login>, CredentialsError> {
         let helper = format!("docker-credential-{helper}");
-        let failed = |reason: &str| CredentialsError::Helper {
-            helper: helper.clone(),
-            file: file.to_owned(),
-            reason: reason.to_owned(),
-        };
-        let program = find_program(&helper, self.path.as_deref()).ok_or_else(|| failed("was not found in PATH"))?;
-        let server = if DOCKER_HUB_HOSTS.contains(&registry) { DOCKER_HUB } else { registry };
-        let mut child =
-            Child::spawn(Command::new(program).arg("get"), true).map_err(|_| failed("cannot be started"))?;
+        let server = if DOCKER_HUB_HOSTS.contains(&self.registry) { DOCKER_HUB } else { self.registry };
+        // Held until it has ended: whoever wants the same meanwhile waits for it.
+        let mut helped = lock(&self.logins.helped);
+        let said = helped.entry((helper.clone(), server.to_owned())).or_insert_with(|| self.run(&helper, server));
+        said.clone().map_err(|reason| {
+            let file = file.to_owned();
+            CredentialsError::Helper { helper, file, reason }
+        })
+    }
+
+    fn run(&self, helper: &str, server: &str) -> Said {
+        let program = find_program(helper, self.path).ok_or("was not found in PATH")?;
+        let mut child = Child::spawn(Command::new(program).arg("get"), true).map_err(|_| "cannot be started")?;
         // One that ends without reading is judged by its end.
         let _ = child.write_all(server.as_bytes());
-        let ended = match child.wait_at_most(PATIENCE, observer).map_err(|_| failed("cannot be waited for"))? {
+        let ended = match child.wait_at_most(PATIENCE, self.observer).map_err(|_| "cannot be waited for")? {
             Ok(ended) => ended,
-            Err(Abandoned::Interrupted) => return Err(failed("was interrupted")),
-            Err(Abandoned::TooSlow) => return Err(failed("takes too long")),
+            Err(Abandoned::Interrupted) => return Err("was interrupted".to_owned()),
+            Err(Abandoned::TooSlow) => return Err("takes too long".to_owned()),
         };
         if !ended.status.success() {
             // The protocol's own words for somebody who has not logged in.
             return match ended.stdout.starts_with(b"credentials not found") {
                 true => Ok(None),
-                false => Err(failed(&ended.status_words())),
+                false => Err(ended.status_words()),
             };
         }
         let Helped { username, secret } =
-            serde_json::from_slice(&ended.stdout).map_err(|_| failed("says what no helper does"))?;
-        if username == TOKEN_USER {
-            return Err(CredentialsError::IdentityToken { registry: registry.to_owned(), file: file.to_owned() });
-        }
-        Ok(Some(Login::Basic { user: username, password: secret }))
+            serde_json::from_slice(&ended.stdout).map_err(|_| "says what no helper does")?;
+        Ok(Some(match username.as_str() {
+            TOKEN_USER => Login::Identity(secret),
+            _ => Login::Basic { user: username, password: secret },
+        }))
     }
 }
 
@@ -237,8 +269,8 @@ impl Auth {
         if let Some(token) = given(&self.registrytoken) {
             return Ok(Some(Login::Bearer(token)));
         }
-        if given(&self.identitytoken).is_some() {
-            return Err(CredentialsError::IdentityToken { registry: registry.to_owned(), file: file.to_owned() });
+        if let Some(token) = given(&self.identitytoken) {
+            return Ok(Some(Login::Identity(token)));
         }
         if let Some(auth) = given(&self.auth) {
             let text = STANDARD.decode(auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());

@@ -28,7 +28,7 @@ fn find(file: &Value, registry: &str, repository: &str) -> Result<Option<Login>,
     helper("token", r#"echo '{"Username":"<token>","Secret":"s3cret"}'"#);
     let path_variable = std::env::join_paths([dir.path(), Path::new("/bin")]).unwrap();
     let credentials = Credentials { files: vec![dir.path().join("none.json"), path], path: Some(path_variable) };
-    credentials.find(registry, repository, &Silent)
+    Logins::default().find(&credentials, registry, repository, &Silent)
 }
 
 #[rstest]
@@ -46,6 +46,11 @@ fn find(file: &Value, registry: &str, repository: &str) -> Result<Option<Login>,
     json!({ "auths": { "registry.example": { "registrytoken": "t" } } }),
     Some(Login::Bearer("t".to_owned()))
 )]
+#[case::an_identity_token(
+    json!({ "auths": { "registry.example": { "auth": "bWU6", "identitytoken": "t" } } }),
+    Some(Login::Identity("t".to_owned()))
+)]
+#[case::an_identity_token_of_a_helper(json!({ "credsStore": "token" }), Some(Login::Identity("s3cret".to_owned())))]
 #[case::nothing(json!({ "HttpHeaders": {} }), None)]
 #[case::a_store(
     json!({ "auths": { "registry.example": {} }, "credsStore": "good" }),
@@ -75,8 +80,6 @@ fn dockers_hub_has_many_names() {
 #[case::failing(json!({ "credsStore": "bad" }), "failed with exit status 3")]
 #[case::odd(json!({ "credsStore": "odd" }), "says what no helper does")]
 #[case::missing(json!({ "credsStore": "missing" }), "was not found in PATH")]
-#[case::a_token(json!({ "credsStore": "token" }), "is an identity token")]
-#[case::an_identity_token(json!({ "auths": { "registry.example": { "identitytoken": "s3cret" } } }), "is an identity token")]
 #[case::no_base64(json!({ "auths": { "registry.example": { "auth": "s3cret" } } }), "is not USER:PASSWORD in base-64")]
 #[case::no_object(json!({ "auths": ["s3cret"] }), "line 1 is not as it should be")]
 fn what_does_not_help_is_an_error_without_a_secret_in_it(#[case] file: Value, #[case] says: &str) {

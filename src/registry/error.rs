@@ -19,6 +19,35 @@ pub enum RegistryError {
         #[source]
         source: FetchError,
     },
+    /// The service that gives tokens for it does not answer, or not with a token.
+    #[error(
+        "the registry '{registry}' could not be asked for {what}: no token came from its token service '{service}'"
+    )]
+    NoToken {
+        /// Its host.
+        registry: String,
+        /// What it was to be asked for.
+        what: String,
+        /// The host of the service.
+        service: String,
+        /// Why.
+        #[source]
+        source: FetchError,
+    },
+    /// The service that gives tokens for it would be shown a login in plain http.
+    #[error("the registry '{registry}' wants the login to go to '{service}' in plain http, where anybody can read it")]
+    TokenInTheOpen {
+        /// Its host.
+        registry: String,
+        /// The host of the service.
+        service: String,
+    },
+    /// It, or the service that gives tokens for it, takes no identity token, or no longer this one.
+    #[error("the registry '{registry}' does not take the identity token that a login has left")]
+    IdentityToken {
+        /// Its host.
+        registry: String,
+    },
     /// It does not let this user do that.
     #[error("the registry '{registry}' does not allow {what} to {}", if *.logged_in { "this user" } else { "somebody who has not logged in" })]
     Denied {
@@ -80,7 +109,10 @@ impl RegistryError {
     /// What mends it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unanswered { source: FetchError::Connection { error, .. }, .. } if is_about_trust(&**error) => {
+            Self::Unanswered { source: FetchError::Connection { error, .. }, .. }
+            | Self::NoToken { source: FetchError::Connection { error, .. }, .. }
+                if is_about_trust(&**error) =>
+            {
                 Some("if it is by an authority of your own: --registry-ca FILE with that one's certificate".to_owned())
             }
             Self::Unanswered { registry, source: FetchError::Connection { .. }, .. } => Some(format!(
@@ -93,12 +125,28 @@ impl RegistryError {
                 "see whether this user may do that, and whether the password is still good: docker login {registry}, or \
                  podman login {registry}"
             )),
+            Self::IdentityToken { registry } => {
+                Some(format!("log in anew: docker login {registry}, or podman login {registry}"))
+            }
             Self::Credentials(error) => error.hint(),
             Self::Forgetful { .. } => {
                 Some("see whether its garbage is being collected: a registry takes nothing meanwhile".to_owned())
             }
-            Self::Unanswered { .. } | Self::Refused { .. } | Self::AnotherDigest { .. } | Self::Lost { .. } => None,
+            Self::TokenInTheOpen { registry, .. } => Some(format!(
+                "have the registry's keeper give its token service TLS; to ask without a login: docker logout {registry}, or \
+                 podman logout {registry}"
+            )),
+            Self::Unanswered { .. }
+            | Self::NoToken { .. }
+            | Self::Refused { .. }
+            | Self::AnotherDigest { .. }
+            | Self::Lost { .. } => None,
         }
+    }
+
+    /// Whether the same may be done another time.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Unanswered { source, .. } | Self::NoToken { source, .. } if source.is_passing())
     }
 
     /// Whether the user ended the run.

@@ -1,8 +1,8 @@
 //! Registries as the OCI distribution specification has them: references, credentials, blobs, manifests.
 //!
-//! References and tokens are oci-client's. It hides an upload's session, so that none could go on where it broke, keeps
-//! `Retry-After` to itself, does not follow a list's pages and does not compare digests: those requests are made here, with
-//! its tokens.
+//! References are oci-client's. Its requests hide an upload's session, so that none could go on where it broke, keep
+//! `Retry-After` to themselves, do not follow a list's pages, do not compare digests, and cannot tell a token service that
+//! fails from one that refuses: all requests are made here.
 
 mod credentials;
 mod error;
@@ -21,6 +21,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::{Method, Response, StatusCode, header};
 use tokio::runtime::{Builder, Runtime};
 
+pub(crate) use credentials::Logins;
 pub use credentials::{Credentials, CredentialsError};
 pub use error::RegistryError;
 pub use reference::{InvalidReference, Reference};
@@ -49,6 +50,15 @@ pub struct Settings {
     pub certificates: Vec<u8>,
     /// How much a server is given.
     pub(crate) patience: Patience,
+    /// What was found of logins: clones of these settings share it.
+    pub(crate) logins: Arc<Logins>,
+}
+
+impl Settings {
+    /// With the logins that were found for those settings, and will be: a run runs no credential helper twice.
+    pub fn with_logins_of(self, others: &Self) -> Self {
+        Self { logins: Arc::clone(&others.logins), ..self }
+    }
 }
 
 /// The registries of a run: one client, one set of tokens. Nothing is read or asked before the first question.

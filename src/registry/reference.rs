@@ -70,10 +70,6 @@ impl Reference {
     pub fn at(&self, digest: &Digest) -> String {
         format!("{}@{digest}", self.name())
     }
-
-    pub(super) fn inner(&self) -> &oci_client::Reference {
-        &self.inner
-    }
 }
 
 impl FromStr for Reference {

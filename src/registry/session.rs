@@ -4,17 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use oci_client::RegistryOperation;
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::secrets::RegistryAuth;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 use url::Url;
 
-use super::credentials::Login;
 use super::tokens::Challenge;
 use super::{Network, Reference, RegistryError, Settings};
 use crate::event::Observer;
@@ -44,25 +39,18 @@ impl Scope {
 
 /// A registry, as far as it is known in this run.
 pub(super) struct Session<'a> {
-    settings: Arc<Settings>,
+    pub(super) settings: Arc<Settings>,
     network: Arc<Network>,
     pub(super) observer: &'a dyn Observer,
     pub(super) registry: String,
     pub(super) patience: Patience,
-    way: OnceCell<Way>,
+    /// Where it is, with its scheme.
+    base: OnceCell<Url>,
     authorizations: Mutex<BTreeMap<(String, Scope), Authorization>>,
     /// Held by who asks for a token: what many requests need at once is asked for once.
     pub(super) negotiating: tokio::sync::Mutex<()>,
-    /// Repositories that this user cannot mount from.
-    pub(super) closed: Mutex<BTreeSet<String>>,
-}
-
-/// How the registry is reached.
-pub(super) struct Way {
-    pub(super) base: Url,
-    /// Negotiates tokens.
-    library: oci_client::Client,
-    pub(super) login: Option<Login>,
+    /// Repositories, each with one that nothing can be mounted from for its user.
+    pub(super) closed: Mutex<BTreeSet<(String, String)>>,
 }
 
 /// What a request says of who asks.
@@ -101,6 +89,8 @@ pub(super) struct Refusal {
     words: String,
     /// What token would be good for it.
     pub(super) challenge: Option<Challenge>,
+    /// Whether there was a login for the repository.
+    logged_in: bool,
 }
 
 impl<'a> Session<'a> {
@@ -116,7 +106,7 @@ impl<'a> Session<'a> {
             network,
             observer,
             registry: registry.to_owned(),
-            way: OnceCell::new(),
+            base: OnceCell::new(),
             authorizations: Mutex::default(),
             negotiating: tokio::sync::Mutex::default(),
             closed: Mutex::default(),
@@ -125,8 +115,7 @@ impl<'a> Session<'a> {
 
     /// The address of something in a repository: `v2/NAME/REST`.
     pub(super) async fn address(&self, reference: &Reference, rest: &str) -> Result<Url, RegistryError> {
-        let way = self.way(reference).await?;
-        let joined = way.base.join(&format!("v2/{}/{rest}", reference.repository()));
+        let joined = self.base().await?.join(&format!("v2/{}/{rest}", reference.repository()));
         joined.map_err(|error| self.unanswered(rest, FetchError::connection(error, false)))
     }
 
@@ -147,8 +136,7 @@ impl<'a> Session<'a> {
         let (registry, what) = (self.registry.clone(), what.to_owned());
         match refusal.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let logged_in = self.way.get().is_some_and(|way| way.login.is_some());
-                RegistryError::Denied { registry, what, logged_in }
+                RegistryError::Denied { registry, what, logged_in: refusal.logged_in }
             }
             status => RegistryError::Refused { registry, what, status: status.as_u16(), reason: refusal.words },
         }
@@ -202,20 +190,30 @@ impl<'a> Session<'a> {
         url: &Url,
         finish: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Result<Response, Refusal>, RegistryError> {
-        let way = self.way(reference).await?;
+        let base = self.base().await?;
         let client = self.client().map_err(|error| self.unanswered(what, error))?;
         let mut request = client.request(method, url.clone());
         // An upload may go on at another host, which is shown nothing of this one's (CVE-2020-15157).
-        if url.origin() == way.base.origin() {
-            request = match self.authorization(way, reference, scope, what).await? {
+        if url.origin() == base.origin() {
+            request = match self.authorization(reference, scope, what).await? {
                 Authorization::Nobody => request,
                 Authorization::Basic { user, password } => request.basic_auth(user, Some(password)),
                 Authorization::Bearer { token, .. } => request.bearer_auth(token),
             };
         }
+        let answer = self.exchange(what, finish(request)).await?;
+        Ok(answer.map_err(|refusal| Refusal { logged_in: self.has_login(reference), ..refusal }))
+    }
+
+    /// Sends a request once, and takes its answer.
+    pub(super) async fn exchange(
+        &self,
+        what: &str,
+        request: RequestBuilder,
+    ) -> Result<Result<Response, Refusal>, RegistryError> {
         let after = self.patience.stalled_after;
         let sending = async {
-            let sent = timeout(after, finish(request).send()).await.map_err(|_| FetchError::Stalled { after })?;
+            let sent = timeout(after, request.send()).await.map_err(|_| FetchError::Stalled { after })?;
             let response = sent.map_err(from_reqwest)?;
             let status = response.status();
             let is_passing = matches!(status.as_u16(), 408 | 425 | 429 | 500..);
@@ -225,6 +223,10 @@ impl<'a> Session<'a> {
             answered(response).map(Ok)
         };
         self.until_cancelled(what, sending).await
+    }
+
+    fn has_login(&self, reference: &Reference) -> bool {
+        self.settings.logins.has(&self.registry, reference.repository())
     }
 
     /// Waits before another attempt.
@@ -286,14 +288,12 @@ impl<'a> Session<'a> {
         self.until_cancelled(what, reading).await
     }
 
-    pub(super) async fn way(&self, reference: &Reference) -> Result<&Way, RegistryError> {
-        self.way.get_or_try_init(|| self.find_way(reference)).await
+    pub(super) async fn base(&self) -> Result<&Url, RegistryError> {
+        self.base.get_or_try_init(|| self.find_base()).await
     }
 
     /// A registry on this machine may speak plain http; any other one only if the user says so.
-    async fn find_way(&self, reference: &Reference) -> Result<Way, RegistryError> {
-        let credentials = &self.settings.credentials;
-        let login = credentials.find(&self.registry, reference.repository(), self.observer)?;
+    async fn find_base(&self) -> Result<Url, RegistryError> {
         let address = |scheme: &str| {
             let address = Url::parse(&format!("{scheme}://{}/", self.registry));
             address.map_err(|error| self.unanswered("anything", FetchError::connection(error, false)))
@@ -301,12 +301,7 @@ impl<'a> Session<'a> {
         let secure = address("https")?;
         let is_plain = self.settings.insecure.contains(&self.registry)
             || (is_loopback(&secure) && !self.speaks_tls(&secure).await?);
-        let plain = if is_plain { Some(address("http")?) } else { None };
-        let protocol = if plain.is_some() { ClientProtocol::Http } else { ClientProtocol::Https };
-        // Made first: it chooses who does TLS, for the library's client too.
-        self.network.client.get().map_err(|error| self.unanswered("anything", error))?;
-        let library = self.library(protocol).map_err(|error| self.library_error("anything", error))?;
-        Ok(Way { base: plain.unwrap_or(secure), library, login })
+        if is_plain { address("http") } else { Ok(secure) }
     }
 
     /// Whether something at this address answers in TLS, with a certificate that is trusted or with one that is not.
@@ -320,25 +315,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn library(&self, protocol: ClientProtocol) -> Result<oci_client::Client, OciDistributionError> {
-        let pem = &self.settings.certificates;
-        let config = |only: Vec<Certificate>| ClientConfig {
-            protocol: protocol.clone(),
-            extra_root_certificates: split_pem(pem),
-            tls_certs_only: only,
-            connect_timeout: Some(self.patience.stalled_after),
-            read_timeout: Some(self.patience.stalled_after),
-            user_agent: concat!("layerhold/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        oci_client::Client::try_from(config(Vec::new())).or_else(|_| {
-            // A machine without certificates of its own has those that Mozilla trusts.
-            let trusted = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
-            let trusted = trusted.map(|data| Certificate { encoding: CertificateEncoding::Der, data: data.to_vec() });
-            oci_client::Client::try_from(config(trusted.chain(split_pem(pem)).collect()))
-        })
-    }
-
     pub(super) fn authorizations(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, Scope), Authorization>> {
         self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -346,86 +322,6 @@ impl<'a> Session<'a> {
     /// Has the next request ask for a token anew.
     pub(super) fn forget_authorization(&self, reference: &Reference, scope: Scope) {
         self.authorizations().remove(&(reference.repository().to_owned(), scope));
-    }
-
-    async fn authorization(
-        &self,
-        way: &Way,
-        reference: &Reference,
-        scope: Scope,
-        what: &str,
-    ) -> Result<Authorization, RegistryError> {
-        let key = (reference.repository().to_owned(), scope);
-        if let Some(known) = self.authorizations().get(&key) {
-            return Ok(known.clone());
-        }
-        let _one_by_one = self.negotiating.lock().await;
-        if let Some(known) = self.authorizations().get(&key) {
-            return Ok(known.clone());
-        }
-        let mut failures = 0;
-        let negotiated = loop {
-            let operation = match scope {
-                Scope::Pull => RegistryOperation::Pull,
-                Scope::Push => RegistryOperation::Push,
-            };
-            let auth = way.registry_auth();
-            let after = self.patience.stalled_after;
-            let negotiating = way.library.auth(reference.inner(), &auth, operation);
-            let negotiating = async { timeout(after, negotiating).await.map_err(|_| FetchError::Stalled { after }) };
-            let error = match self.until_cancelled(what, negotiating).await? {
-                Ok(token) => break token,
-                Err(error) => self.library_error(what, error),
-            };
-            failures += 1;
-            match error {
-                RegistryError::Unanswered { source, .. } => match self.patience.wait(&source, failures) {
-                    Some(wait) => self.pause(what, wait).await?,
-                    None => return Err(self.unanswered(what, source)),
-                },
-                error => return Err(error),
-            }
-        };
-        let authorization = match (negotiated, &way.login) {
-            (Some(token), _) => {
-                Authorization::Bearer { token, scopes: BTreeSet::from([scope.text(reference.repository())]) }
-            }
-            (None, Some(Login::Basic { user, password })) => {
-                Authorization::Basic { user: user.clone(), password: password.clone() }
-            }
-            (None, _) => Authorization::Nobody,
-        };
-        self.authorizations().insert(key, authorization.clone());
-        Ok(authorization)
-    }
-
-    /// The library's errors have addresses in them, which may hold secrets.
-    fn library_error(&self, what: &str, error: OciDistributionError) -> RegistryError {
-        let refusal = |status: u16, text: &str| {
-            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-            self.refused(what, Refusal::parse(status, text.as_bytes()))
-        };
-        match error {
-            OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. } => {
-                refusal(401, "")
-            }
-            OciDistributionError::ServerError { code, .. } if matches!(code, 408 | 425 | 429 | 500..) => {
-                self.unanswered(what, FetchError::Status { status: code, retry_after: None })
-            }
-            OciDistributionError::ServerError { code, message, .. } => refusal(code, &message),
-            OciDistributionError::RequestError(error) => self.unanswered(what, from_reqwest(error)),
-            other => refusal(400, &other.to_string()),
-        }
-    }
-}
-
-impl Way {
-    fn registry_auth(&self) -> RegistryAuth {
-        match &self.login {
-            Some(Login::Basic { user, password }) => RegistryAuth::Basic(user.clone(), password.clone()),
-            Some(Login::Bearer(token)) => RegistryAuth::Bearer(token.clone()),
-            None => RegistryAuth::Anonymous,
-        }
     }
 }
 
@@ -458,7 +354,7 @@ impl Refusal {
         let usual = || status.canonical_reason().unwrap_or("no reason given").to_owned();
         // One line, and not a page of a server's between here and there.
         let words = said.unwrap_or_else(usual).chars().filter(|c| !c.is_control()).take(300).collect();
-        Self { status, codes, words, challenge: None }
+        Self { status, codes, words, challenge: None, logged_in: false }
     }
 
     pub(super) fn has_code(&self, code: &str) -> bool {
@@ -483,12 +379,4 @@ fn is_loopback(address: &Url) -> bool {
         Some(host) => host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
         None => false,
     }
-}
-
-/// Certificates one by one, as the library takes them.
-fn split_pem(pem: &[u8]) -> Vec<Certificate> {
-    const END: &str = "-----END CERTIFICATE-----";
-    let text = String::from_utf8_lossy(pem);
-    let whole = text.split_inclusive(END).filter(|part| part.contains("-----BEGIN CERTIFICATE-----"));
-    whole.map(|part| Certificate { encoding: CertificateEncoding::Pem, data: part.as_bytes().to_vec() }).collect()
 }

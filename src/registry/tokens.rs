@@ -1,21 +1,27 @@
-//! Tokens for more than one repository: what a registry's challenge says that a request needs (distribution, "Token
-//! Authentication Specification"). The library asks for one repository's alone, and a mount reads in another.
+//! What requests say of who asks: nothing, a password, or a token for what the registry's challenge says that they need
+//! (distribution, "Token Authentication Specification"). A mount reads in a second repository.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::future::ready;
 use std::io;
 
-use reqwest::{StatusCode, header};
+use futures_util::stream;
+use reqwest::{Body, Client, RequestBuilder, StatusCode, header};
 use serde::Deserialize;
 use tokio::time::timeout;
-use url::Url;
+use url::{Position, Url, form_urlencoded};
 
 use super::credentials::Login;
-use super::session::{Authorization, Scope, Session, Way};
+use super::session::{Authorization, Scope, Session};
 use super::{Reference, RegistryError};
-use crate::http::{FetchError, answered, from_reqwest};
+use crate::http::{FetchError, answered, from_reqwest, until_cancelled};
 
 /// The longest answer of a token service's that is read, in bytes.
 const LONGEST: usize = 1 << 20;
+
+/// What token services know this tool by.
+const CLIENT: &str = "layerhold";
 
 /// What a registry demands instead of answering.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +33,7 @@ pub(super) struct Challenge {
     pub(super) scopes: BTreeSet<String>,
 }
 
-/// What a token service answers; older ones have the second name.
+/// What a token service answers: the first name by the registries' specification, the second by OAuth 2.
 #[derive(Deserialize)]
 struct Given {
     token: Option<String>,
@@ -58,6 +64,32 @@ impl Challenge {
         }
         Some(Self { realm: realm?, service, scopes })
     }
+
+    fn service(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.service.iter().map(|service| ("service", service.as_str()))
+    }
+
+    /// The question for a token, of whoever asks with a password or without one.
+    fn question(&self, client: &Client, scopes: &BTreeSet<String>) -> RequestBuilder {
+        let mut url = self.realm.clone();
+        let scopes = scopes.iter().map(|scope| ("scope", scope.as_str()));
+        url.query_pairs_mut().extend_pairs(self.service().chain(scopes));
+        client.get(url)
+    }
+
+    /// The same of whoever has an identity token (distribution, "OAuth2 Token Authentication").
+    fn exchange(&self, client: &Client, identity: &str, scopes: &BTreeSet<String>) -> RequestBuilder {
+        let scopes: Vec<_> = scopes.iter().map(String::as_str).collect();
+        let form = form_urlencoded::Serializer::new(String::new())
+            .extend_pairs([("grant_type", "refresh_token"), ("client_id", CLIENT)])
+            .extend_pairs(self.service())
+            .extend_pairs([("scope", scopes.join(" ").as_str()), ("refresh_token", identity)])
+            .finish();
+        let request = client.post(self.realm.clone()).header(header::CONTENT_LENGTH, form.len());
+        // A body that can be sent but once: who is sent elsewhere, to anybody and perhaps in the open, does not go there.
+        let once = Body::wrap_stream(stream::once(ready(Ok::<_, Infallible>(form))));
+        request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded").body(once)
+    }
 }
 
 impl Session<'_> {
@@ -77,55 +109,144 @@ impl Session<'_> {
         if let Some(Authorization::Bearer { scopes, .. }) = self.authorizations().get(&key) {
             wanted.extend(scopes.iter().cloned());
         }
-        let way = self.way(reference).await?;
-        if let Some(token) = self.token(way, challenge, &wanted, what).await? {
-            self.authorizations().insert(key, Authorization::Bearer { token, scopes: wanted });
+        // Whoever writes asks, also where something is read that is another user's.
+        let login = self.login(reference)?;
+        match self.token(login.as_ref(), challenge, &wanted, what).await {
+            Ok(token) => {
+                self.authorizations().insert(key, Authorization::Bearer { token, scopes: wanted });
+                Ok(())
+            }
+            Err(error) if error.is_passing() || error.is_interruption() => Err(error),
+            Err(_) => Ok(()),
         }
-        Ok(())
     }
 
-    /// A token for all these scopes; `None` where the service gives none.
+    /// What the next request is to say of who asks. What many requests need at once is negotiated once.
+    pub(super) async fn authorization(
+        &self,
+        reference: &Reference,
+        scope: Scope,
+        what: &str,
+    ) -> Result<Authorization, RegistryError> {
+        let key = (reference.repository().to_owned(), scope);
+        if let Some(known) = self.authorizations().get(&key) {
+            return Ok(known.clone());
+        }
+        let _one_by_one = self.negotiating.lock().await;
+        if let Some(known) = self.authorizations().get(&key) {
+            return Ok(known.clone());
+        }
+        let scopes = BTreeSet::from([scope.text(reference.repository())]);
+        let authorization = match self.login(reference)? {
+            Some(Login::Bearer(token)) => Authorization::Bearer { token, scopes },
+            login => self.negotiate(login, scopes, what).await?,
+        };
+        self.authorizations().insert(key, authorization.clone());
+        Ok(authorization)
+    }
+
+    /// As the registry demands it of everybody (distribution-spec, "Determining Support"). That question is put once:
+    /// whoever wants to be authorized waits and asks again as for anything else.
+    async fn negotiate(
+        &self,
+        login: Option<Login>,
+        scopes: BTreeSet<String>,
+        what: &str,
+    ) -> Result<Authorization, RegistryError> {
+        let ping = self.base().await?.join("v2/").map_err(|error| FetchError::connection(error, false));
+        let request = ping.and_then(|ping| Ok(self.client()?.get(ping)));
+        let answer = self.exchange(what, request.map_err(|error| self.unanswered(what, error))?).await?;
+        let (is_refused, challenge) = match answer {
+            Ok(_) => (false, None),
+            Err(refusal) => (refusal.status == StatusCode::UNAUTHORIZED, refusal.challenge),
+        };
+        match (challenge, login) {
+            (Some(challenge), login) => {
+                let token = self.token(login.as_ref(), &challenge, &scopes, what).await?;
+                Ok(Authorization::Bearer { token, scopes })
+            }
+            (None, Some(Login::Basic { user, password })) => Ok(Authorization::Basic { user, password }),
+            // It demands a password.
+            (None, Some(Login::Identity(_))) if is_refused => {
+                Err(RegistryError::IdentityToken { registry: self.registry.clone() })
+            }
+            (None, _) => Ok(Authorization::Nobody),
+        }
+    }
+
+    /// Who asks about a repository.
+    fn login(&self, reference: &Reference) -> Result<Option<Login>, RegistryError> {
+        let (logins, credentials) = (&self.settings.logins, &self.settings.credentials);
+        Ok(logins.find(credentials, &self.registry, reference.repository(), self.observer)?)
+    }
+
+    /// A token for all these scopes. What is passing is waited for.
     async fn token(
         &self,
-        way: &Way,
+        login: Option<&Login>,
         challenge: &Challenge,
         scopes: &BTreeSet<String>,
         what: &str,
-    ) -> Result<Option<String>, RegistryError> {
-        // A password that went to the registry in secret does not go to its token service in the open.
-        if way.base.scheme() == "https" && challenge.realm.scheme() != "https" {
-            return Ok(None);
+    ) -> Result<String, RegistryError> {
+        let service = challenge.realm[Position::BeforeHost..Position::AfterPort].to_owned();
+        let registry = self.registry.clone();
+        // What went to the registry in secret does not go to its token service in the open.
+        if login.is_some() && self.base().await?.scheme() == "https" && challenge.realm.scheme() != "https" {
+            return Err(RegistryError::TokenInTheOpen { registry, service });
         }
-        let mut url = challenge.realm.clone();
-        let service = challenge.service.iter().map(|service| ("service", service.as_str()));
-        url.query_pairs_mut().extend_pairs(service.chain(scopes.iter().map(|scope| ("scope", scope.as_str()))));
         let mut failures = 0;
-        loop {
-            let error = match self.until_cancelled(what, self.ask_for_token(way, &url)).await {
-                Ok(token) => return Ok(Some(token)),
-                Err(RegistryError::Unanswered { source, .. }) => source,
-                Err(error) => return Err(error),
+        let source = loop {
+            let asking = self.ask_for_token(login, challenge, scopes);
+            let error = match until_cancelled(self.observer, asking).await {
+                Ok(token) => return Ok(token),
+                Err(error) => error,
             };
             failures += 1;
             match self.patience.wait(&error, failures) {
                 Some(wait) => self.pause(what, wait).await?,
-                None if matches!(error, FetchError::Denied { .. } | FetchError::NotFound) => return Ok(None),
-                None => return Err(self.unanswered(what, error)),
+                None => break error,
             }
-        }
+        };
+        let what = what.to_owned();
+        Err(match (source, login) {
+            // 404 and 405: it knows of no such tokens (distribution, "OAuth2 Token Authentication").
+            (
+                FetchError::Denied { .. } | FetchError::Status { status: 404 | 405 | 410, .. },
+                Some(Login::Identity(_)),
+            ) => RegistryError::IdentityToken { registry },
+            (FetchError::Denied { .. }, login) => RegistryError::Denied { registry, what, logged_in: login.is_some() },
+            (cancelled @ FetchError::Cancelled(_), _) => self.unanswered(&what, cancelled),
+            (source, _) => RegistryError::NoToken { registry, what, service, source },
+        })
     }
 
-    async fn ask_for_token(&self, way: &Way, url: &Url) -> Result<String, FetchError> {
-        let mut request = self.client()?.get(url.clone()).header(header::ACCEPT, "application/json");
-        if let Some(Login::Basic { user, password }) = &way.login {
-            request = request.basic_auth(user, Some(password));
-        }
+    async fn ask_for_token(
+        &self,
+        login: Option<&Login>,
+        challenge: &Challenge,
+        scopes: &BTreeSet<String>,
+    ) -> Result<String, FetchError> {
+        let request = match login {
+            // It is good for what it is good for.
+            Some(Login::Bearer(_)) => return Err(FetchError::Denied { status: 401 }),
+            Some(Login::Identity(token)) => challenge.exchange(self.client()?, token, scopes),
+            Some(Login::Basic { user, password }) => {
+                challenge.question(self.client()?, scopes).basic_auth(user, Some(password))
+            }
+            None => challenge.question(self.client()?, scopes),
+        };
+        let request = request.header(header::ACCEPT, "application/json");
         let after = self.patience.stalled_after;
         let asking = async {
             let response = request.send().await.map_err(from_reqwest)?;
-            // Some say so of somebody whom they do not know.
-            if response.status() == StatusCode::BAD_REQUEST {
-                return Err(FetchError::Denied { status: 400 });
+            match response.status() {
+                // Some say so of somebody whom they do not know.
+                StatusCode::BAD_REQUEST => return Err(FetchError::Denied { status: 400 }),
+                // It is no file that is not there.
+                status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
+                    return Err(FetchError::Status { status: status.as_u16(), retry_after: None });
+                }
+                _ => {}
             }
             let mut response = answered(response)?;
             let mut text = Vec::new();
@@ -138,7 +259,7 @@ impl Session<'_> {
             // The library's own words may have the token in them.
             let given: Option<Given> = serde_json::from_slice(&text).ok();
             let token = given.and_then(|given| given.token.or(given.access_token));
-            token.ok_or_else(|| FetchError::connection(io::Error::other("the token service gives no token"), false))
+            token.ok_or_else(|| FetchError::connection(io::Error::other("its answer has no token in it"), false))
         };
         timeout(after, asking).await.map_err(|_| FetchError::Stalled { after })?
     }

@@ -100,7 +100,9 @@ impl Repository<'_> {
             async move { session.send(&self.reference, Scope::Push, what, Method::POST, &url, empty).await }
         };
         let closed = || self.session.closed.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = from.filter(|from| !closed().contains(*from));
+        // Another repository may be another user's.
+        let pair = |from: &String| (self.reference.repository().to_owned(), from.clone());
+        let from = from.filter(|from| !closed().contains(&pair(from)));
         let mounted = match from {
             Some(from) => {
                 let mut url = plain.clone();
@@ -110,7 +112,7 @@ impl Repository<'_> {
                     Ok(response) => Some(response),
                     // Whoever may not read there may still write here.
                     Err(_) => {
-                        closed().insert(from.clone());
+                        closed().insert(pair(from));
                         None
                     }
                 }

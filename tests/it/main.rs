@@ -39,6 +39,7 @@ mod platforms;
 mod proxy;
 mod registry_conformance;
 mod registry_faults;
+mod registry_logins;
 mod registry_peers;
 mod registry_traffic;
 mod remote;

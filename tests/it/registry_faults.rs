@@ -21,17 +21,17 @@ const LARGE: usize = 9 << 20;
 const SMALL: usize = 100_000;
 
 /// A registry, a proxy before it, and an environment whose image goes there.
-struct Place {
-    sandbox: Sandbox,
+pub(crate) struct Place {
+    pub(crate) sandbox: Sandbox,
     store: BareStore,
     environment: FloxEnv,
-    server: RegistryServer,
-    proxy: RegistryProxy,
+    pub(crate) server: RegistryServer,
+    pub(crate) proxy: RegistryProxy,
 }
 
 impl Place {
     /// `None` where there is no registry.
-    fn new(setup: Setup, tokens: Option<Tokens>) -> Option<Self> {
+    pub(crate) fn new(setup: Setup, tokens: Option<Tokens>) -> Option<Self> {
         let program = crate::peers::docker_registry()?;
         let sandbox = Sandbox::new();
         let server = program.start(&sandbox.path("registry"), setup);
@@ -47,10 +47,16 @@ impl Place {
     }
 
     fn arguments(&self, tag: &str) -> Vec<String> {
+        let mut arguments = self.containerize();
+        arguments.extend(["--push".to_owned(), self.proxy.reference(&format!("team/web:{tag}"))]);
+        arguments
+    }
+
+    /// Makes the image, and does nothing with it yet.
+    pub(crate) fn containerize(&self) -> Vec<String> {
         let store = self.store.root().display().to_string();
         let dir = self.environment.dir().display().to_string();
-        let reference = self.proxy.reference(&format!("team/web:{tag}"));
-        ["containerize", "--store", &store, "-d", &dir, "--push", &reference].map(str::to_owned).into()
+        ["containerize", "--store", &store, "-d", &dir].map(str::to_owned).into()
     }
 
     fn command(&self, tag: &str) -> assert_cmd::Command {
@@ -65,7 +71,7 @@ impl Place {
     }
 
     /// Pushes to a good end: the image is there, whole.
-    fn push_whole(&self, tag: &str) {
+    pub(crate) fn push_whole(&self, tag: &str) {
         let output = self.push(tag);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{said}\n{:#?}", self.proxy.traffic().log);
@@ -75,26 +81,31 @@ impl Place {
     }
 
     /// What a push says that fails, with what differs from run to run masked.
-    fn failure(&self, tag: &str) -> String {
+    pub(crate) fn failure(&self, tag: &str) -> String {
         let output = self.push(tag);
         assert!(!output.status.success());
         assert_eq!(String::from_utf8_lossy(&output.stdout), "", "no reference to what is not there");
         self.masked(&output)
     }
 
-    fn masked(&self, output: &Output) -> String {
+    pub(crate) fn masked(&self, output: &Output) -> String {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         self.sandbox.tidy(&said).replace(&self.proxy.host(), "[REGISTRY]")
     }
 
     /// Looks at every byte that a tag leads to; the manifest's digest.
     fn verify(&self, tag: &str) -> Digest {
-        let answer = self.server.ask("GET", &format!("/v2/team/web/manifests/{tag}"));
+        self.verify_in("team/web", tag)
+    }
+
+    /// The same in any repository.
+    pub(crate) fn verify_in(&self, repository: &str, tag: &str) -> Digest {
+        let answer = self.server.ask("GET", &format!("/v2/{repository}/manifests/{tag}"));
         assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
         let manifest: Value = serde_json::from_slice(&answer.body).unwrap();
         let layers = manifest["layers"].as_array().unwrap();
         assert!(layers.len() >= 3, "{manifest:#}");
-        let held: BTreeSet<_> = self.server.blobs("team/web").into_iter().collect();
+        let held: BTreeSet<_> = self.server.blobs(repository).into_iter().collect();
         for blob in layers.iter().chain([&manifest["config"]]) {
             let digest = blob["digest"].as_str().unwrap();
             assert!(held.contains(digest), "{tag} leads to {digest}, which is not there");
@@ -128,10 +139,11 @@ fn environment(sandbox: &Sandbox, store: &BareStore, version: &str) -> FloxEnv {
 /// Ends the test where there is no registry.
 macro_rules! place {
     ($($argument:expr),*) => {{
-        peer!(docker_registry);
-        Place::new($($argument),*).unwrap()
+        crate::peers::peer!(docker_registry);
+        crate::registry_faults::Place::new($($argument),*).unwrap()
     }};
 }
+pub(crate) use place;
 
 #[rstest]
 #[case::refused_for_now(Request::HeadBlob, Fault::Status(429, "Retry-After: 1"))]

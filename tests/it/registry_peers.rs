@@ -181,7 +181,7 @@ macro_rules! guarded {
     }};
 }
 
-const BEHIND_LOGIN: Setup = Setup { login: true, tls: false, deletes: false, relative: false };
+const BEHIND_LOGIN: Setup = Setup { login: true, tls: false, deletes: false, relative: false, tokens_at: None };
 
 /// Logs in, or out again, with the real program.
 fn login(runtime: Peer, args: &[&str], variables: &[(&str, &Path)]) {

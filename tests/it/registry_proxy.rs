@@ -243,7 +243,7 @@ impl State {
     fn answer(
         &self,
         asked: &Asked,
-        head: Head,
+        mut head: Head,
         reader: &mut BufReader<TcpStream>,
         client: &mut TcpStream,
     ) -> io::Result<bool> {
@@ -266,11 +266,21 @@ impl State {
         }
         if let Some(tokens) = &self.tokens {
             if asked.request == Request::Token {
-                let (status, body) = tokens.give(&asked.path, head.get("authorization"));
+                let mut form = Vec::new();
+                reader.take(head.length().unwrap_or(0)).read_to_end(&mut form)?;
+                head.remove("content-length");
+                let (status, body) = match asked.method.as_str() {
+                    "POST" => tokens.exchange(&form),
+                    _ => tokens.give(&asked.path, head.get("authorization")),
+                };
+                if let Some(Fault::Silence) = fault {
+                    self.log(asked, "silence");
+                    return Ok(false);
+                }
                 return self.refuse(asked, head, reader, client, status, "", &body);
             }
             if let Err(scope) = tokens.check(&asked.method, &asked.path, head.get("authorization")) {
-                let realm = format!("http://127.0.0.1:{}/token", self.port);
+                let realm = tokens.realm(self.port);
                 let challenge = format!("WWW-Authenticate: Bearer realm=\"{realm}\",service=\"tests\"{scope}\r\n");
                 let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"a token is needed"}]}"#;
                 return self.refuse(asked, head, reader, client, 401, &challenge, body);

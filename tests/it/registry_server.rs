@@ -39,6 +39,8 @@ pub(crate) struct Setup {
     pub(crate) deletes: bool,
     /// Addresses in answers are relative.
     pub(crate) relative: bool,
+    /// Tokens, of a service in plain http at this port; only with TLS, for what signs them is the authority's.
+    pub(crate) tokens_at: Option<u16>,
 }
 
 /// A running registry; it ends with the test.
@@ -77,7 +79,8 @@ impl DockerRegistry {
                     assert!(log.contains("address already in use"), "the registry has ended: {log}");
                     break;
                 }
-                if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                // Another program may have taken the port meanwhile, and answer in this one's place.
+                if listens(server.id(), port) && TcpStream::connect(("127.0.0.1", port)).is_ok() {
                     let (directory, program) = (directory.to_owned(), self.program.clone());
                     return RegistryServer { server, port, directory, setup, program };
                 }
@@ -105,8 +108,33 @@ impl DockerRegistry {
     }
 }
 
+/// Whether it is this process that listens at the port of 127.0.0.1 (proc_pid_net(5), proc_pid_fd(5)).
+fn listens(process: u32, port: u16) -> bool {
+    let sockets = fs::read_to_string(format!("/proc/{process}/net/tcp")).unwrap_or_default();
+    let address = format!("0100007F:{port:04X}");
+    let listening = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let listening = listening.filter(|fields| fields.get(1) == Some(&address.as_str()) && fields.get(3) == Some(&"0A"));
+    let names: Vec<_> =
+        listening.filter_map(|fields| fields.get(9).map(|inode| PathBuf::from(format!("socket:[{inode}]")))).collect();
+    let Ok(mut open) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    open.any(|file| file.and_then(|file| fs::read_link(file.path())).is_ok_and(|name| names.contains(&name)))
+}
+
+#[test]
+fn a_port_is_a_server_s_own_or_not() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    assert!(listens(std::process::id(), port));
+    let mut another = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+    let is_anothers = listens(another.id(), port);
+    let _ = (another.kill(), another.wait());
+    assert!(!is_anothers);
+    drop(listener);
+    assert!(!listens(std::process::id(), port));
+}
+
 fn configuration(directory: &Path, port: u16, setup: Setup) -> String {
-    let Setup { login, tls, deletes, relative } = setup;
+    let Setup { login, tls, deletes, relative, tokens_at } = setup;
     let at = |name: &str| directory.join(name).display().to_string();
     let mut text = format!(
         "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\n\
@@ -119,6 +147,13 @@ fn configuration(directory: &Path, port: u16, setup: Setup) -> String {
     }
     if login {
         text += &format!("auth:\n  htpasswd:\n    realm: tests\n    path: {}\n", at("htpasswd"));
+    }
+    if let Some(port) = tokens_at {
+        let realm = format!("http://127.0.0.1:{port}/token");
+        let bundle = at("authority.pem");
+        text += &format!(
+            "auth:\n  token:\n    realm: {realm}\n    service: tests\n    issuer: tests\n    rootcertbundle: {bundle}\n"
+        );
     }
     text
 }

@@ -6,15 +6,34 @@ use std::sync::Mutex;
 use crate::registry_messages::basic;
 use crate::registry_server::LOGIN;
 
+/// A user: name, password, and what the names of repositories begin with that are this user's.
+pub(crate) type User = (&'static str, &'static str, &'static str);
+
+/// What [`Tokens::for_identity`] takes instead of a password.
+pub(crate) const IDENTITY: &str = "identity-4711";
+
+/// Who gets tokens.
+#[derive(Default)]
+enum Who {
+    #[default]
+    Everybody,
+    Users(&'static [User]),
+    /// Whoever shows [`IDENTITY`].
+    Identity,
+}
+
 /// Who gets tokens, and how long they last.
 #[derive(Default)]
 pub(crate) struct Tokens {
-    /// Whether tokens are for [`LOGIN`] alone.
-    login: bool,
+    who: Who,
+    /// Whether who asks for too much gets nothing at all.
+    strict: bool,
     /// How many requests a token is good for; any number when absent.
     uses: Option<u32>,
     /// A repository that nobody is given a right to.
     closed: Option<&'static str>,
+    /// Where tokens are asked for, where that is not the registry itself: a port on this machine.
+    elsewhere: Option<u16>,
     given: Mutex<BTreeMap<String, Given>>,
 }
 
@@ -32,7 +51,22 @@ impl Tokens {
 
     /// For [`LOGIN`].
     pub(crate) fn for_login() -> Self {
-        Self { login: true, ..Self::default() }
+        Self::for_users(&[(LOGIN.0, LOGIN.1, "")])
+    }
+
+    /// For users who each have repositories of their own.
+    pub(crate) fn for_users(users: &'static [User]) -> Self {
+        Self { who: Who::Users(users), ..Self::default() }
+    }
+
+    /// For whoever comes with [`IDENTITY`] (distribution, "OAuth2 Token Authentication").
+    pub(crate) fn for_identity() -> Self {
+        Self { who: Who::Identity, ..Self::default() }
+    }
+
+    /// Whoever asks for something that is another user's gets no token for the rest either.
+    pub(crate) fn strictly(self) -> Self {
+        Self { strict: true, ..self }
     }
 
     /// Each is refused after so many requests.
@@ -45,26 +79,69 @@ impl Tokens {
         Self { closed: Some(repository), ..self }
     }
 
+    /// They are to be asked for at another port on this machine.
+    pub(crate) fn at(self, port: u16) -> Self {
+        Self { elsewhere: Some(port), ..self }
+    }
+
+    /// Where they are asked for, of a registry at this port.
+    pub(crate) fn realm(&self, port: u16) -> String {
+        format!("http://127.0.0.1:{}/token", self.elsewhere.unwrap_or(port))
+    }
+
     /// Answers a question for a token: status and body.
     pub(crate) fn give(&self, path: &str, authorization: Option<&str>) -> (u16, String) {
-        if self.login && authorization != Some(&basic(LOGIN.0, LOGIN.1)) {
-            return (401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"who are you?"}]}"#.to_owned());
-        }
-        let mut scopes = Vec::new();
-        let address = url::Url::parse(&format!("http://tests{path}")).unwrap();
-        for (_, scope) in address.query_pairs().filter(|(name, _)| name == "scope") {
-            for scope in scope.split(' ') {
-                let (resource, actions) = scope.rsplit_once(':').unwrap();
-                if resource.strip_prefix("repository:") == self.closed {
-                    continue;
-                }
-                scopes.extend(actions.split(',').map(|action| format!("{resource}:{action}")));
+        let owned = match self.who {
+            Who::Everybody => Some(""),
+            Who::Users(users) => {
+                let user = users.iter().find(|(name, password, _)| authorization == Some(&basic(name, password)));
+                user.map(|(_, _, prefix)| *prefix)
             }
+            Who::Identity => None,
+        };
+        let Some(owned) = owned else {
+            return (401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"who are you?"}]}"#.to_owned());
+        };
+        let address = url::Url::parse(&format!("http://tests{path}")).unwrap();
+        let scopes: Vec<_> = address.query_pairs().filter(|(name, _)| name == "scope").collect();
+        match self.token(scopes.iter().flat_map(|(_, scope)| scope.split(' ')), owned) {
+            Some(token) => (200, format!(r#"{{"token":"{token}","expires_in":300}}"#)),
+            None => (403, r#"{"errors":[{"code":"DENIED","message":"that is not yours"}]}"#.to_owned()),
+        }
+    }
+
+    /// Answers the same question in the form of OAuth 2.
+    pub(crate) fn exchange(&self, form: &[u8]) -> (u16, String) {
+        let form: BTreeMap<_, _> = url::form_urlencoded::parse(form).into_owned().collect();
+        let get = |name: &str| form.get(name).map_or("", String::as_str);
+        let is_right = (get("grant_type"), get("service"), get("refresh_token"))
+            == ("refresh_token", "tests", IDENTITY)
+            && !get("client_id").is_empty();
+        if !matches!(self.who, Who::Identity) || !is_right {
+            return (400, r#"{"error":"invalid_grant"}"#.to_owned());
+        }
+        let token = self.token(get("scope").split(' '), "").unwrap();
+        (200, format!(r#"{{"access_token":"{token}","expires_in":300,"scope":"{}"}}"#, get("scope")))
+    }
+
+    /// A token for those of the scopes that are somebody's.
+    fn token<'s>(&self, asked: impl Iterator<Item = &'s str>, owned: &str) -> Option<String> {
+        let mut scopes = Vec::new();
+        for scope in asked {
+            let (resource, actions) = scope.rsplit_once(':').unwrap();
+            let repository = resource.strip_prefix("repository:").unwrap();
+            if Some(repository) == self.closed || !repository.starts_with(owned) {
+                if self.strict {
+                    return None;
+                }
+                continue;
+            }
+            scopes.extend(actions.split(',').map(|action| format!("{resource}:{action}")));
         }
         let mut given = self.given.lock().unwrap();
         let token = format!("token-{}", given.len());
         given.insert(token.clone(), Given { scopes, uses: self.uses.unwrap_or(u32::MAX) });
-        (200, format!(r#"{{"token":"{token}","expires_in":300}}"#))
+        Some(token)
     }
 
     /// Whether a request comes with a token that is good for it; if not, the parameter of the challenge that says what
