@@ -7,6 +7,7 @@
 mod credentials;
 mod error;
 mod reference;
+mod sending;
 mod session;
 #[cfg(test)]
 pub(crate) mod stand_in;

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::future::{Either, select};
 use oci_client::RegistryOperation;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
@@ -101,6 +103,8 @@ pub(super) struct Refusal {
     words: String,
     /// What token would be good for it.
     pub(super) challenge: Option<Challenge>,
+    /// Where it would be answered: a body that is gone cannot be sent on there by the client.
+    pub(super) elsewhere: Option<Url>,
 }
 
 impl<'a> Session<'a> {
@@ -134,9 +138,9 @@ impl<'a> Session<'a> {
         self.network.client.get()
     }
 
-    /// Where an answer's `Location` leads to: it may be relative.
-    pub(super) fn follow(&self, base: &Url, response: &Response) -> Option<Url> {
-        base.join(response.headers().get(header::LOCATION)?.to_str().ok()?).ok()
+    /// Where an answer's `Location` leads to: it may be relative to where the answer came from.
+    pub(super) fn follow(&self, response: &Response) -> Option<Url> {
+        response.url().join(response.headers().get(header::LOCATION)?.to_str().ok()?).ok()
     }
 
     pub(super) fn unanswered(&self, what: &str, source: FetchError) -> RegistryError {
@@ -202,6 +206,19 @@ impl<'a> Session<'a> {
         url: &Url,
         finish: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Result<Response, Refusal>, RegistryError> {
+        let stalled = async { sleep(self.patience.stalled_after).await };
+        self.attempt_until(stalled, (reference, scope), what, (method, url), finish).await
+    }
+
+    /// Asks once; who has not answered when `stalled` comes to an end counts as one who does not answer.
+    pub(super) async fn attempt_until(
+        &self,
+        stalled: impl Future<Output = ()>,
+        (reference, scope): (&Reference, Scope),
+        what: &str,
+        (method, url): (Method, &Url),
+        finish: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Result<Response, Refusal>, RegistryError> {
         let way = self.way(reference).await?;
         let client = self.client().map_err(|error| self.unanswered(what, error))?;
         let mut request = client.request(method, url.clone());
@@ -215,7 +232,10 @@ impl<'a> Session<'a> {
         }
         let after = self.patience.stalled_after;
         let sending = async {
-            let sent = timeout(after, finish(request).send()).await.map_err(|_| FetchError::Stalled { after })?;
+            let sent = match select(pin!(finish(request).send()), pin!(stalled)).await {
+                Either::Left((sent, _)) => sent,
+                Either::Right(_) => return Err(FetchError::Stalled { after }),
+            };
             let response = sent.map_err(from_reqwest)?;
             let status = response.status();
             let is_passing = matches!(status.as_u16(), 408 | 425 | 429 | 500..);
@@ -434,6 +454,8 @@ impl Refusal {
         let status = response.status();
         let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
         let challenge = challenges.filter_map(|value| Challenge::parse(value.to_str().ok()?)).next();
+        let elsewhere = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+        let elsewhere = elsewhere.and_then(|address| response.url().join(address).ok());
         let mut text = Vec::new();
         let reading = async {
             while let Ok(Some(piece)) = response.chunk().await {
@@ -445,7 +467,7 @@ impl Refusal {
         };
         // What does not come is done without: the status says the most.
         let _ = timeout(patience, reading).await;
-        Self { challenge, ..Self::parse(status, &text) }
+        Self { challenge, elsewhere, ..Self::parse(status, &text) }
     }
 
     fn parse(status: StatusCode, text: &[u8]) -> Self {
@@ -458,7 +480,7 @@ impl Refusal {
         let usual = || status.canonical_reason().unwrap_or("no reason given").to_owned();
         // One line, and not a page of a server's between here and there.
         let words = said.unwrap_or_else(usual).chars().filter(|c| !c.is_control()).take(300).collect();
-        Self { status, codes, words, challenge: None }
+        Self { status, codes, words, challenge: None, elsewhere: None }
     }
 
     pub(super) fn has_code(&self, code: &str) -> bool {
