@@ -33,7 +33,7 @@ impl<'a> Missing<'a> {
         if self.provider.threads() > 1 {
             return ahead::read(&self.layers, self.provider, |layer, ahead| {
                 self.keep_going()?;
-                put(layer, LayerBytes { layer, bytes: Bytes::Ahead(ahead), observer: self.observer })
+                put(layer, LayerBytes { layer, bytes: Bytes::Ahead(ahead), observer: self.observer, told: 0 })
             });
         }
         self.layers.iter().try_for_each(|layer| {
@@ -59,7 +59,7 @@ impl<'a> Missing<'a> {
     }
 
     fn bytes<'b>(&'b self, layer: &'b Layer) -> LayerBytes<'b> {
-        LayerBytes { layer, bytes: Bytes::Provider(self.provider), observer: self.observer }
+        LayerBytes { layer, bytes: Bytes::Provider(self.provider), observer: self.observer, told: 0 }
     }
 
     fn keep_going(&self) -> Result<(), DeliveryError> {
@@ -72,6 +72,8 @@ pub struct LayerBytes<'a> {
     layer: &'a Layer,
     bytes: Bytes<'a>,
     observer: &'a dyn Observer,
+    /// Of how many bytes the observer has been told: those that are copied once more do not count twice.
+    told: u64,
 }
 
 enum Bytes<'a> {
@@ -83,7 +85,7 @@ enum Bytes<'a> {
 impl LayerBytes<'_> {
     /// Does without the bytes, which are at the target already: only tells the observer of them.
     pub fn skip(self) {
-        self.observer.event(Event::Advanced { bytes: self.layer.size });
+        self.observer.event(Event::Advanced { bytes: self.layer.size.saturating_sub(self.told) });
     }
 
     /// Copies the bytes to `out`; `describe` says what a failure of `out` means.
@@ -101,7 +103,7 @@ impl LayerBytes<'_> {
         out: &mut dyn Write,
         describe: impl FnOnce(io::Error) -> DeliveryError,
     ) -> Result<(), DeliveryError> {
-        let mut metered = Metered { out, observer: self.observer, bytes: 0, failure: None };
+        let mut metered = Metered { out, observer: self.observer, bytes: 0, told: &mut self.told, failure: None };
         let copied = match std::mem::replace(&mut self.bytes, Bytes::Gone) {
             Bytes::Provider(provider) => {
                 self.bytes = Bytes::Provider(provider);
@@ -134,6 +136,7 @@ struct Metered<'a> {
     out: &'a mut dyn Write,
     observer: &'a dyn Observer,
     bytes: u64,
+    told: &'a mut u64,
     failure: Option<io::Error>,
 }
 
@@ -144,7 +147,11 @@ impl Write for Metered<'_> {
         match written {
             Ok(written) => {
                 self.bytes += written as u64;
-                self.observer.event(Event::Advanced { bytes: written as u64 });
+                let news = self.bytes.saturating_sub(*self.told);
+                if news > 0 {
+                    self.observer.event(Event::Advanced { bytes: news });
+                    *self.told = self.bytes;
+                }
                 Ok(written)
             }
             // Not a failure: whoever writes tries again.

@@ -116,6 +116,8 @@ pub(super) fn pack_missing(
     crash::point("layers.packed");
     workshop.with_store("index layers", |store| store.index_layers(&packed));
     workshop.observer.event(Event::Finished { stage: Stage::Packing });
+    // What comes now needs memory of its own: connections, say.
+    workshop.packer.pause();
     outcome?;
     Ok(layers.into_iter().flatten().collect())
 }

@@ -24,4 +24,9 @@ impl Buffers {
     pub(super) fn put(&self, buffer: Box<[u8]>) {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
+
+    /// Frees the buffers that nobody has.
+    pub(super) fn free(&self) {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }

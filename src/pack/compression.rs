@@ -116,17 +116,22 @@ impl Codec {
         })
     }
 
-    /// The piece as one gzip member (RFC 1952; no name, no time) or one zstd frame (RFC 8878; no checksum).
-    pub(super) fn compress(&mut self, piece: &[u8]) -> io::Result<Vec<u8>> {
+    /// Turns the piece into one gzip member (RFC 1952; no name, no time) or one zstd frame (RFC 8878; no checksum), in the
+    /// place of what `out` holds.
+    pub(super) fn compress(&mut self, piece: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         match self {
             Self::Gzip(compressor) => {
-                let mut out = vec![0; compressor.gzip_compress_bound(piece.len())];
-                let length = compressor.gzip_compress(piece, &mut out).map_err(io::Error::other)?;
+                out.resize(compressor.gzip_compress_bound(piece.len()), 0);
+                let length = compressor.gzip_compress(piece, out).map_err(io::Error::other)?;
                 out.truncate(length);
-                Ok(out)
             }
-            Self::Zstd(compressor) => compressor.compress(piece),
+            Self::Zstd(compressor) => {
+                out.clear();
+                out.reserve_exact(zstd::zstd_safe::compress_bound(piece.len()));
+                compressor.compress_to_buffer(piece, out)?;
+            }
         }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Compression;
@@ -20,7 +20,13 @@ pub(super) struct Crew {
 impl Crew {
     /// A crew of `cores` threads: each has a piece in work and one waiting.
     pub(super) fn new(compression: Compression, cores: usize) -> Self {
-        Self { compression, places: Arc::new(Places { free: Mutex::new(2 * cores), freed: Condvar::new() }) }
+        let free = Mutex::new(vec![Vec::new(); 2 * cores]);
+        Self { compression, places: Arc::new(Places { free, freed: Condvar::new() }) }
+    }
+
+    /// Frees the memory of all places that nobody has.
+    pub(super) fn free(&self) {
+        self.places.free().fill_with(Vec::new);
     }
 
     /// A line for one layer's pieces; what they compress to goes to `out`.
@@ -28,13 +34,13 @@ impl Crew {
         Line { crew: self, buffers, out, waiting: VecDeque::new() }
     }
 
-    fn compress(&self, buffer: Box<[u8]>, filled: usize, place: Place) -> Receiver<io::Result<Done>> {
+    fn compress(&self, buffer: Box<[u8]>, filled: usize, mut place: Place) -> Receiver<io::Result<Done>> {
         let (send, receive) = sync_channel(1);
         let compression = self.compression;
         rayon::spawn_fifo(move || {
-            let compressed = with_codec(compression, |codec| codec.compress(&buffer[..filled]));
+            let compressed = with_codec(compression, |codec| codec.compress(&buffer[..filled], &mut place.compressed));
             // Nobody receives it where the layer was given up.
-            let _ = send.send(compressed.map(|compressed| Done { compressed, buffer, _place: place }));
+            let _ = send.send(compressed.map(|()| Done { buffer, place }));
         });
         receive
     }
@@ -59,10 +65,9 @@ fn with_codec<T>(compression: Compression, work: impl FnOnce(&mut Codec) -> io::
 
 /// A compressed piece.
 struct Done {
-    compressed: Vec<u8>,
     buffer: Box<[u8]>,
-    /// Free again when the piece is written.
-    _place: Place,
+    /// Where it is compressed; free again when that is written.
+    place: Place,
 }
 
 /// One layer's pieces on their way through the crew.
@@ -109,7 +114,7 @@ impl<W: Write> Line<'_, W> {
     }
 
     fn write(&mut self, done: Done) -> io::Result<()> {
-        self.out.write_all(&done.compressed)?;
+        self.out.write_all(&done.place.compressed)?;
         self.buffers.put(done.buffer);
         Ok(())
     }
@@ -135,16 +140,21 @@ fn lost() -> io::Error {
     io::Error::other("a thread that compresses ended before its work")
 }
 
-/// How many more pieces the crew may hold.
+/// Places for the pieces that the crew may hold beside those that it has: each is memory for what one compresses to, for new
+/// memory costs the system a page at a time, and is not given back as it was taken.
 struct Places {
-    free: Mutex<usize>,
+    free: Mutex<Vec<Vec<u8>>>,
     freed: Condvar,
 }
 
 impl Places {
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn wait(self: &Arc<Self>) {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if *free > 0 {
+        let free = self.free();
+        if !free.is_empty() {
             return;
         }
         if rayon::current_thread_index().is_some() {
@@ -157,19 +167,21 @@ impl Places {
 }
 
 /// The right to have a piece in the crew's hands.
-struct Place(Arc<Places>);
+struct Place {
+    compressed: Vec<u8>,
+    places: Arc<Places>,
+}
 
 impl Place {
     fn try_take(places: &Arc<Places>) -> Option<Self> {
-        let mut free = places.free.lock().unwrap_or_else(PoisonError::into_inner);
-        *free = free.checked_sub(1)?;
-        Some(Self(Arc::clone(places)))
+        let compressed = places.free().pop()?;
+        Some(Self { compressed, places: Arc::clone(places) })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.0.freed.notify_one();
+        self.places.free().push(std::mem::take(&mut self.compressed));
+        self.places.freed.notify_one();
     }
 }

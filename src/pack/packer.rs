@@ -47,6 +47,12 @@ impl<'a> Packer<'a> {
         2 * rayon::current_num_threads()
     }
 
+    /// Frees the memory in which layers were packed; more of them may follow all the same.
+    pub fn pause(&self) {
+        self.buffers.free();
+        self.crew.free();
+    }
+
     /// Packs one layer into `out` in one pass, and tells the observer of every piece of tar.
     pub fn pack(&self, contents: &LayerContents<'_>, out: &mut dyn Write) -> Result<Packed, PackError> {
         Ok(self.pack_in_state(contents, out)?.0)

@@ -7,6 +7,7 @@
 mod credentials;
 mod error;
 mod reference;
+mod sending;
 mod session;
 #[cfg(test)]
 pub(crate) mod stand_in;
@@ -25,7 +26,7 @@ pub(crate) use credentials::Logins;
 pub use credentials::{Credentials, CredentialsError};
 pub use error::RegistryError;
 pub use reference::{InvalidReference, Reference};
-use session::{Scope, Session};
+use session::{Question, Scope, Session};
 pub use upload::{UploadError, Uploaded};
 
 use crate::blob::Digest;
@@ -129,13 +130,17 @@ impl<'a> Repository<'a> {
         &self.reference
     }
 
+    fn question<'q>(&'q self, scope: Scope, what: &'q str, method: Method, url: &'q url::Url) -> Question<'q> {
+        Question { reference: &self.reference, scope, what, method, url }
+    }
+
     /// The digest of the manifest or index with this tag or digest; `None` where there is none.
     pub fn manifest_digest(&self, name: &str) -> Result<Option<Digest>, RegistryError> {
         let what = format!("the manifest '{name}'");
         self.runtime()?.block_on(async {
             let url = self.session.address(&self.reference, &format!("manifests/{name}")).await?;
             let accept = |request: reqwest::RequestBuilder| request.header(header::ACCEPT, MANIFESTS);
-            let answer = self.session.send(&self.reference, Scope::Pull, &what, Method::HEAD, &url, accept).await?;
+            let answer = self.session.send(self.question(Scope::Pull, &what, Method::HEAD, &url), accept).await?;
             match answer {
                 Ok(response) => Ok(digest_of(&response).and_then(|digest| digest.parse().ok())),
                 Err(refusal) if refusal.status == StatusCode::NOT_FOUND => Ok(None),
@@ -151,7 +156,7 @@ impl<'a> Repository<'a> {
         self.runtime()?.block_on(async {
             let url = self.session.address(&self.reference, &format!("manifests/{name}")).await?;
             let accept = |request: reqwest::RequestBuilder| request.header(header::ACCEPT, MANIFESTS);
-            let answer = self.session.send(&self.reference, Scope::Pull, &what, Method::GET, &url, accept).await?;
+            let answer = self.session.send(self.question(Scope::Pull, &what, Method::GET, &url), accept).await?;
             let response = match answer {
                 Ok(response) => response,
                 Err(refusal) if refusal.status == StatusCode::NOT_FOUND => return Ok(None),
@@ -178,7 +183,7 @@ impl<'a> Repository<'a> {
             let body = bytes::Bytes::copy_from_slice(bytes);
             let with_body =
                 |request: reqwest::RequestBuilder| request.header(header::CONTENT_TYPE, media_type).body(body.clone());
-            let answer = self.session.send(&self.reference, Scope::Push, &what, Method::PUT, &url, with_body).await?;
+            let answer = self.session.send(self.question(Scope::Push, &what, Method::PUT, &url), with_body).await?;
             match answer {
                 Ok(response) => {
                     self.check_digest(&response, &what, &Digest::of(bytes))?;
@@ -196,7 +201,7 @@ impl<'a> Repository<'a> {
         self.runtime()?.block_on(async {
             let url = self.session.address(&self.reference, &format!("manifests/{digest}")).await?;
             let as_it_is = |request| request;
-            match self.session.send(&self.reference, Scope::Push, &what, Method::DELETE, &url, as_it_is).await? {
+            match self.session.send(self.question(Scope::Push, &what, Method::DELETE, &url), as_it_is).await? {
                 Ok(_) => Ok(Deletion::Done),
                 Err(refusal) => match refusal.status {
                     StatusCode::NOT_FOUND => Ok(Deletion::Absent),
@@ -259,7 +264,7 @@ impl<'a> Repository<'a> {
         let what = format!("the blob {digest}");
         let url = self.session.address(&self.reference, &format!("blobs/{digest}")).await?;
         let as_it_is = |request| request;
-        match self.session.send(&self.reference, Scope::Pull, &what, Method::HEAD, &url, as_it_is).await? {
+        match self.session.send(self.question(Scope::Pull, &what, Method::HEAD, &url), as_it_is).await? {
             Ok(_) => Ok(true),
             Err(refusal) if refusal.status == StatusCode::NOT_FOUND => Ok(false),
             Err(refusal) => Err(self.session.refused(&what, refusal)),
@@ -311,9 +316,10 @@ impl Transport for Blob<'_, '_> {
                 0 => request,
                 from => request.header(header::RANGE, format!("bytes={from}-")),
             };
+            let question = self.repository.question(Scope::Pull, self.what, Method::GET, &self.url);
             let mut is_fresh = false;
             let response = loop {
-                match session.attempt(reference, Scope::Pull, self.what, Method::GET, &self.url, ranged).await {
+                match session.attempt(&question, ranged).await {
                     Ok(Ok(response)) => break response,
                     Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !is_fresh => {
                         is_fresh = true;

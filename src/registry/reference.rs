@@ -5,6 +5,12 @@ use std::str::FromStr;
 
 use crate::blob::Digest;
 
+const DOCKER_HUB: &str = "docker.io";
+/// Where Docker Hub answers.
+const ASKED_FOR_DOCKER_HUB: &str = "index.docker.io";
+/// The most bytes of a repository's name (distribution's reference grammar).
+const LONGEST_REPOSITORY: usize = 255;
+
 /// `HOST[:PORT]/NAME[:TAG]`, or with `@DIGEST`; by Docker's rules a name without a host is Docker Hub's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
@@ -72,6 +78,8 @@ impl Reference {
     }
 }
 
+/// By distribution's grammar and Docker's rules for hosts. oci-client's own reader makes eight megabytes of tables for that,
+/// and has the allocator hold back as much of all that is freed later.
 impl FromStr for Reference {
     type Err = InvalidReference;
 
@@ -81,16 +89,77 @@ impl FromStr for Reference {
         if text.contains("://") {
             return Err(invalid("it is an address, with a scheme before it"));
         }
-        let inner: oci_client::Reference =
-            text.parse().map_err(|error: oci_client::ParseError| invalid(&error.to_string()))?;
-        let digest = match inner.digest() {
-            None => None,
-            Some(digest) => Some(digest.parse().map_err(|_| invalid("digests are sha256 ones"))?),
+        let (name, digest) = match text.split_once('@') {
+            None => (text, None),
+            Some((name, digest)) => (name, Some(digest.parse().map_err(|_| invalid("digests are sha256 ones"))?)),
         };
-        let last = text.rsplit('/').next().unwrap_or(text);
-        let has_own_tag = last.split('@').next().is_some_and(|name| name.contains(':'));
+        let last = name.rfind('/').map_or(0, |slash| slash + 1);
+        let (name, tag) = match name[last..].find(':') {
+            None => (name, None),
+            Some(colon) => (&name[..last + colon], Some(&name[last + colon + 1..])),
+        };
+        if tag.is_some_and(|tag| !is_tag(tag)) {
+            return Err(invalid(
+                "a tag is of at most 128 letters, digits, '_', '.' and '-', not with one of the last two first",
+            ));
+        }
+        let (first, rest) = name.split_once('/').map_or((None, name), |(first, rest)| (Some(first), rest));
+        let has_good_start = first.is_none_or(|first| is_host(first) || is_component(first));
+        if !has_good_start || !rest.split('/').all(is_component) {
+            return Err(invalid(
+                "a repository is of lower-case letters and digits, with '/', '.', '_' or '-' between them",
+            ));
+        }
+        let (registry, repository) = match first {
+            Some(host) if host.contains(['.', ':']) || host == "localhost" || !is_component(host) => (host, rest),
+            _ => (DOCKER_HUB, name),
+        };
+        let registry = if registry == ASKED_FOR_DOCKER_HUB { DOCKER_HUB } else { registry };
+        let repository = match registry == DOCKER_HUB && !repository.contains('/') {
+            true => format!("library/{repository}"),
+            false => repository.to_owned(),
+        };
+        if repository.len() > LONGEST_REPOSITORY {
+            return Err(invalid("it is too long"));
+        }
+        let (registry, has_own_tag) = (registry.to_owned(), tag.is_some());
+        let inner = match (tag, &digest) {
+            (Some(tag), Some(digest)) => oci_client::Reference::with_tag_and_digest(
+                registry,
+                repository,
+                tag.to_owned(),
+                Digest::to_string(digest),
+            ),
+            (None, Some(digest)) => oci_client::Reference::with_digest(registry, repository, digest.to_string()),
+            (tag, None) => oci_client::Reference::with_tag(registry, repository, tag.unwrap_or("latest").to_owned()),
+        };
         Ok(Self { inner, digest, has_own_tag })
     }
+}
+
+/// `[a-zA-Z0-9]`, and `-` within, with dots between; then perhaps a port.
+fn is_host(text: &str) -> bool {
+    let (host, port) = text.split_once(':').map_or((text, "0"), |(host, port)| (host, port));
+    let is_label = |label: &str| {
+        let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        !label.is_empty() && label.bytes().all(is_inner) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    host.split('.').all(is_label) && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// `[a-z0-9]+`, again and again behind `.`, `_`, `__` or any number of `-`.
+fn is_component(text: &str) -> bool {
+    let is_word = |byte: char| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_between =
+        |between: &str| matches!(between, "" | "." | "_" | "__") || between.bytes().all(|byte| byte == b'-');
+    text.starts_with(is_word) && text.ends_with(is_word) && text.split(is_word).all(is_between)
+}
+
+fn is_tag(text: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    (1..=128).contains(&text.len())
+        && text.bytes().all(|byte| is_word(byte) || matches!(byte, b'.' | b'-'))
+        && !text.starts_with(['.', '-'])
 }
 
 impl fmt::Display for Reference {
@@ -143,6 +212,20 @@ mod tests {
     fn what_names_nothing_is_refused() {
         for text in ["", "https://registry.example/app", "registry.example/App", "registry.example/app:", "a b"] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn names_are_what_they_are_to_the_library(text in "[a-cA0.:_/@-]{0,12}|(a\\.b|a:0|localhost|index\\.docker\\.io)(/[a0._-]{1,4}){1,3}(:[aA0._-]{1,4})?(@sha256:[0-9a]{64})?") {
+            let theirs = text.parse::<oci_client::Reference>().ok();
+            // A name in capitals is a host's to Docker, and a repository's to the library.
+            let first = text.split_once('/').map_or("", |(first, _)| first);
+            proptest::prop_assume!(first.to_lowercase() == first);
+            match (text.parse::<Reference>(), theirs) {
+                (Ok(ours), Some(theirs)) => proptest::prop_assert_eq!(ours.inner, theirs),
+                (ours, theirs) => proptest::prop_assert_eq!(ours.is_ok(), theirs.is_some(), "{:?} {:?}", ours, theirs),
+            }
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::future::{Either, select};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
 use tokio::sync::OnceCell;
@@ -81,6 +83,18 @@ struct Tags {
     tags: Option<Vec<String>>,
 }
 
+/// What the registry is asked.
+pub(super) struct Question<'q> {
+    /// Whose repository it is about.
+    pub(super) reference: &'q Reference,
+    /// What a token has to be for.
+    pub(super) scope: Scope,
+    /// In words, for errors.
+    pub(super) what: &'q str,
+    pub(super) method: Method,
+    pub(super) url: &'q Url,
+}
+
 /// An answer that is no.
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
@@ -91,6 +105,8 @@ pub(super) struct Refusal {
     pub(super) challenge: Option<Challenge>,
     /// Whether there was a login for the repository.
     logged_in: bool,
+    /// Where it would be answered: a body that is gone cannot be sent on there by the client.
+    pub(super) elsewhere: Option<Url>,
 }
 
 impl<'a> Session<'a> {
@@ -123,9 +139,9 @@ impl<'a> Session<'a> {
         self.network.client.get()
     }
 
-    /// Where an answer's `Location` leads to: it may be relative.
-    pub(super) fn follow(&self, base: &Url, response: &Response) -> Option<Url> {
-        base.join(response.headers().get(header::LOCATION)?.to_str().ok()?).ok()
+    /// Where an answer's `Location` leads to: it may be relative to where the answer came from.
+    pub(super) fn follow(&self, response: &Response) -> Option<Url> {
+        response.url().join(response.headers().get(header::LOCATION)?.to_str().ok()?).ok()
     }
 
     pub(super) fn unanswered(&self, what: &str, source: FetchError) -> RegistryError {
@@ -146,17 +162,14 @@ impl<'a> Session<'a> {
     /// longer good is asked for anew, once.
     pub(super) async fn send(
         &self,
-        reference: &Reference,
-        scope: Scope,
-        what: &str,
-        method: Method,
-        url: &Url,
+        question: Question<'_>,
         finish: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Result<Response, Refusal>, RegistryError> {
+        let &Question { reference, scope, what, .. } = &question;
         let (mut failures, mut is_fresh) = (0, false);
         let repository = reference.repository();
         loop {
-            let error = match self.attempt(reference, scope, what, method.clone(), url, &finish).await {
+            let error = match self.attempt(&question, &finish).await {
                 Ok(Ok(response)) => return Ok(Ok(response)),
                 Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !is_fresh => {
                     is_fresh = true;
@@ -183,16 +196,28 @@ impl<'a> Session<'a> {
     /// Asks once.
     pub(super) async fn attempt(
         &self,
-        reference: &Reference,
-        scope: Scope,
-        what: &str,
-        method: Method,
-        url: &Url,
+        question: &Question<'_>,
         finish: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Result<Response, Refusal>, RegistryError> {
+        self.attempt_until(self.stalled(), question, finish).await
+    }
+
+    /// Comes to an end when whoever has not answered by then counts as one who does not answer.
+    pub(super) async fn stalled(&self) {
+        sleep(self.patience.stalled_after).await;
+    }
+
+    /// Asks once; who has not answered when `stalled` comes to an end counts as one who does not answer.
+    pub(super) async fn attempt_until(
+        &self,
+        stalled: impl Future<Output = ()>,
+        question: &Question<'_>,
+        finish: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Result<Response, Refusal>, RegistryError> {
+        let &Question { reference, scope, what, ref method, url } = question;
         let base = self.base().await?;
         let client = self.client().map_err(|error| self.unanswered(what, error))?;
-        let mut request = client.request(method, url.clone());
+        let mut request = client.request(method.clone(), url.clone());
         // An upload may go on at another host, which is shown nothing of this one's (CVE-2020-15157).
         if url.origin() == base.origin() {
             request = match self.authorization(reference, scope, what).await? {
@@ -201,19 +226,23 @@ impl<'a> Session<'a> {
                 Authorization::Bearer { token, .. } => request.bearer_auth(token),
             };
         }
-        let answer = self.exchange(what, finish(request)).await?;
+        let answer = self.exchange(what, finish(request), stalled).await?;
         Ok(answer.map_err(|refusal| Refusal { logged_in: self.has_login(reference), ..refusal }))
     }
 
-    /// Sends a request once, and takes its answer.
+    /// Sends a request once, and takes its answer, unless `stalled` comes to an end before.
     pub(super) async fn exchange(
         &self,
         what: &str,
         request: RequestBuilder,
+        stalled: impl Future<Output = ()>,
     ) -> Result<Result<Response, Refusal>, RegistryError> {
         let after = self.patience.stalled_after;
         let sending = async {
-            let sent = timeout(after, request.send()).await.map_err(|_| FetchError::Stalled { after })?;
+            let sent = match select(pin!(request.send()), pin!(stalled)).await {
+                Either::Left((sent, _)) => sent,
+                Either::Right(_) => return Err(FetchError::Stalled { after }),
+            };
             let response = sent.map_err(from_reqwest)?;
             let status = response.status();
             let is_passing = matches!(status.as_u16(), 408 | 425 | 429 | 500..);
@@ -254,7 +283,8 @@ impl<'a> Session<'a> {
         let mut page = Some(self.address(reference, "tags/list?n=1000").await?);
         while let Some(url) = page.take() {
             let as_it_is = |request| request;
-            let response = match self.send(reference, Scope::Pull, WHAT, Method::GET, &url, as_it_is).await? {
+            let question = Question { reference, scope: Scope::Pull, what: WHAT, method: Method::GET, url: &url };
+            let response = match self.send(question, as_it_is).await? {
                 Ok(response) => response,
                 Err(refusal) if refusal.status == StatusCode::NOT_FOUND => break,
                 Err(refusal) => return Err(self.refused(WHAT, refusal)),
@@ -330,6 +360,8 @@ impl Refusal {
         let status = response.status();
         let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
         let challenge = challenges.filter_map(|value| Challenge::parse(value.to_str().ok()?)).next();
+        let elsewhere = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+        let elsewhere = elsewhere.and_then(|address| response.url().join(address).ok());
         let mut text = Vec::new();
         let reading = async {
             while let Ok(Some(piece)) = response.chunk().await {
@@ -341,7 +373,7 @@ impl Refusal {
         };
         // What does not come is done without: the status says the most.
         let _ = timeout(patience, reading).await;
-        Self { challenge, ..Self::parse(status, &text) }
+        Self { challenge, elsewhere, ..Self::parse(status, &text) }
     }
 
     fn parse(status: StatusCode, text: &[u8]) -> Self {
@@ -354,7 +386,7 @@ impl Refusal {
         let usual = || status.canonical_reason().unwrap_or("no reason given").to_owned();
         // One line, and not a page of a server's between here and there.
         let words = said.unwrap_or_else(usual).chars().filter(|c| !c.is_control()).take(300).collect();
-        Self { status, codes, words, challenge: None, logged_in: false }
+        Self { status, codes, words, challenge: None, logged_in: false, elsewhere: None }
     }
 
     pub(super) fn has_code(&self, code: &str) -> bool {

@@ -155,7 +155,8 @@ impl Session<'_> {
     ) -> Result<Authorization, RegistryError> {
         let ping = self.base().await?.join("v2/").map_err(|error| FetchError::connection(error, false));
         let request = ping.and_then(|ping| Ok(self.client()?.get(ping)));
-        let answer = self.exchange(what, request.map_err(|error| self.unanswered(what, error))?).await?;
+        let answer =
+            self.exchange(what, request.map_err(|error| self.unanswered(what, error))?, self.stalled()).await?;
         let (is_refused, challenge) = match answer {
             Ok(_) => (false, None),
             Err(refusal) => (refusal.status == StatusCode::UNAUTHORIZED, refusal.challenge),

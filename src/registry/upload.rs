@@ -3,20 +3,24 @@
 use std::io::{self, Write};
 use std::sync::PoisonError;
 
+use bytes::Bytes;
 use reqwest::{Method, Response, StatusCode, header};
 use url::Url;
 
+use super::sending::{Answer, PIECE, Sending};
 use super::session::{Refusal, Scope};
 use super::{RegistryError, Repository};
 use crate::blob::Digest;
 use crate::http::FetchError;
 
-/// Bytes of a chunk, unless the registry wants larger ones. They stay in memory until the registry has them.
-const CHUNK: usize = 8 << 20;
+/// Bytes of a chunk, unless the registry wants larger ones.
+const CHUNK: u64 = 8 << 20;
 /// The largest chunk that a registry may ask for.
-const LARGEST_CHUNK: usize = 64 << 20;
+const LARGEST_CHUNK: u64 = 64 << 20;
 /// How often a blob is begun again.
 const ATTEMPTS: u32 = 3;
+/// How often a request is sent on to another address.
+const REDIRECTIONS: u32 = 5;
 
 /// How a blob came to be in a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +44,7 @@ pub enum UploadError<E> {
 struct Place {
     url: Url,
     /// Bytes of the smallest chunk that the registry takes.
-    least: usize,
+    least: u64,
 }
 
 /// What begins an upload.
@@ -49,12 +53,10 @@ enum Begun {
     At(Place),
 }
 
-/// The registry no longer has what it was sent.
-struct Lost;
-
 impl Repository<'_> {
     /// Brings a blob into the repository: out of one of these other repositories of the registry where that one lets us,
-    /// else by sending its bytes, which `write` writes; it is called again where the registry loses what it was sent.
+    /// else by sending its bytes, which `write` writes. They are not kept: it is called again where the registry has to be
+    /// sent something once more.
     pub fn upload<E>(
         &self,
         digest: &Digest,
@@ -70,17 +72,19 @@ impl Repository<'_> {
                 Begun::Mounted => return Ok(Uploaded::Mounted),
                 Begun::At(place) => place,
             };
-            let mut upload =
-                Upload { repository: self, place, chunk: Vec::new(), sent: 0, size, digest, failure: None };
-            let written = write(&mut upload);
-            match (upload.failure.take(), written) {
-                (Some(Ok(Lost)), _) => {}
-                (Some(Err(error)), _) => return Err(UploadError::Registry(error)),
-                (None, Err(error)) => return Err(UploadError::Source(error)),
-                (None, Ok(())) => {
-                    if let Ok(()) = runtime.block_on(upload.finish()).map_err(UploadError::Registry)? {
-                        return Ok(Uploaded::Sent);
-                    }
+            let mut upload = Upload::new(self, place, digest, size);
+            loop {
+                let mut pass = Pass::new(&mut upload);
+                let written = write(&mut pass);
+                let turn = match (pass.turn.take(), written) {
+                    (Some(turn), _) => turn,
+                    (None, Err(error)) => return Err(UploadError::Source(error)),
+                    (None, Ok(())) => pass.finish(),
+                };
+                match turn.map_err(UploadError::Registry)? {
+                    Turn::Done => return Ok(Uploaded::Sent),
+                    Turn::OnceMore => {}
+                    Turn::Lost => break,
                 }
             }
             begun = self.begin(digest, None);
@@ -97,7 +101,7 @@ impl Repository<'_> {
         let empty = |request: reqwest::RequestBuilder| request.header(header::CONTENT_LENGTH, 0);
         let post = |url: Url| {
             let (session, what) = (&self.session, &what);
-            async move { session.send(&self.reference, Scope::Push, what, Method::POST, &url, empty).await }
+            async move { session.send(self.question(Scope::Push, what, Method::POST, &url), empty).await }
         };
         let closed = || self.session.closed.lock().unwrap_or_else(PoisonError::into_inner);
         // Another repository may be another user's.
@@ -125,7 +129,7 @@ impl Repository<'_> {
         };
         let least = response.headers().get("OCI-Chunk-Min-Length");
         let least = least.and_then(|least| least.to_str().ok()?.parse().ok()).unwrap_or(0);
-        match self.session.follow(&plain, &response) {
+        match self.session.follow(&response) {
             Some(url) => Ok(Begun::At(Place { url, least })),
             None => Err(self.nonsense(&what, "it accepts an upload and does not say where")),
         }
@@ -137,177 +141,234 @@ impl Repository<'_> {
     }
 }
 
-/// Takes a blob's bytes and sends them on in chunks.
+/// An upload, as far as the registry has said that it is.
 struct Upload<'u, 'r> {
     repository: &'u Repository<'r>,
     place: Place,
-    /// What has still to be sent.
-    chunk: Vec<u8>,
+    digest: &'u Digest,
+    what: String,
+    size: u64,
     /// How many bytes the registry has.
     sent: u64,
-    size: u64,
-    digest: &'u Digest,
-    failure: Option<Result<Lost, RegistryError>>,
+    /// Failures, redirections and new tokens since it has taken something.
+    failures: u32,
+    redirections: u32,
+    is_fresh: bool,
 }
 
-impl Write for Upload<'_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+/// What comes after a request.
+enum Turn {
+    /// The blob is there.
+    Done,
+    /// The registry lacks bytes that were sent.
+    OnceMore,
+    /// The registry no longer has what it was sent.
+    Lost,
+}
+
+impl<'u, 'r> Upload<'u, 'r> {
+    fn new(repository: &'u Repository<'r>, place: Place, digest: &'u Digest, size: u64) -> Self {
+        let (what, sent) = (format!("the blob {digest}"), 0);
+        Self { repository, place, digest, what, size, sent, failures: 0, redirections: 0, is_fresh: false }
+    }
+
+    /// The next request, and where in the blob its body ends: a chunk, or the one that ends the upload. A blob that fits
+    /// into a chunk goes with that one.
+    fn begin(&self) -> (Sending<'u>, u64) {
         let most = CHUNK.max(self.place.least).min(LARGEST_CHUNK);
-        if self.chunk.capacity() == 0 {
-            self.chunk.reserve_exact(most.min(usize::try_from(self.size).unwrap_or(most)).max(1));
-        }
-        if self.chunk.len() == most {
-            let runtime = self.repository.runtime();
-            let sent = runtime.and_then(|runtime| runtime.block_on(self.send_chunk()));
-            self.failure = match sent {
-                Ok(Ok(())) => None,
-                Ok(Err(lost)) => Some(Ok(lost)),
-                Err(error) => Some(Err(error)),
-            };
-            if self.failure.is_some() {
-                return Err(io::Error::other("the registry did not take it"));
-            }
-        }
-        let taken = bytes.len().min(most - self.chunk.len());
-        self.chunk.extend_from_slice(&bytes[..taken]);
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Upload<'_, '_> {
-    fn what(&self) -> String {
-        format!("the blob {}", self.digest)
-    }
-
-    /// Sends what is in the chunk. After a failure the registry is asked how much has come of it.
-    async fn send_chunk(&mut self) -> Result<Result<(), Lost>, RegistryError> {
-        let (repository, what) = (self.repository, self.what());
-        let session = &repository.session;
-        let (mut failures, mut is_fresh) = (0, false);
-        let end = self.sent + self.chunk.len() as u64;
-        // Not a copy: several blobs are under way at once.
-        let bytes = bytes::Bytes::from(std::mem::take(&mut self.chunk));
-        let first = self.sent;
-        while self.sent < end {
-            let rest = bytes.slice((self.sent - first) as usize..);
-            let range = format!("{}-{}", self.sent, end - 1);
-            let with_body = |request: reqwest::RequestBuilder| {
-                request
-                    .header(header::CONTENT_TYPE, "application/octet-stream")
-                    .header(header::CONTENT_RANGE, &range)
-                    .header(header::CONTENT_LENGTH, rest.len())
-                    .body(rest.clone())
-            };
-            let url = self.place.url.clone();
-            let sent = session.attempt(&repository.reference, Scope::Push, &what, Method::PATCH, &url, with_body).await;
-            let error = match sent {
-                Ok(Ok(response)) => {
-                    self.move_on(&url, &response);
-                    let has = received(&response).unwrap_or(end);
-                    if has == self.sent || has > end {
-                        return Err(repository.nonsense(&what, "it has another number of bytes than were sent"));
-                    }
-                    self.sent = has;
-                    failures = 0;
-                    continue;
+        let rest = self.size - self.sent;
+        let (method, url, length) = match rest == 0 || (self.sent == 0 && rest <= most) {
+            true => {
+                let mut url = self.place.url.clone();
+                // One that was redirected has it already.
+                if !url.query_pairs().any(|(name, _)| name == "digest") {
+                    url.query_pairs_mut().append_pair("digest", &self.digest.to_string());
                 }
-                Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !is_fresh => {
-                    is_fresh = true;
-                    session.forget_authorization(&repository.reference, Scope::Push);
-                    continue;
+                (Method::PUT, url, rest)
+            }
+            false => (Method::PATCH, self.place.url.clone(), rest.min(most)),
+        };
+        let sending = Sending::begin(self.repository, &self.what, (method, &url), (self.sent, length));
+        (sending, self.sent + length)
+    }
+
+    /// What an answer means; `None` where the registry has something else to be told. After a failure it is asked how much
+    /// has come.
+    async fn conclude(&mut self, method: Method, end: u64, answer: Answer) -> Result<Option<Turn>, RegistryError> {
+        let (repository, session) = (self.repository, &self.repository.session);
+        let is_last = method == Method::PUT;
+        let error = match answer {
+            Ok(Ok(response)) if is_last => {
+                repository.check_digest(&response, &self.what, self.digest)?;
+                return Ok(Some(Turn::Done));
+            }
+            Ok(Ok(response)) => {
+                self.move_on(&response);
+                let has = received(&response).unwrap_or(end);
+                if has == self.sent || has > end {
+                    return Err(repository.nonsense(&self.what, "it has another number of bytes than were sent"));
                 }
-                Ok(Err(refusal)) if is_lost(&refusal) => FetchError::Status { status: 503, retry_after: None },
-                Ok(Err(refusal)) => return Err(session.refused(&what, refusal)),
-                Err(RegistryError::Unanswered { source, .. }) => source,
-                Err(error) => return Err(error),
-            };
-            failures += 1;
-            match session.patience.wait(&error, failures) {
-                Some(wait) => session.pause(&what, wait).await?,
-                None => return Err(session.unanswered(&what, error)),
+                (self.sent, self.failures, self.redirections, self.is_fresh) = (has, 0, 0, false);
+                return Ok(None);
             }
-            match self.ask_how_far().await? {
-                Some(has) if (self.sent..=end).contains(&has) => self.sent = has,
-                _ => return Ok(Err(Lost)),
+            Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !self.is_fresh => {
+                self.is_fresh = true;
+                session.forget_authorization(&repository.reference, Scope::Push);
+                return Ok(None);
             }
+            Ok(Err(refusal)) if is_lost(&refusal) && is_last => return Ok(Some(Turn::Lost)),
+            Ok(Err(refusal)) if is_lost(&refusal) => FetchError::Status { status: 503, retry_after: None },
+            Ok(Err(refusal)) => match self.redirected(&refusal) {
+                Some(url) => {
+                    self.place.url = url;
+                    return Ok(None);
+                }
+                None => return Err(session.refused(&self.what, refusal)),
+            },
+            Err(RegistryError::Unanswered { source, .. }) => source,
+            Err(error) => return Err(error),
+        };
+        self.failures += 1;
+        match session.patience.wait(&error, self.failures) {
+            Some(wait) => session.pause(&self.what, wait).await?,
+            None => return Err(session.unanswered(&self.what, error)),
         }
-        Ok(Ok(()))
+        if is_last {
+            // Its answer was lost, not what it had been told.
+            let is_there = repository.has_blob(self.digest).await?;
+            return Ok(Some(if is_there { Turn::Done } else { Turn::Lost }));
+        }
+        match self.ask_how_far().await? {
+            Some(has) if (self.sent..=end).contains(&has) => self.sent = has,
+            _ => return Ok(Some(Turn::Lost)),
+        }
+        Ok(None)
+    }
+
+    /// Where a request is sent on to, which the client cannot do by itself: it does not have the body.
+    fn redirected(&mut self, refusal: &Refusal) -> Option<Url> {
+        let is_redirection = matches!(refusal.status.as_u16(), 307 | 308) && self.redirections < REDIRECTIONS;
+        self.redirections += 1;
+        refusal.elsewhere.clone().filter(|_| is_redirection)
     }
 
     /// How many bytes the registry has of this upload; `None` where it has forgotten it.
     async fn ask_how_far(&mut self) -> Result<Option<u64>, RegistryError> {
-        let (repository, what) = (self.repository, self.what());
-        let url = self.place.url.clone();
+        let (repository, url) = (self.repository, self.place.url.clone());
         let as_it_is = |request| request;
         let session = &repository.session;
-        match session.send(&repository.reference, Scope::Push, &what, Method::GET, &url, as_it_is).await? {
+        match session.send(repository.question(Scope::Push, &self.what, Method::GET, &url), as_it_is).await? {
             Ok(response) => {
-                self.move_on(&url, &response);
+                self.move_on(&response);
                 Ok(received(&response))
             }
             Err(_) => Ok(None),
         }
     }
 
-    fn move_on(&mut self, url: &Url, response: &Response) {
-        if let Some(next) = self.repository.session.follow(url, response) {
+    fn move_on(&mut self, response: &Response) {
+        if let Some(next) = self.repository.session.follow(response) {
             self.place.url = next;
         }
     }
+}
+
+/// One pass over a blob's bytes, from the first one on: those that the registry has are left out, the others go to it.
+struct Pass<'p, 'u, 'r> {
+    upload: &'p mut Upload<'u, 'r>,
+    /// How many bytes have come.
+    at: u64,
+    /// The last of them, which still have to be given to the request.
+    piece: Vec<u8>,
+    /// The request under way, and where in the blob its body ends.
+    sending: Option<(Sending<'u>, u64)>,
+    /// Why the pass came to an end before its last byte.
+    turn: Option<Result<Turn, RegistryError>>,
+}
+
+impl<'p, 'u, 'r> Pass<'p, 'u, 'r> {
+    fn new(upload: &'p mut Upload<'u, 'r>) -> Self {
+        Self { upload, at: 0, piece: Vec::new(), sending: None, turn: None }
+    }
+
+    /// Takes some of the bytes. The end of the blob's stays here: its source may yet say that they are wrong.
+    fn take(&mut self, bytes: &[u8]) -> Result<(usize, Option<Turn>), RegistryError> {
+        let (sent, size) = (self.upload.sent, self.upload.size);
+        if self.at < sent {
+            let known = (sent - self.at).min(bytes.len() as u64);
+            self.at += known;
+            return Ok((known as usize, None));
+        }
+        if self.at == size {
+            // What is too much is for the source to notice.
+            return Ok((bytes.len(), None));
+        }
+        let (_, end) = self.sending.get_or_insert_with(|| self.upload.begin());
+        let end = *end;
+        let room = (PIECE - self.piece.len()).min(usize::try_from(end - self.at).unwrap_or(PIECE));
+        let taken = bytes.len().min(room);
+        if self.piece.capacity() == 0 {
+            self.piece.reserve_exact(room);
+        }
+        self.piece.extend_from_slice(&bytes[..taken]);
+        self.at += taken as u64;
+        let is_over = self.at == end;
+        let turn = if self.at < size && (is_over || self.piece.len() == PIECE) { self.send(is_over)? } else { None };
+        Ok((taken, turn))
+    }
+
+    /// Sends the piece, and where it is the request's last one, sees what is answered.
+    fn send(&mut self, is_over: bool) -> Result<Option<Turn>, RegistryError> {
+        let Some((mut sending, end)) = self.sending.take() else { return Ok(None) };
+        let piece = Bytes::from(std::mem::take(&mut self.piece));
+        let turn = self.upload.repository.runtime()?.block_on(async {
+            let early = if piece.is_empty() { None } else { sending.give(piece).await };
+            let method = sending.method.clone();
+            let answer = match (early, is_over) {
+                (Some(answer), _) => answer,
+                (None, true) => sending.answer().await,
+                (None, false) => {
+                    self.sending = Some((sending, end));
+                    return Ok(None);
+                }
+            };
+            self.upload.conclude(method, end, answer).await
+        })?;
+        // What the registry does not have has to come again.
+        let lacks = self.sending.is_none() && self.upload.sent < self.at;
+        Ok(turn.or(lacks.then_some(Turn::OnceMore)))
+    }
 
     /// Sends what is left, and has the registry verify the whole.
-    async fn finish(mut self) -> Result<Result<(), Lost>, RegistryError> {
-        let what = self.what();
-        // One that fits into a chunk goes with the request that ends the upload.
-        let body = match self.sent {
-            0 => bytes::Bytes::from(std::mem::take(&mut self.chunk)),
-            _ => match self.send_chunk().await? {
-                Ok(()) => bytes::Bytes::new(),
-                Err(lost) => return Ok(Err(lost)),
-            },
-        };
-        let (repository, session) = (self.repository, &self.repository.session);
-        let mut url = self.place.url.clone();
-        url.query_pairs_mut().append_pair("digest", &self.digest.to_string());
-        let with_body = |request: reqwest::RequestBuilder| {
-            request
-                .header(header::CONTENT_TYPE, "application/octet-stream")
-                .header(header::CONTENT_LENGTH, body.len())
-                .body(body.clone())
-        };
-        let mut is_fresh = false;
-        let response = loop {
-            match session.attempt(&repository.reference, Scope::Push, &what, Method::PUT, &url, with_body).await {
-                Ok(Ok(response)) => break response,
-                Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !is_fresh => {
-                    is_fresh = true;
-                    session.forget_authorization(&repository.reference, Scope::Push);
-                }
-                Ok(Err(refusal)) if is_lost(&refusal) => return Ok(Err(Lost)),
-                Ok(Err(refusal)) => return Err(session.refused(&what, refusal)),
-                Err(RegistryError::Unanswered { source, .. }) => {
-                    if !source.is_passing() {
-                        return Err(session.unanswered(&what, source));
-                    }
-                    let Some(wait) = session.patience.wait(&source, 1) else {
-                        return Err(session.unanswered(&what, source));
-                    };
-                    session.pause(&what, wait).await?;
-                    // Its answer was lost, not what it had been told.
-                    return match repository.has_blob(self.digest).await? {
-                        true => Ok(Ok(())),
-                        false => Ok(Err(Lost)),
-                    };
-                }
-                Err(error) => return Err(error),
+    fn finish(mut self) -> Result<Turn, RegistryError> {
+        if self.at < self.upload.size {
+            let session = &self.upload.repository.session;
+            let error = io::Error::new(io::ErrorKind::UnexpectedEof, "there are fewer bytes of it than was said");
+            return Err(session.unanswered(&self.upload.what, FetchError::File(error)));
+        }
+        loop {
+            if self.sending.is_none() {
+                self.sending = Some(self.upload.begin());
             }
-        };
-        repository.check_digest(&response, &what, self.digest)?;
-        Ok(Ok(()))
+            if let Some(turn) = self.send(true)? {
+                return Ok(turn);
+            }
+        }
+    }
+}
+
+impl Write for Pass<'_, '_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.take(bytes) {
+            Ok((taken, None)) => return Ok(taken),
+            Ok((_, Some(turn))) => self.turn = Some(Ok(turn)),
+            Err(error) => self.turn = Some(Err(error)),
+        }
+        Err(io::Error::other("the registry did not take it"))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

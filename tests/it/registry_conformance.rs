@@ -182,6 +182,36 @@ fn a_cut_upload_goes_on_where_the_registry_is(#[case] fault: Fault) {
     assert_eq!(traffic.sent(), blob.len() as u64, "what had arrived is not sent again: {:#?}", traffic.log);
 }
 
+#[test]
+fn a_source_is_read_again_only_where_something_has_to_be_sent_again() {
+    let place = place!(Setup::default(), None);
+    let blob = noise("read again", 2 * CHUNK + 1);
+    place.with("team/web", |repository| {
+        for (name, fault, expected) in [("whole", None, 1), ("cut", Some(Fault::CutAndKeep(1 << 20)), 2)] {
+            place.proxy.fail(Request::PatchUpload, fault.as_slice());
+            let blob = [name.as_bytes(), &blob].concat();
+            let mut passes = 0;
+            let written = repository.upload(&Digest::of(&blob), blob.len() as u64, &[], |out| {
+                passes += 1;
+                // Pieces of any length.
+                blob.chunks(777_777).try_for_each(|piece| out.write_all(piece))
+            });
+            assert_eq!((written.unwrap(), passes), (Uploaded::Sent, expected), "{name}");
+            assert!(read(repository, &Digest::of(&blob)) == blob);
+        }
+        // One that says too late that it was wrong has not become a blob.
+        let failed = repository.upload(&Digest::of(b"wrong"), 5, &[], |out| {
+            out.write_all(b"wrong")?;
+            Err(std::io::Error::other("it changed meanwhile"))
+        });
+        assert!(matches!(failed, Err(UploadError::Source(_))), "{failed:?}");
+        // One that comes to an end too early is not waited for.
+        let failed = repository.upload(&Digest::of(b"short"), 5, &[], |out| out.write_all(b"sho")).unwrap_err();
+        assert!(matches!(failed, UploadError::Registry(_)), "{failed:?}");
+        assert_eq!(repository.has_blobs(&[Digest::of(b"wrong"), Digest::of(b"short")]).unwrap(), BTreeSet::new());
+    });
+}
+
 #[rstest]
 // docker-registry 2.8 loses a session in which a chunk was cut.
 #[case(Request::PatchUpload, Fault::Cut(3 << 20))]
@@ -421,6 +451,60 @@ fn tokens_are_asked_for_and_used(#[case] tokens: Tokens) {
         tagged(repository, &["v1"]);
         assert_eq!(repository.tags().unwrap(), ["v1"]);
     });
+}
+
+#[rstest]
+// Where the upload goes on is said at its begin.
+#[case(Request::PostUpload, 1000)]
+#[case(Request::PostUpload, CHUNK + 1)]
+// Each request is sent on, its body with it.
+#[case(Request::PatchUpload, CHUNK + 1)]
+#[case(Request::PutUpload, 1000)]
+#[case(Request::PutUpload, CHUNK + 1)]
+fn an_upload_may_go_on_elsewhere_where_nobody_learns_who_asks(#[case] request: Request, #[case] size: u64) {
+    let place = place!(Setup::default(), Some(Tokens::for_all()));
+    let other = RegistryProxy::start(&place.server);
+    place.proxy.lead(request, &other);
+    let blob = noise("elsewhere", size);
+    place.with("team/web", |repository| {
+        let (digest, uploaded) = upload(repository, &blob, &[]);
+        assert_eq!(uploaded, Uploaded::Sent);
+        assert!(read(repository, &digest) == blob);
+    });
+    let (traffic, elsewhere) = (place.proxy.traffic(), other.traffic());
+    assert!(elsewhere.sent() > 0 || elsewhere.of(Request::PutUpload).requests > 0, "{:#?}", elsewhere.log);
+    assert!(traffic.authorized > 0, "{:#?}", traffic.log);
+    assert_eq!(elsewhere.authorized, 0, "{:#?}", elsewhere.log);
+    assert!(traffic.sent() + elsewhere.sent() <= 2 * size, "{:#?} {:#?}", traffic.log, elsewhere.log);
+}
+
+#[test]
+fn addresses_that_lead_round_in_a_circle_come_to_an_end() {
+    let place = place!(Setup::default(), None);
+    place.proxy.lead(Request::PutUpload, &place.proxy);
+    place.with("team/web", |repository| {
+        let refused = repository.upload(&Digest::of(b"x"), 1, &[], |out| out.write_all(b"x")).unwrap_err();
+        let UploadError::Registry(refused) = refused else { panic!("{refused:?}") };
+        assert!(refused.to_string().ends_with("(status 307)"), "{refused}");
+    });
+}
+
+#[test]
+fn a_blob_may_lie_elsewhere_where_nobody_learns_who_asks() {
+    let place = place!(Setup::default(), Some(Tokens::for_all()));
+    let storage = RegistryProxy::start(&place.server);
+    place.proxy.lead(Request::GetBlob, &storage);
+    // The connection breaks there too.
+    storage.fail(Request::GetBlob, &[Fault::CutAnswer(100_000)]);
+    let blob = noise("in storage", 300_000);
+    place.with("team/web", |repository| {
+        let (digest, _) = upload(repository, &blob, &[]);
+        assert!(read(repository, &digest) == blob);
+    });
+    let elsewhere = storage.traffic();
+    assert_eq!(elsewhere.of(Request::GetBlob).requests, 2, "{:#?}", elsewhere.log);
+    assert_eq!(elsewhere.authorized, 0, "{:#?}", elsewhere.log);
+    assert_eq!(place.proxy.traffic().of(Request::GetBlob).received, 0);
 }
 
 #[test]

@@ -97,6 +97,8 @@ pub(crate) struct Traffic {
     pub(crate) counts: BTreeMap<Request, Count>,
     /// One line each, in the order in which they came: `PUT /v2/...: 201`, queries left out.
     pub(crate) log: Vec<String>,
+    /// How many requests said who asks.
+    pub(crate) authorized: u64,
 }
 
 impl Traffic {
@@ -132,6 +134,8 @@ struct State {
     always: Mutex<BTreeMap<Request, Fault>>,
     /// How many tags a page of their list has.
     page: Mutex<Option<usize>>,
+    /// What requests of a kind are sent on to: `HOST:PORT`.
+    elsewhere: Mutex<BTreeMap<Request, String>>,
     /// Where an upload goes on that was cut and kept: its path, and the registry's newest address of it.
     uploads: Mutex<BTreeMap<String, String>>,
 }
@@ -154,6 +158,7 @@ impl RegistryProxy {
             faults: Mutex::default(),
             always: Mutex::default(),
             page: Mutex::default(),
+            elsewhere: Mutex::default(),
             uploads: Mutex::default(),
         });
         let served = Arc::clone(&state);
@@ -199,6 +204,12 @@ impl RegistryProxy {
         *self.state.page.lock().unwrap() = Some(most);
     }
 
+    /// Requests of a kind are answered with an address at another proxy: those that begin an upload with where that goes
+    /// on, others with 307.
+    pub(crate) fn lead(&self, request: Request, other: &RegistryProxy) {
+        self.state.elsewhere.lock().unwrap().insert(request, other.host());
+    }
+
     /// No request meets a fault any more.
     pub(crate) fn mend(&self) {
         self.state.faults.lock().unwrap().clear();
@@ -232,6 +243,7 @@ impl State {
                 head.remove("expect");
             }
             self.count(asked.request, 1, 0, 0);
+            self.traffic.lock().unwrap().authorized += u64::from(head.get("authorization").is_some());
             if !self.answer(&asked, head, &mut reader, &mut client)? {
                 return client.shutdown(Shutdown::Both);
             }
@@ -290,6 +302,11 @@ impl State {
         if let Some(most) = page.filter(|_| asked.request == Request::Tags) {
             let (link, body) = self.page_of_tags(&asked.path, most);
             return self.refuse(asked, head, reader, client, 200, &link, &body);
+        }
+        let elsewhere = self.elsewhere.lock().unwrap().get(&asked.request).cloned();
+        if let Some(host) = elsewhere.filter(|_| asked.request != Request::PostUpload) {
+            let location = format!("Location: http://{host}{}\r\n", asked.path);
+            return self.refuse(asked, head, reader, client, 307, &location, "");
         }
         self.forward(asked, head, reader, client, fault)
     }
@@ -396,6 +413,11 @@ impl State {
             }
             Some(Fault::OtherDigest) => answer.set("Docker-Content-Digest", &format!("sha256:{}", "0".repeat(64))),
             _ => {}
+        }
+        if let Some(host) = self.elsewhere.lock().unwrap().get(&asked.request) {
+            let location = answer.get("location").unwrap_or_default();
+            let location = location.replacen(&format!("127.0.0.1:{}", self.port), host, 1);
+            answer.set("Location", &location);
         }
         answer.remove("connection");
         client.write_all(&answer.bytes())?;

@@ -89,11 +89,11 @@ impl DockerRegistry {
         }
     }
 
-    /// An authority, and a certificate of its making for 127.0.0.1 and localhost.
+    /// An authority, and a certificate of its making for 127.0.0.1, localhost and registry.example.
     fn make_certificates(&self, directory: &Path) {
         let extensions = "[req]\ndistinguished_name=name\n[name]\n[ca]\nbasicConstraints=critical,CA:TRUE\n\
              keyUsage=critical,keyCertSign\n[server]\nbasicConstraints=critical,CA:FALSE\n\
-             subjectAltName=IP:127.0.0.1,DNS:localhost\n";
+             subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:registry.example\n";
         fs::write(directory.join("openssl.cnf"), extensions).unwrap();
         let run = |args: &str| {
             let mut command = Command::new(&self.openssl);
@@ -167,6 +167,10 @@ impl RegistryServer {
     /// A reference into it: `name` is `NAME[:TAG|@DIGEST]`.
     pub(crate) fn reference(&self, name: &str) -> String {
         format!("{}/{name}", self.host())
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// The file with the certificate of its authority.

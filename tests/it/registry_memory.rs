@@ -1,0 +1,57 @@
+//! How much memory a push takes.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::flox_fixture::{BareStore, FloxEnv, Tree};
+use crate::peers::peer;
+use crate::registry_server::Setup;
+use crate::sandbox::Sandbox;
+
+/// What any run on two cores may take.
+const MOST: u64 = 64 << 20;
+
+#[test]
+fn layers_that_are_made_and_sent_are_never_in_memory() {
+    let program = peer!(docker_registry);
+    let sandbox = Sandbox::new();
+    let server = program.start(&sandbox.path("registry"), Setup::default());
+    let store = BareStore::new(sandbox.path("root"));
+    // Larger than a chunk each, whatever compresses them, and more than there are threads.
+    let installs: Vec<_> = (0..6).map(|n| (format!("large{n}"), large(&store, n))).collect();
+    let installs: Vec<_> = installs.iter().map(|(name, path)| (name.as_str(), path.as_str())).collect();
+    let environment = FloxEnv::of_store_paths(sandbox.path("project"), "web", &installs, "");
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
+    command.env_clear().envs(sandbox.environment()).env("RAYON_NUM_THREADS", "2");
+    command.env("DOCKER_CONFIG", sandbox.path("home")).current_dir(sandbox.path("work"));
+    command.arg("containerize").arg("--store").arg(store.root()).arg("-d").arg(environment.dir());
+    command.args(["--push", &server.reference("team/web:v1")]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut running = command.spawn().unwrap();
+    let mut peak = 0;
+    let status = loop {
+        peak = peak.max(own_memory(running.id()).unwrap_or(0));
+        if let Some(status) = running.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    assert!(status.success());
+    assert_eq!(server.tags("team/web"), ["v1"]);
+    assert!((1 << 20..MOST).contains(&peak), "{} MiB", peak >> 20);
+}
+
+fn large(store: &BareStore, n: usize) -> String {
+    let (name, mut bytes) = (format!("large-{n}"), vec![0; 18 << 20]);
+    blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
+    store.add(&name, &Tree::new().program(format!("bin/{name}"), bytes))
+}
+
+/// What of a process's memory is in no file (proc(5)): a test's build of the program is larger than others.
+fn own_memory(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
