@@ -1,8 +1,8 @@
 //! Registries as the OCI distribution specification has them: references, credentials, blobs, manifests.
 //!
-//! References are oci-client's. Its requests hide an upload's session, so that none could go on where it broke, keep
-//! `Retry-After` to themselves, do not follow a list's pages, do not compare digests, and cannot tell a token service that
-//! fails from one that refuses: all requests are made here.
+//! References are oci-spec's. The well-kept client for registries, oci-client, hides an upload's session, so that none could
+//! go on where it broke, keeps `Retry-After` to itself, follows no list's pages, compares no digests, and cannot tell a token
+//! service that fails from one that refuses: all requests are made here.
 
 mod credentials;
 mod error;

@@ -14,7 +14,7 @@ const LONGEST_REPOSITORY: usize = 255;
 /// `HOST[:PORT]/NAME[:TAG]`, or with `@DIGEST`; by Docker's rules a name without a host is Docker Hub's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
-    inner: oci_client::Reference,
+    inner: oci_spec::distribution::Reference,
     digest: Option<Digest>,
     has_own_tag: bool,
 }
@@ -63,7 +63,7 @@ impl Reference {
     /// Another tag of the same repository.
     pub fn with_tag(&self, tag: &str) -> Self {
         let (registry, repository) = (self.inner.registry().to_owned(), self.repository().to_owned());
-        let inner = oci_client::Reference::with_tag(registry, repository, tag.to_owned());
+        let inner = oci_spec::distribution::Reference::with_tag(registry, repository, tag.to_owned());
         Self { inner, digest: None, has_own_tag: true }
     }
 
@@ -78,7 +78,7 @@ impl Reference {
     }
 }
 
-/// By distribution's grammar and Docker's rules for hosts. oci-client's own reader makes eight megabytes of tables for that,
+/// By distribution's grammar and Docker's rules for hosts. oci-spec's own reader makes eight megabytes of tables for that,
 /// and has the allocator hold back as much of all that is freed later.
 impl FromStr for Reference {
     type Err = InvalidReference;
@@ -124,14 +124,18 @@ impl FromStr for Reference {
         }
         let (registry, has_own_tag) = (registry.to_owned(), tag.is_some());
         let inner = match (tag, &digest) {
-            (Some(tag), Some(digest)) => oci_client::Reference::with_tag_and_digest(
+            (Some(tag), Some(digest)) => oci_spec::distribution::Reference::with_tag_and_digest(
                 registry,
                 repository,
                 tag.to_owned(),
                 Digest::to_string(digest),
             ),
-            (None, Some(digest)) => oci_client::Reference::with_digest(registry, repository, digest.to_string()),
-            (tag, None) => oci_client::Reference::with_tag(registry, repository, tag.unwrap_or("latest").to_owned()),
+            (None, Some(digest)) => {
+                oci_spec::distribution::Reference::with_digest(registry, repository, digest.to_string())
+            }
+            (tag, None) => {
+                oci_spec::distribution::Reference::with_tag(registry, repository, tag.unwrap_or("latest").to_owned())
+            }
         };
         Ok(Self { inner, digest, has_own_tag })
     }
@@ -218,7 +222,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn names_are_what_they_are_to_the_library(text in "[a-cA0.:_/@-]{0,12}|(a\\.b|a:0|localhost|index\\.docker\\.io)(/[a0._-]{1,4}){1,3}(:[aA0._-]{1,4})?(@sha256:[0-9a]{64})?") {
-            let theirs = text.parse::<oci_client::Reference>().ok();
+            let theirs = text.parse::<oci_spec::distribution::Reference>().ok();
             // A name in capitals is a host's to Docker, and a repository's to the library.
             let first = text.split_once('/').map_or("", |(first, _)| first);
             proptest::prop_assume!(first.to_lowercase() == first);
