@@ -1,6 +1,7 @@
 //! Obtains the planned layers, from the layer store or by packing them, and streams their bytes wherever they go.
 
 mod presence;
+mod shared;
 mod workshop;
 
 use workshop::Obtained;
@@ -13,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::blob::{Digest, DigestMismatch, LayerKey, VerifyingReader};
+use crate::blob::{Digest, DigestMismatch, LayerKey};
 use crate::delivery::{BlobError, BlobProvider, Past, Spool};
 use crate::event::{Cancelled, Event};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
@@ -177,15 +178,17 @@ impl<'a> Layers<'a> {
         let lease = workshop.with_store("protect layers in use", |store| store.lease(&keys));
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
         let mut found = found.unwrap_or_else(|| vec![None; keys.len()]);
-        // What lies far away has to be fetched all the same, for an environment is rendered of what is in it.
-        let unknown = |&at: &usize| found[at].is_none() && !workshop.packer.is_far(&contents[at]);
-        let unknown: Vec<usize> = (0..keys.len()).filter(unknown).collect();
-        let wanted: Vec<LayerKey> = unknown.iter().map(|&at| keys[at]).collect();
-        for (at, record) in unknown.into_iter().zip(workshop.look_up_shared(&wanted)) {
+        // What lies far away has to come all the same, for an environment is rendered of what is in it.
+        let unknown = (0..keys.len()).filter(|&at| found[at].is_none() && !made_before.layers.contains_key(&keys[at]));
+        let (far, near): (Vec<usize>, Vec<usize>) = unknown.partition(|&at| workshop.packer.is_far(&contents[at]));
+        let wanted: Vec<LayerKey> = near.iter().map(|&at| keys[at]).collect();
+        for (at, record) in near.into_iter().zip(workshop.look_up_shared(&wanted)) {
             found[at] = record;
         }
-        let known = keys.iter().zip(found).map(|(key, found)| {
-            let made = made_before.layers.remove(key);
+        let wanted: Vec<_> = far.iter().map(|&at| (keys[at], &contents[at])).collect();
+        let mut taken: BTreeMap<_, _> = far.into_iter().zip(workshop.take_far(&wanted)).collect();
+        let known = keys.iter().zip(found).enumerate().map(|(at, (key, found))| {
+            let made = made_before.layers.remove(key).or_else(|| taken.remove(&at).flatten());
             made.or_else(|| found.map(Obtained::reused))
         });
         Sought { workshop, contents, known: known.collect(), keys, images, lease, made_before }
@@ -239,30 +242,17 @@ impl<'a> Layers<'a> {
     /// Fetches the compressed layers among these whose bytes are not here and in a shared cache. What does not come, or
     /// comes wrong, is made here.
     fn fetch(&self, layers: &[&Layer]) {
-        let (Some(shared), Some(store)) = (self.workshop.shared, self.workshop.store) else { return };
         let records = layers.iter().filter_map(|layer| Some(&self.records[*self.by_digest.get(&layer.digest)?]));
         let wanted: Vec<_> = records.filter(|record| !record.has_blob && record.digest != record.diff_id.0).collect();
         let fetch = |record: &&&LayerRecord| -> Option<LayerRecord> {
-            let mut kept = None;
-            let came = shared.read_blob(&record.digest, record.size, |blob| {
-                let mut blob = VerifyingReader::new(blob, record.digest, record.size);
-                let mut writer = store.blob_writer().map_err(io::Error::other)?;
-                io::copy(&mut blob, &mut writer)?;
-                kept = Some(writer.commit(&record.digest).map_err(io::Error::other)?);
-                Ok(())
-            });
-            let stamp = kept.filter(|_| came)?;
+            let stamp = self.workshop.fetch_blob(record)?;
             self.known_blobs().insert(record.digest, stamp);
             self.fetched().insert(record.digest);
             Some(LayerRecord { has_blob: true, ..(**record).clone() })
         };
         let fetched: Vec<LayerRecord> = wanted.par_iter().filter_map(|record| fetch(&record)).collect();
-        if !fetched.is_empty() {
-            let bytes: u64 = fetched.iter().map(|record| record.size).sum();
-            let message = format!("fetched from a shared cache: {} layers, {bytes} bytes", fetched.len());
-            self.workshop.observer.event(Event::Detail { message });
-            self.workshop.record(&fetched);
-        }
+        self.workshop.tell_fetched(&fetched);
+        self.workshop.record(&fetched);
     }
 
     fn fetched(&self) -> MutexGuard<'_, BTreeSet<Digest>> {

@@ -91,9 +91,11 @@ impl Bucket {
     }
 }
 
-/// A bucket of Google's, with the keys in that file of application credentials, else with those of the machine.
+/// A bucket of Google's, with the keys in that file of application credentials, else with those of the machine. A server
+/// that is not Google's is asked without any, unless there is that file.
 pub(crate) fn open_google_bucket(
     name: &str,
+    endpoint: Option<&str>,
     credentials: Option<&str>,
     client: &Arc<Client>,
 ) -> object_store::Result<Arc<dyn ObjectStore>> {
@@ -101,6 +103,9 @@ pub(crate) fn open_google_bucket(
         .with_http_connector(SharedClient(Arc::clone(client)))
         .with_bucket_name(name)
         .with_retry(no_retries());
+    if let Some(endpoint) = endpoint {
+        builder = builder.with_base_url(endpoint.trim_end_matches('/')).with_skip_signature(credentials.is_none());
+    }
     if let Some(file) = credentials {
         builder = builder.with_application_credentials(file);
     }

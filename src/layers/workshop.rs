@@ -187,7 +187,7 @@ impl Workshop<'_> {
     }
 
     /// Whether somebody else's record is of a layer like those that are made here.
-    fn can_be(&self, record: &LayerRecord) -> bool {
+    pub(super) fn can_be(&self, record: &LayerRecord) -> bool {
         let as_packed = record.digest == record.diff_id.0 && record.size == record.tar_size;
         let compression = self.packer.compression();
         record.media_type == media_type(compression).as_str() && (compression != Compression::None || as_packed)

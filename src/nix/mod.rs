@@ -15,6 +15,7 @@ mod memo;
 mod memory;
 mod nar;
 mod nar_reader;
+mod nar_writer;
 #[cfg(test)]
 mod real_nix;
 mod refscan;
@@ -35,6 +36,7 @@ pub use local::LocalStore;
 pub use memo::{FileMemo, FileStamp, HashPart, MemoryMemo, NoMemo, RememberedFile};
 pub use memory::{MemoryNode, MemoryStore, MemoryTree, MemoryTreeError};
 pub use nar_reader::{NarError, read_nar};
+pub use nar_writer::NarWriter;
 pub use skeleton::{Skeleton, SkeletonRecorder};
 pub use source::{Far, Node, PathInfo, Source, SourceError, TreeState, Union, Visitor, WalkError};
 pub use store_path::{InvalidStorePath, STORE_DIR, StorePath, to_base32};

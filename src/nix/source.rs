@@ -114,6 +114,9 @@ pub trait Source: Send + Sync {
     fn skeleton(&self, _path: &StorePath) -> Result<Option<Arc<Skeleton>>, WalkError> {
         Ok(None)
     }
+
+    /// Is told the skeleton of a path that is far, and was had in another way; its contents are those of its content hash.
+    fn learn(&self, _path: &StorePath, _skeleton: &Skeleton) {}
 }
 
 /// A source could not say what it knows of a path.
@@ -339,5 +342,9 @@ impl Source for Union<'_> {
             }
         }
         Ok(None)
+    }
+
+    fn learn(&self, path: &StorePath, skeleton: &Skeleton) {
+        self.0.iter().for_each(|source| source.learn(path, skeleton));
     }
 }

@@ -14,4 +14,4 @@ mod tar_writer;
 pub use compression::{Compression, InvalidCompression};
 pub use layer::{LayerContents, PackError, Packed};
 pub use packer::Packer;
-pub use tar_reader::read_own_files;
+pub use tar_reader::{read_own_files, read_store_paths};

@@ -9,7 +9,7 @@ use super::tar_writer::{TakePiece, TarWriter};
 use super::{Compression, crew};
 use crate::blob::{DiffId, Digest};
 use crate::event::{Cancelled, Event, Observer};
-use crate::nix::{Source, TreeState};
+use crate::nix::{Skeleton, Source, StorePath, TreeState};
 use crate::sha256::{Partner, Partners, Sha256};
 
 /// Packs layers, several at once on threads of the caller's: they hash their streams in pairs, and share a crew that
@@ -39,6 +39,11 @@ impl<'a> Packer<'a> {
     /// Whether something of the layer would have to be fetched from elsewhere.
     pub fn is_far(&self, contents: &LayerContents<'_>) -> bool {
         contents.store_paths().iter().any(|path| self.source.is_far(path))
+    }
+
+    /// Has the source know what is in a path that is far, and was had out of a layer.
+    pub fn learn(&self, path: &StorePath, skeleton: &Skeleton) {
+        self.source.learn(path, skeleton);
     }
 
     /// How many threads should pack at once, each one layer after the other.

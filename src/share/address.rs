@@ -22,7 +22,7 @@ pub(super) enum Place {
     Registry(Reference),
     Directory(PathBuf),
     Bucket { bucket: Bucket, prefix: String },
-    GoogleBucket { name: String, prefix: String },
+    GoogleBucket { name: String, prefix: String, endpoint: Option<String> },
 }
 
 /// A text that is no address of a shared cache.
@@ -89,15 +89,16 @@ impl FromStr for ShareAddress {
         }
         let prefix = || url.path().trim_matches('/').to_owned();
         let host = || url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| malformed("it names no bucket"));
+        let parameters: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        let parameter = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let place = match url.scheme() {
             "file" => Place::Directory(url.to_file_path().map_err(|()| malformed("it names no local directory"))?),
-            "s3" => {
-                let parameters: Vec<(String, String)> = url.query_pairs().into_owned().collect();
-                let parameter =
-                    |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-                Place::Bucket { bucket: Bucket::described(host()?, parameter), prefix: prefix() }
-            }
-            "gs" => Place::GoogleBucket { name: host()?.to_owned(), prefix: prefix() },
+            "s3" => Place::Bucket { bucket: Bucket::described(host()?, parameter), prefix: prefix() },
+            "gs" => Place::GoogleBucket {
+                name: host()?.to_owned(),
+                prefix: prefix(),
+                endpoint: parameter("endpoint").map(str::to_owned),
+            },
             _ => return Err(malformed("s3://, gs:// and file:// are, and repositories of registries")),
         };
         Ok(Self { place, text: shown.trim_end_matches('/').to_owned() })
@@ -120,6 +121,7 @@ mod tests {
             ("registry.example/team/cache", "registry.example/team/cache"),
             ("s3://bucket/team/cache/?endpoint=127.0.0.1:9000&scheme=http", "s3://bucket/team/cache"),
             ("gs://bucket", "gs://bucket"),
+            ("gs://bucket/team?endpoint=http://127.0.0.1:9000", "gs://bucket/team"),
             ("file:///var/cache/layers", "file:///var/cache/layers"),
         ] {
             assert_eq!(text.parse::<ShareAddress>().unwrap().to_string(), shown);

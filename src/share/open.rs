@@ -80,9 +80,9 @@ impl<'a> Opener<'a> {
                 let keys = self.keyring.aws.keys(bucket.profile.as_deref());
                 (bucket.open(keys, &self.client).map_err(unusable)?, prefix.as_str())
             }
-            Place::GoogleBucket { name, prefix } => {
-                let google = self.keyring.google.as_deref();
-                (open_google_bucket(name, google, &self.client).map_err(unusable)?, prefix.as_str())
+            Place::GoogleBucket { name, prefix, endpoint } => {
+                let (google, endpoint) = (self.keyring.google.as_deref(), endpoint.as_deref());
+                (open_google_bucket(name, endpoint, google, &self.client).map_err(unusable)?, prefix.as_str())
             }
         };
         let runtime = match self.runtime.get() {

@@ -419,6 +419,12 @@ impl Source for Caches<'_> {
         let skeleton = kept.map_or_else(|| self.show(path, &mut |_: &[u8], _: Node<'_>| Ok(())), Ok)?;
         Ok(Some(Arc::new(skeleton)))
     }
+
+    fn learn(&self, path: &StorePath, skeleton: &Skeleton) {
+        if let Ok(Some(nar)) = self.place(path).map(|place| place.and_then(|place| place.nar())) {
+            self.keep(nar, skeleton);
+        }
+    }
 }
 
 #[cfg(test)]

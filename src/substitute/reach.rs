@@ -123,4 +123,10 @@ impl Source for Reach<'_> {
             _ => Ok(None),
         }
     }
+
+    fn learn(&self, path: &StorePath, skeleton: &Skeleton) {
+        if let Some(caches) = self.caches.as_ref().filter(|_| self.is_far(path)) {
+            caches.learn(path, skeleton);
+        }
+    }
 }

@@ -93,6 +93,11 @@ impl BucketServer {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// The bucket as one of Google's: its protocol for files is Amazon's but for conditions.
+    pub(crate) fn google_url(&self, prefix: &str) -> String {
+        format!("gs://cache/{prefix}?endpoint={}", self.endpoint())
+    }
+
     /// The bucket as a binary cache.
     pub(crate) fn url(&self) -> String {
         format!("s3://cache?endpoint={}", self.endpoint())

@@ -47,6 +47,11 @@ pub(crate) use crate::bucket_server::moto;
 /// Debian's registry, and openssl for its certificates.
 pub(crate) use crate::registry_server::docker_registry;
 
+/// Makes keys.
+pub(crate) fn openssl() -> Option<PathBuf> {
+    find_program("openssl")
+}
+
 /// Root's right to mount file systems.
 pub(crate) fn root() -> Option<()> {
     rustix::process::geteuid().is_root().then_some(())

@@ -365,6 +365,50 @@ fn a_bucket_is_a_cache_too() {
     assert!(said.contains("access is denied") && !said.contains("not the secret"), "{said}");
 }
 
+/// A file with a key of Google's kind, which nobody else knows.
+fn service_account(sandbox: &Sandbox, openssl: &Path) -> PathBuf {
+    let made = Command::new(openssl).args(["genrsa", "-traditional", "2048"]).output().unwrap();
+    assert!(made.status.success());
+    let account = serde_json::json!({
+        "type": "service_account",
+        "client_email": "keeper@tests.example",
+        "private_key_id": "tests",
+        "private_key": String::from_utf8(made.stdout).unwrap(),
+    });
+    let file = sandbox.path("google.json");
+    fs::write(&file, account.to_string()).unwrap();
+    file
+}
+
+#[test]
+fn a_bucket_of_googles_is_one_too() {
+    let (moto, openssl) = (peer!(moto), peer!(openssl));
+    let project = Project::new();
+    fs::create_dir_all(project.sandbox.path("nothing")).unwrap();
+    let server = moto.start(&project.sandbox.path("nothing"), Readers::All);
+    let share = server.google_url("team/layers");
+    let keys = service_account(&project.sandbox, &openssl);
+    let image = |name: &str, args: &[&str]| {
+        let machine = project.machine(name);
+        let file = project.sandbox.path("work/image.tar");
+        let mut command = machine.command(&project.environment);
+        command.env("GOOGLE_APPLICATION_CREDENTIALS", &keys).args(["--compression", "zstd"]).args(args);
+        let outcome = command.arg("-f").arg(&file).assert().success();
+        assert!(fs::read(&file).unwrap() == project.expected);
+        String::from_utf8(outcome.get_output().stderr.clone()).unwrap()
+    };
+    let said = image("first", &["--cache-to", &share]);
+    assert!(said.contains("given to the shared cache 'gs://cache/team/layers': 2 layers, 2 blobs"), "{said}");
+    let said = image("second", &["--cache-from", &share]);
+    assert!(said.contains("fetched from a shared cache: 2 layers"), "{said}");
+    // What is there is not given again.
+    let said = image("third", &["--cache-to", &share]);
+    assert!(said.contains("': 0 layers, 0 blobs"), "{said}");
+    let absent = share.replace("//cache/", "//absent/");
+    let said = image("fourth", &["--cache-from", &absent]);
+    assert!(said.contains("the shared cache 'gs://absent/team/layers' is done without"), "{said}");
+}
+
 #[test]
 fn garbage_of_a_cache_is_what_no_tag_leads_to_any_more() {
     let registry = peer!(docker_registry);

@@ -47,8 +47,14 @@ impl Project {
 
     /// A run with an empty store and this cache.
     pub(crate) fn command(&self, url: &str) -> assert_cmd::Command {
+        self.command_that(&[], url)
+    }
+
+    /// The same, with options before the command's name.
+    fn command_that(&self, options: &[&str], url: &str) -> assert_cmd::Command {
         let mut command = self.sandbox.cmd();
         command
+            .args(options)
             .arg("containerize")
             .arg("--store")
             .arg(self.sandbox.path("empty"))
@@ -102,6 +108,85 @@ fn an_image_out_of_a_cache_is_byte_for_byte_the_one_out_of_the_store(#[case] nar
     let nars: Vec<_> = asked.iter().filter(|name| name.starts_with("nar/")).collect();
     let closure = nix.closure(&["bash", "coreutils", "hello"].map(|package| nix.out(package)));
     assert_eq!(nars.len(), closure.len(), "every NAR is fetched once: {asked:#?}");
+}
+
+/// A run on another machine that has nothing but this layer cache: what it asked the binary cache for, and what it said.
+fn on_an_empty_machine(project: &Project, server: &CacheServer, machine: &str, args: &[&str]) -> (Vec<String>, String) {
+    let _ = (server.asked(), fs::remove_file(project.file()));
+    let mut command = project.command_that(&["-v"], &server.url());
+    command.env("LAYERHOLD_CACHE", project.sandbox.path(machine)).args(args);
+    let outcome = command.assert().success();
+    (server.asked(), String::from_utf8(outcome.get_output().stderr.clone()).unwrap())
+}
+
+fn nars(asked: &[String]) -> usize {
+    asked.iter().filter(|name| name.starts_with("nar/")).count()
+}
+
+#[rstest]
+#[case("zstd")]
+#[case("gzip")]
+fn layers_that_a_shared_cache_has_are_not_made_of_nars(#[case] compression: &str) {
+    let nix = peer!(nix);
+    let project = Project::new(nix, "xz");
+    let compression = ["--compression", compression];
+    let expected = project.image_of_the_store(&compression);
+    let server = CacheServer::start(&project.cache.directory);
+    let share = format!("file://{}", project.sandbox.path("share").display());
+
+    let (asked, _) =
+        on_an_empty_machine(&project, &server, "first", &[&compression[..], &["--cache-to", &share]].concat());
+    assert!(nars(&asked) > 0, "{asked:#?}");
+    assert!(fs::read(project.file()).unwrap() == expected);
+    let (asked, said) =
+        on_an_empty_machine(&project, &server, "second", &[&compression[..], &["--cache-from", &share]].concat());
+    assert_eq!(nars(&asked), 0, "{asked:#?}");
+    assert!(said.contains("fetched from a shared cache"), "{said}");
+    assert!(fs::read(project.file()).unwrap() == expected);
+    // What has come is here now.
+    let (asked, _) = on_an_empty_machine(&project, &server, "second", &[&compression[..], &["--offline"]].concat());
+    assert_eq!(asked, [""; 0]);
+    assert!(fs::read(project.file()).unwrap() == expected);
+}
+
+#[test]
+fn what_a_shared_cache_has_of_a_signed_path_is_what_was_signed() {
+    let nix = peer!(nix);
+    let project = Project::new(nix, "xz");
+    let compression = ["--compression", "zstd"];
+    let expected = project.image_of_the_store(&compression);
+    let server = CacheServer::start(&project.cache.directory);
+    let share = format!("file://{}", project.sandbox.path("share").display());
+    // A machine whose files are no longer those that its database vouches for.
+    let root = project.sandbox.path("tampered");
+    let copied = Command::new("cp").arg("-a").arg(nix.root()).arg(&root).status().unwrap();
+    assert!(copied.success());
+    let program = root.join(nix.out("hello").trim_start_matches('/')).join("bin/hello");
+    make_writable(&program);
+    let mut bytes = fs::read(&program).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&program, bytes).unwrap();
+    let mut command = project.sandbox.cmd();
+    command.arg("containerize").arg("--store").arg(&root).arg("-d").arg(project.environment.dir());
+    command.env("LAYERHOLD_CACHE", project.sandbox.path("tamperer")).args(compression).args(["--cache-to", &share]);
+    command.arg("-f").arg(project.sandbox.path("tampered.tar")).assert().success();
+
+    let (asked, said) =
+        on_an_empty_machine(&project, &server, "second", &[&compression[..], &["--cache-from", &share]].concat());
+    assert!(said.contains("as that was signed"), "{said}");
+    assert!(nars(&asked) > 0, "{asked:#?}");
+    assert!(fs::read(project.file()).unwrap() == expected);
+    let verify =
+        project.sandbox.cmd().env("LAYERHOLD_CACHE", project.sandbox.path("second")).args(["cache", "verify"]).output();
+    assert!(verify.unwrap().status.success());
+}
+
+/// Files of a store, and the directories that they are in, cannot be written as they are.
+fn make_writable(file: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    for path in [file.parent().unwrap(), file] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
 }
 
 #[test]
