@@ -101,7 +101,6 @@ fn only_what_is_missing_is_read_and_sent(runtime: Peer) {
         serde_json::from_slice(&outcome.get_output().stdout).unwrap()
     };
     let first = deliver("hello");
-    assert!(first["bytes_sent"].as_u64().unwrap() > 1_000_000, "{first:#}");
     store.empty(&["bash", "coreutils", "hello"]);
     let again = deliver("hello");
     assert_eq!((&again["layers_sent"], &again["bytes_sent"]), (&Value::from(0), &Value::from(0)), "{again:#}");
@@ -113,8 +112,9 @@ fn only_what_is_missing_is_read_and_sent(runtime: Peer) {
     };
     let known = digests(&first);
     let new: u64 = digests(&revised).iter().filter(|layer| !known.contains(layer)).map(|(_, size)| size).sum();
-    assert_eq!(revised["bytes_sent"].as_u64(), Some(new), "{revised:#}");
-    assert!(new < 500_000, "{new}");
+    // Other tests' images may have some of the new ones, too.
+    let sent = revised["bytes_sent"].as_u64().unwrap();
+    assert!(sent <= new && new < 500_000, "{sent} of {new}: {revised:#}");
     assert_eq!(image.run(&[], &["hello"]), "Hello, revised world!\n");
 }
 
