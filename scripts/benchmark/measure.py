@@ -64,13 +64,17 @@ class Results:
         with self.file.open("a") as out:
             out.write(json.dumps(line) + "\n")
 
+    def measured(self):
+        """All runs that were measured."""
+        return [line for line in self.lines if "note" not in line]
+
     def runs(self, job, contender):
-        """The runs that were measured."""
-        return [line for line in self.lines if (line.get("job"), line.get("contender")) == (job, contender)]
+        """The runs of one contender."""
+        return [line for line in self.measured() if (line["job"], line["contender"]) == (job, contender)]
 
     def contenders(self, job):
         """Whom the job has figures of, in the order of the first runs."""
-        return list(dict.fromkeys(line["contender"] for line in self.lines if line.get("job") == job))
+        return list(dict.fromkeys(line["contender"] for line in self.measured() if line["job"] == job))
 
     def figures(self, job, contender):
         """The medians; `None` where nothing was measured."""

@@ -91,12 +91,12 @@ def memory(results):
     """The most that any of our runs took. Of a run into a runtime the runtime's own program is the largest process."""
     peaks = [
         line["memory"]
-        for line in results.lines
-        if line.get("contender", "").startswith(OURS) and not line["job"].endswith(("-docker", "-podman", "-push"))
+        for line in results.measured()
+        if line["contender"].startswith(OURS) and not line["job"].endswith(("-docker", "-podman"))
     ]
     limit = 64 + 16 * max(0, os.cpu_count() - 2)
     peak = max(peaks) / MIB if peaks else None
-    return at_most("into files and pipes", "peak memory", peak, limit, " MiB")
+    return at_most("into files, pipes and registries", "peak memory", peak, limit, " MiB")
 
 
 def grown(results):
