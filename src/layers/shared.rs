@@ -104,7 +104,6 @@ impl Workshop<'_> {
             Cancelled::check(self.observer)?;
             read.entry(name.to_owned()).or_insert_with(Read::new).node(path, node)
         })?;
-        io::copy(&mut tar, &mut io::sink())?;
         let LayerContents::StorePaths(paths) = contents else { return Ok(()) };
         let mut known = Vec::new();
         for info in paths {

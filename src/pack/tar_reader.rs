@@ -38,11 +38,11 @@ pub fn read_own_files(tar: &[u8]) -> io::Result<RootFs> {
 /// Shows the nodes of a layer of store paths in their order: the store path's name, what is relative to it, the node.
 /// Whatever such a layer does not have is an error.
 pub fn read_store_paths(
-    tar: impl Read,
+    mut tar: impl Read,
     mut show: impl FnMut(&str, &[u8], Node<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
     let foreign = |path: &[u8]| io::Error::other(format!("it has an entry '{}'", String::from_utf8_lossy(path)));
-    for entry in Archive::new(tar).entries()? {
+    for entry in Archive::new(&mut tar).entries()? {
         let mut entry = entry?;
         let path = entry.path_bytes().into_owned();
         let path = path.strip_suffix(b"/").unwrap_or(&path);
@@ -72,7 +72,15 @@ pub fn read_store_paths(
             _ => return Err(foreign(path)),
         }
     }
-    Ok(())
+    // Not all readers agree on where a tar ends: behind its end some would find more.
+    let mut rest = [0; 512];
+    loop {
+        match tar.read(&mut rest)? {
+            0 => return Ok(()),
+            read if rest[..read].iter().all(|&byte| byte == 0) => {}
+            _ => return Err(io::Error::other("it has something behind its end")),
+        }
+    }
 }
 
 /// Whether an entry is root's, and has nothing that store paths do not have: capabilities, say.
@@ -125,6 +133,8 @@ mod tests {
         assert!(!read(store_path_with(|_, header| header.set_gid(1))));
         assert!(!read(store_path_with(|_, header| header.set_path("etc/passwd").unwrap())));
         assert!(!read(store_path_with(|_, header| header.set_entry_type(EntryType::Fifo))));
+        let (tar, more) = (store_path_with(|_, _| {}), store_path_with(|_, _| {}));
+        assert!(read([&tar[..], &[0; 512]].concat()) && !read([&tar[..], &more].concat()));
     }
 
     #[test]
