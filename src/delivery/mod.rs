@@ -153,8 +153,8 @@ pub enum Finish {
 
 /// A target of delivery.
 ///
-/// The calls come in this order: `spool` where layers are still to be made and there are places for them, `has`, `copy`, `put` with the layers that it
-/// does not have unless all was copied, `finish`. All take the same images.
+/// The calls come in this order: `spool` where layers are still to be made and there are places for them, `has`, `copy`,
+/// `put` with the layers that it does not have unless all was copied, `finish`. All take the same images.
 pub trait Sink {
     /// Whether layers could be written to their places at the target while they are made, so that it is worth the walk
     /// over their store paths to know their sizes before.

@@ -95,13 +95,21 @@ pub(crate) fn boot() -> Option<Vec<u8>> {
 /// Does `work` with this thread, and those that it starts, on the one core where it is. Threads that it starts stay there.
 pub(crate) fn on_one_core<T>(work: impl FnOnce() -> T) -> T {
     let Ok(before) = sched_getaffinity(None) else { return work() };
+    // Also where the work panics.
+    let _back = Cores(before);
     let mut one = CpuSet::new();
     one.set(sched_getcpu());
-    let is_pinned = sched_setaffinity(None, &one).is_ok();
-    let done = work();
-    if is_pinned {
+    // Where that may not be, the work is done wherever it is.
+    let _ = sched_setaffinity(None, &one);
+    work()
+}
+
+/// The cores that this thread gets back.
+struct Cores(CpuSet);
+
+impl Drop for Cores {
+    fn drop(&mut self) {
         // Somebody may have taken a core away meanwhile; the rest of the run is on fewer then, and no worse for it.
-        let _ = sched_setaffinity(None, &before);
+        let _ = sched_setaffinity(None, &self.0);
     }
-    done
 }

@@ -165,4 +165,6 @@ fn work_on_one_core_is_done_and_the_others_are_given_back() {
     let (here, of_a_thread) = super::linux::on_one_core(|| (cores(), std::thread::spawn(cores).join().unwrap()));
     assert_eq!((here.count(), of_a_thread.count()), (1, 1));
     assert_eq!(cores(), before);
+    assert!(std::panic::catch_unwind(|| super::linux::on_one_core(|| panic!("in the midst of it"))).is_err());
+    assert_eq!(cores(), before);
 }

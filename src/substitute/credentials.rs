@@ -57,7 +57,8 @@ impl fmt::Debug for AwsCredentials {
 }
 
 impl Credentials {
-    /// What the server of a cache is told: what stands in its address, else what is for addresses like it, else what the netrc file has.
+    /// What the server of a cache is told: what stands in its address, else what is for addresses like it, else what the
+    /// netrc file has.
     pub(super) fn login(&self, cache: &Url) -> Option<Login> {
         if let Some(password) = cache.password() {
             let decode = |text: &str| percent_decode(text);

@@ -137,6 +137,7 @@ fn runtime(name: &str) -> Option<Peer> {
 pub(crate) fn stand_in(sandbox: &Sandbox, store: &Path) {
     let container = format!(
         r#"[ "$1" = run ] || exit 0
+echo "$@" > '{arguments}'
 shift
 variables=()
 while [ "$1" != image ]; do
@@ -145,6 +146,7 @@ while [ "$1" != image ]; do
 done
 exec /usr/bin/env -i HOME=/nowhere NIX_CONF_DIR=/nowhere LAYERHOLD_CACHE='{cache}' PATH="$PATH" "${{variables[@]}}"     {tool} "${{@:2}}" --store '{store}'
 "#,
+        arguments = sandbox.path("container-arguments").display(),
         cache = sandbox.path("volume-cache").display(),
         tool = env!("CARGO_BIN_EXE_layerhold"),
         store = store.display(),

@@ -510,12 +510,19 @@ fn whoever_must_log_in_does_so_in_a_container(#[case] login: &str, #[case] netrc
         let tokens = format!("[substituters.tokens]\n\"{}\" = {:?}\n", server.url(), project.sandbox.path("token"));
         fs::write(own.join("config.toml"), tokens).unwrap();
     }
+    let certificates = project.sandbox.path("certificates.pem");
+    fs::write(&certificates, "").unwrap();
     let mut command = project.sandbox.cmd();
+    command.env("NIX_SSL_CERT_FILE", &certificates);
     command.args(["-vvv", "containerize", "-d"]).arg(project.environment.dir()).arg("-f").arg(project.file());
     command.args(["--substituter", &server.url(), "--trusted-public-key", &project.cache.key]).args(proxy::STAND_IN);
     let outcome = command.assert().success();
     assert!(!String::from_utf8_lossy(&outcome.get_output().stderr).contains("secret"));
     assert!(fs::read(project.file()).unwrap() == project.image_of_the_store(&[]));
+    let arguments = fs::read_to_string(project.sandbox.path("container-arguments")).unwrap();
+    let file = certificates.display();
+    assert!(arguments.contains(&format!("type=bind,source={file},target={file},readonly")), "{arguments}");
+    assert!(arguments.contains("--env NIX_SSL_CERT_FILE ") && !arguments.contains("secret"), "{arguments}");
 }
 
 #[test]
