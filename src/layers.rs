@@ -212,6 +212,12 @@ impl<'a> Layers<'a> {
         })
     }
 
+    /// What repositories were asked for, or were given by this machine, within a day.
+    fn remembered_repositories(&self) -> BTreeMap<String, BTreeSet<Digest>> {
+        let remembered = self.workshop.with_store("look up repositories", |store| store.recall(Shelf::Blobs));
+        presence::recalled(&remembered.unwrap_or_default(), self.workshop.now)
+    }
+
     /// Remembers what these layers make, and says how many bytes the store takes now; a store that fails
     /// costs the memory, never the image.
     pub fn record_image(&self, image: &ImageRecord) -> Option<u64> {
@@ -331,15 +337,21 @@ impl Past for Layers<'_> {
     }
 
     fn repositories(&self) -> BTreeMap<String, BTreeSet<Digest>> {
-        let remembered = self.workshop.with_store("look up repositories", |store| store.recall(Shelf::Blobs));
-        let mut repositories = presence::recalled(&remembered.unwrap_or_default(), self.workshop.now);
+        let mut repositories = self.remembered_repositories();
         for (name, blobs) in self.workshop.shared.map(SharedCache::repositories).unwrap_or_default() {
             repositories.entry(name).or_default().extend(blobs);
         }
         repositories
     }
 
+    fn seen_blobs(&self, repository: &str) -> BTreeSet<Digest> {
+        self.remembered_repositories().remove(repository).unwrap_or_default()
+    }
+
     fn remember_blobs(&self, repository: &str, blobs: &[Digest]) {
+        if blobs.is_empty() {
+            return;
+        }
         let entries = presence::entries(repository, blobs, Some(self.workshop.now));
         self.workshop.with_store("remember a repository", |store| store.remember(Shelf::Blobs, &entries));
     }

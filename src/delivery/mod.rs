@@ -107,9 +107,15 @@ pub trait Past: Sync {
         let _ = file;
     }
 
-    /// The repositories of registries, `HOST/NAME`, with the blobs that they are remembered to have.
+    /// The repositories of registries, `HOST/NAME`, with the blobs that they are remembered or said to have.
     fn repositories(&self) -> BTreeMap<String, BTreeSet<Digest>> {
         BTreeMap::new()
+    }
+
+    /// The blobs that a repository, `HOST/NAME`, was asked for or was given by this machine, not long ago.
+    fn seen_blobs(&self, repository: &str) -> BTreeSet<Digest> {
+        let _ = repository;
+        BTreeSet::new()
     }
 
     /// Remembers that a repository has these blobs.

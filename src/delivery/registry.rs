@@ -11,7 +11,7 @@ use crate::registry::{PutManifest, RegistryError, Repository, UploadError, Uploa
 
 /// Pushes to a tag of a repository.
 ///
-/// - A registry whose tag leads to this very image is asked for nothing else.
+/// - A registry whose tag leads to this very image is asked, once a day, whether it still has what the image is made of.
 /// - Which blobs a repository has is remembered, and asked again where the registry refuses a manifest for want of one.
 /// - A blob that another repository of the registry is remembered to have is mounted from there, where the registry lets
 ///   us.
@@ -52,6 +52,25 @@ impl<'a> RegistrySink<'a> {
 
     fn has_blobs(&self, blobs: &[Digest]) -> Result<BTreeSet<Digest>, DeliveryError> {
         self.repository.has_blobs(blobs).map_err(|error| self.error(error))
+    }
+
+    /// The layers that an image still has which its tag leads to. What was not seen there within a day is asked for:
+    /// registries lose blobs under images, by a collection of garbage that ran beside a push for instance.
+    fn still_there(&mut self, images: &Images, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
+        let layers: BTreeSet<Digest> = images.layers().iter().map(|layer| layer.digest).collect();
+        let seen = past.seen_blobs(&self.name());
+        let configs = images.all().iter().map(|image| image.config_digest);
+        let asked: Vec<Digest> = layers.iter().copied().chain(configs).filter(|blob| !seen.contains(blob)).collect();
+        let found = self.has_blobs(&asked)?;
+        past.remember_blobs(&self.name(), &found.iter().copied().collect::<Vec<_>>());
+        self.is_there = found.len() == asked.len();
+        if let (Images::Several(index), false) = (images, asked.is_empty()) {
+            for image in &index.images {
+                let there = self.repository.manifest_digest(&image.manifest_digest.to_string());
+                self.is_there &= there.map_err(|error| self.error(error))? == Some(image.manifest_digest);
+            }
+        }
+        Ok(layers.into_iter().filter(|layer| seen.contains(layer) || found.contains(layer)).collect())
     }
 
     /// The repositories, by their names in the registry, that may have a blob.
@@ -107,8 +126,7 @@ impl Sink for RegistrySink<'_> {
         let layers: Vec<Digest> = images.layers().iter().map(|layer| layer.digest).collect();
         let there = self.repository.manifest_digest(self.tag()).map_err(|error| self.error(error))?;
         if there == Some(images.digest()) {
-            self.is_there = true;
-            return Ok(layers.into_iter().collect());
+            return self.still_there(images, past);
         }
         let registry = format!("{}/", self.name().split('/').next().unwrap_or_default());
         let mut remembered = past.repositories();
@@ -155,11 +173,11 @@ impl Sink for RegistrySink<'_> {
     }
 
     fn finish(&mut self, images: &Images, past: &dyn Past) -> Result<Finish, DeliveryError> {
-        let blobs: Vec<Digest> = images.layers().iter().map(|layer| layer.digest).collect();
         if self.is_there {
-            past.remember_blobs(&self.name(), &blobs);
             return Ok(Finish::Committed);
         }
+        let configs = images.all().iter().map(|image| image.config_digest);
+        let blobs: Vec<Digest> = images.layers().iter().map(|layer| layer.digest).chain(configs).collect();
         let finish = self.put_documents(images)?;
         match finish {
             Finish::Committed => past.remember_blobs(&self.name(), &blobs),

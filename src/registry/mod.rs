@@ -322,8 +322,7 @@ impl Transport for Blob<'_, '_> {
                 match session.attempt(&question, ranged).await {
                     Ok(Ok(response)) => break response,
                     Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !is_fresh => {
-                        is_fresh = true;
-                        session.forget_authorization(reference, Scope::Pull);
+                        is_fresh = session.forget_authorization(reference, Scope::Pull, &refusal);
                     }
                     Ok(Err(refusal)) if refusal.status == StatusCode::NOT_FOUND => return Err(FetchError::NotFound),
                     Ok(Err(refusal)) => return Err(FetchError::Denied { status: refusal.status.as_u16() }),

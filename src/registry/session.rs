@@ -56,7 +56,7 @@ pub(super) struct Session<'a> {
 }
 
 /// What a request says of who asks.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) enum Authorization {
     Nobody,
     Basic { user: String, password: String },
@@ -105,6 +105,8 @@ pub(super) struct Refusal {
     pub(super) challenge: Option<Challenge>,
     /// Whether there was a login for the repository.
     logged_in: bool,
+    /// What the request said of who asks; `None` at another host than the registry's.
+    asked_as: Option<Authorization>,
     /// Where it would be answered: a body that is gone cannot be sent on there by the client.
     pub(super) elsewhere: Option<Url>,
 }
@@ -172,12 +174,12 @@ impl<'a> Session<'a> {
             let error = match self.attempt(&question, &finish).await {
                 Ok(Ok(response)) => return Ok(Ok(response)),
                 Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !is_fresh => {
-                    is_fresh = true;
                     match &refusal.challenge {
                         Some(challenge) if challenge.scopes.iter().any(|wanted| *wanted != scope.text(repository)) => {
+                            is_fresh = true;
                             self.widen_authorization(reference, scope, challenge, what).await?;
                         }
-                        _ => self.forget_authorization(reference, scope),
+                        _ => is_fresh = self.forget_authorization(reference, scope, &refusal),
                     }
                     continue;
                 }
@@ -218,16 +220,17 @@ impl<'a> Session<'a> {
         let base = self.base().await?;
         let client = self.client().map_err(|error| self.unanswered(what, error))?;
         let mut request = client.request(method.clone(), url.clone());
+        let mut asked_as = None;
         // An upload may go on at another host, which is shown nothing of this one's (CVE-2020-15157).
         if url.origin() == base.origin() {
-            request = match self.authorization(reference, scope, what).await? {
+            request = match asked_as.insert(self.authorization(reference, scope, what).await?) {
                 Authorization::Nobody => request,
                 Authorization::Basic { user, password } => request.basic_auth(user, Some(password)),
                 Authorization::Bearer { token, .. } => request.bearer_auth(token),
             };
         }
         let answer = self.exchange(what, finish(request), stalled).await?;
-        Ok(answer.map_err(|refusal| Refusal { logged_in: self.has_login(reference), ..refusal }))
+        Ok(answer.map_err(|refusal| Refusal { logged_in: self.has_login(reference), asked_as, ..refusal }))
     }
 
     /// Sends a request once, and takes its answer, unless `stalled` comes to an end before.
@@ -349,9 +352,18 @@ impl<'a> Session<'a> {
         self.authorizations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the next request ask for a token anew.
-    pub(super) fn forget_authorization(&self, reference: &Reference, scope: Scope) {
-        self.authorizations().remove(&(reference.repository().to_owned(), scope));
+    /// After a refusal, has the next request ask for a token anew; `false` where another request has had it asked for
+    /// already since this one was made.
+    pub(super) fn forget_authorization(&self, reference: &Reference, scope: Scope, refusal: &Refusal) -> bool {
+        // Another host was shown nothing that could be better another time.
+        let Some(asked_as) = &refusal.asked_as else { return true };
+        let key = (reference.repository().to_owned(), scope);
+        let mut authorizations = self.authorizations();
+        let is_last = authorizations.get(&key).is_none_or(|last| last == asked_as);
+        if is_last {
+            authorizations.remove(&key);
+        }
+        is_last
     }
 }
 
@@ -386,7 +398,7 @@ impl Refusal {
         let usual = || status.canonical_reason().unwrap_or("no reason given").to_owned();
         // One line, and not a page of a server's between here and there.
         let words = said.unwrap_or_else(usual).chars().filter(|c| !c.is_control()).take(300).collect();
-        Self { status, codes, words, challenge: None, logged_in: false, elsewhere: None }
+        Self { status, codes, words, challenge: None, logged_in: false, asked_as: None, elsewhere: None }
     }
 
     pub(super) fn has_code(&self, code: &str) -> bool {
@@ -410,5 +422,31 @@ fn is_loopback(address: &Url) -> bool {
         Some("localhost") => true,
         Some(host) => host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Silent;
+    use crate::registry::Registries;
+
+    #[test]
+    fn what_many_requests_were_refused_with_is_asked_for_anew_once() {
+        let registries = Registries::new(Settings::default(), &Silent);
+        let reference: Reference = "127.0.0.1:1/app".parse().unwrap();
+        let session = registries.repository(&reference).session;
+        let key = (reference.repository().to_owned(), Scope::Pull);
+        let bearer = |token: &str| Authorization::Bearer { token: token.to_owned(), scopes: BTreeSet::new() };
+        let refused = |asked_as| Refusal { asked_as, ..Refusal::parse(StatusCode::UNAUTHORIZED, b"") };
+        let forget = |refusal: Refusal| session.forget_authorization(&reference, Scope::Pull, &refusal);
+        session.authorizations().insert(key.clone(), bearer("old"));
+        assert!(forget(refused(Some(bearer("old")))), "the first one has it asked for");
+        assert!(session.authorizations().is_empty());
+        session.authorizations().insert(key.clone(), bearer("new"));
+        assert!(!forget(refused(Some(bearer("old")))), "the second one was refused before that");
+        // An upload that went on at another host.
+        assert!(forget(refused(None)), "there is nothing to be had for it");
+        assert!(session.authorizations().get(&key) == Some(&bearer("new")));
     }
 }

@@ -212,8 +212,7 @@ impl<'u, 'r> Upload<'u, 'r> {
                 return Ok(None);
             }
             Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !self.is_fresh => {
-                self.is_fresh = true;
-                session.forget_authorization(&repository.reference, Scope::Push);
+                self.is_fresh = session.forget_authorization(&repository.reference, Scope::Push, &refusal);
                 return Ok(None);
             }
             Ok(Err(refusal)) if is_lost(&refusal) && is_last => return Ok(Some(Turn::Lost)),

@@ -183,6 +183,29 @@ fn a_registry_that_loses_blobs_gets_them_again() {
     assert!(traffic.sent() < LARGE as u64, "what is still there is not sent again: {:#?}", traffic.log);
 }
 
+#[test]
+fn what_a_registry_has_lost_under_an_image_that_is_pushed_already_is_sent_again() {
+    let place = place!(Setup::default(), None);
+    place.push_whole("v1");
+    let digest = place.verify("v1");
+    let manifest: Value = serde_json::from_slice(&place.server.ask("GET", "/v2/team/web/manifests/v1").body).unwrap();
+    let config = manifest["config"]["digest"].as_str().unwrap().to_owned();
+    for lost in [place.layers("v1")[1].clone(), config] {
+        place.server.lose("team/web", &lost);
+        // A machine that has seen none of its blobs asks for all of them, although the tag leads to the image.
+        let newcomer = place.sandbox.path(format!("newcomer-{}", &lost[7..15]));
+        place.proxy.traffic();
+        place.command("v1").env("LAYERHOLD_CACHE", &newcomer).assert().success();
+        assert_eq!(place.verify("v1"), digest);
+        let traffic = place.proxy.traffic();
+        assert_eq!(traffic.of(Request::PostUpload).requests, 1, "what is there is not sent: {:#?}", traffic.log);
+        // It asks once.
+        place.command("v1").env("LAYERHOLD_CACHE", &newcomer).assert().success();
+        let traffic = place.proxy.traffic();
+        assert_eq!(traffic.of(Request::HeadBlob).requests, 0, "{:#?}", traffic.log);
+    }
+}
+
 /// What is said where a fault does not go away.
 fn lasting(request: Request, fault: Fault) -> String {
     let place = Place::new(Setup::default(), None).unwrap();

@@ -131,6 +131,28 @@ fn skopeo_inspects_an_index_and_each_image_in_it() {
     }
 }
 
+#[test]
+fn an_index_that_lost_an_image_gets_it_again() {
+    let program = peer!(docker_registry);
+    let project = Project::new("hello");
+    let setup = Setup { deletes: true, ..Setup::default() };
+    let server = program.start(&project.sandbox.path("registry"), setup);
+    let reference = server.reference("team/hello");
+    let push = |machine: &str| {
+        let machine = project.sandbox.path(machine);
+        let mut command = project.command(&["--platform", &both(), "--push", &reference]);
+        command.env("LAYERHOLD_CACHE", machine).assert().success();
+    };
+    push("first");
+    let index: Value = serde_json::from_slice(&server.ask("GET", "/v2/team/hello/manifests/latest").body).unwrap();
+    let image = format!("/v2/team/hello/manifests/{}", index["manifests"][1]["digest"].as_str().unwrap());
+    assert_eq!(server.ask("DELETE", &image).status, 202);
+    assert_eq!(server.ask("GET", &image).status, 404);
+    // The tag still leads to the index.
+    push("second");
+    assert_eq!(server.ask("GET", &image).status, 200);
+}
+
 /// A small environment, and a registry that demands a login.
 struct Guarded {
     sandbox: Sandbox,
