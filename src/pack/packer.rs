@@ -55,6 +55,7 @@ impl<'a> Packer<'a> {
     /// Frees the memory in which layers were packed; more of them may follow all the same.
     pub fn pause(&self) {
         self.buffers.free();
+        self.partners.free();
         self.crew.free();
     }
 
@@ -147,6 +148,14 @@ impl Watched<'_, '_> {
         (self.tell)(filled as u64);
         Ok(buffer)
     }
+
+    /// Has a piece hashed while others are read, and gives a buffer for the next one.
+    fn hash_aside(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
+        Cancelled::check(self.packer.observer)?;
+        let another = self.tar.give(buffer, filled).unwrap_or_else(|| self.packer.buffers.take());
+        (self.tell)(filled as u64);
+        Ok(another)
+    }
 }
 
 /// A tar that is written as it is.
@@ -157,9 +166,8 @@ struct Plain<'p, 'a> {
 
 impl TakePiece for Plain<'_, '_> {
     fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
-        let buffer = self.tar.hash(buffer, filled)?;
         self.tar.tar.aside(|| self.out.write_all(&buffer[..filled]))?;
-        Ok(buffer)
+        self.tar.hash_aside(buffer, filled)
     }
 }
 

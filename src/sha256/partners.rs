@@ -1,16 +1,24 @@
-//! Where threads that hash a stream each meet, so that their streams are hashed in pairs.
+//! Where threads that read a stream each leave what they have read, so that streams are hashed in pairs.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Sha256, update_two};
 
-/// How long a thread waits for a partner. Another that is at work needs less to read its next buffer; one whose disk is
+/// How long a thread waits for a partner. Another that is at work needs less to read its next piece; one whose disk is
 /// slow is not worth waiting for.
 const PATIENCE: Duration = Duration::from_micros(400);
 
-/// Brings together the streams of several threads: of two that have bytes to hash at the same time one thread hashes
-/// both, while the other sleeps and its core does something else.
+/// How many pieces of a stream may wait to be hashed: a thread reads on while another hashes, and threads change places
+/// on a core less often.
+const MOST_WAITING: usize = 4;
+
+/// So many bytes are hashed alone where no partner is there: to sleep and to wake takes longer.
+const NOT_WORTH_WAITING: usize = 16 << 10;
+
+/// Brings together the streams of several threads: of two that have bytes waiting one thread hashes both, while the other
+/// reads on, or sleeps and its core does something else.
 ///
 /// So there should be twice as many threads as cores, each with a stream of its own.
 #[derive(Debug, Default)]
@@ -20,95 +28,130 @@ pub struct Partners {
 
 #[derive(Debug, Default)]
 struct Table {
-    /// How many threads are on the way to their next bytes, or wait for a partner.
+    /// How many threads are at work, and may have bytes again soon.
     coming: usize,
-    /// A stream whose thread waits for a partner.
-    waiting: Option<(Work, Arc<Seat>)>,
+    streams: Vec<Stream>,
+    /// Places in `streams` that no thread has.
+    free: Vec<usize>,
+    /// Memory of pieces that were hashed.
+    spare: Vec<Box<[u8]>>,
 }
 
-/// A stream and bytes that it takes in next.
+#[derive(Debug, Default)]
+struct Stream {
+    /// `None` while a thread is hashing the piece that waited longest, and where there is no stream.
+    hasher: Option<Sha256>,
+    waiting: VecDeque<Piece>,
+    /// A piece that was hashed, and whose thread goes on with it.
+    returned: Option<Box<[u8]>>,
+    woken: Arc<Condvar>,
+}
+
 #[derive(Debug)]
-struct Work {
-    hasher: Sha256,
+struct Piece {
     buffer: Box<[u8]>,
     filled: usize,
+    /// Whether its thread waits for it.
+    is_wanted: bool,
 }
 
-impl Work {
-    fn alone(&mut self) {
-        self.hasher.update(&self.buffer[..self.filled]);
-    }
-
-    fn together(&mut self, other: &mut Self) {
-        let (bytes, other_bytes) = (&self.buffer[..self.filled], &other.buffer[..other.filled]);
-        update_two(&mut self.hasher, bytes, &mut other.hasher, other_bytes);
+impl Piece {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.filled]
     }
 }
 
-/// Where a thread that waits gets its stream back.
-#[derive(Debug, Default)]
-struct Seat {
-    done: Mutex<Option<Work>>,
-    woken: Condvar,
+impl Table {
+    /// A stream that has bytes which nobody is hashing, and is not `other`: of several the one that has most.
+    fn ready(&self, other: Option<usize>) -> Option<usize> {
+        let ready = self.streams.iter().enumerate().filter(|(at, stream)| Some(*at) != other && stream.is_ready());
+        ready.max_by_key(|(_, stream)| stream.waiting.len()).map(|(at, _)| at)
+    }
+
+    fn take_up(&mut self, at: usize) -> Option<Work> {
+        let stream = &mut self.streams[at];
+        let (hasher, piece) = (stream.hasher.take()?, stream.waiting.pop_front()?);
+        Some(Work { at, hasher, piece })
+    }
+
+    fn put_down(&mut self, work: Work) {
+        let stream = &mut self.streams[work.at];
+        stream.hasher = Some(work.hasher);
+        match work.piece.is_wanted {
+            true => stream.returned = Some(work.piece.buffer),
+            false => self.spare.push(work.piece.buffer),
+        }
+        // Its thread sleeps until there is room for several pieces, and not for each of them.
+        if stream.waiting.len() <= MOST_WAITING / 2 {
+            stream.woken.notify_one();
+        }
+    }
+}
+
+impl Stream {
+    fn is_ready(&self) -> bool {
+        self.hasher.is_some() && !self.waiting.is_empty()
+    }
+}
+
+/// A stream and the piece that it takes in next.
+struct Work {
+    at: usize,
+    hasher: Sha256,
+    piece: Piece,
 }
 
 impl Partners {
     /// A stream that may be hashed together with those of other threads, from its first byte.
     pub fn begin(&self) -> Partner<'_> {
-        lock(&self.table).coming += 1;
-        Partner { partners: self, hasher: Sha256::new(), seat: Arc::default() }
+        let stream = Stream { hasher: Some(Sha256::new()), ..Stream::default() };
+        let woken = Arc::clone(&stream.woken);
+        let mut table = lock(&self.table);
+        table.coming += 1;
+        let at = match table.free.pop() {
+            Some(at) => {
+                table.streams[at] = stream;
+                at
+            }
+            None => {
+                table.streams.push(stream);
+                table.streams.len() - 1
+            }
+        };
+        Partner { partners: self, at, woken, bytes: 0 }
     }
 
-    fn hash(&self, mut work: Work, seat: &Arc<Seat>) -> Work {
-        let mut table = lock(&self.table);
-        if let Some((mut other, others_seat)) = table.waiting.take() {
-            drop(table);
-            work.together(&mut other);
-            *lock(&others_seat.done) = Some(other);
-            others_seat.woken.notify_one();
-            return work;
-        }
-        if table.coming < 2 {
-            drop(table);
-            work.alone();
-            return work;
-        }
-        table.waiting = Some((work, Arc::clone(seat)));
+    /// Frees the memory of pieces that were hashed.
+    pub fn free(&self) {
+        lock(&self.table).spare.clear();
+    }
+
+    /// Hashes a piece of one stream, or of two at once; nobody else has to do with the table meanwhile.
+    fn hash<'t>(
+        &'t self,
+        mut table: MutexGuard<'t, Table>,
+        first: usize,
+        second: Option<usize>,
+    ) -> MutexGuard<'t, Table> {
+        let Some(mut one) = table.take_up(first) else { return table };
+        let other = second.and_then(|second| table.take_up(second));
         drop(table);
-        self.wait(seat)
-    }
-
-    /// Waits for a partner, and where none comes takes the stream back and hashes it alone.
-    fn wait(&self, seat: &Arc<Seat>) -> Work {
-        let mut done = lock(&seat.done);
-        if done.is_none() {
-            (done, _) = seat.woken.wait_timeout(done, PATIENCE).unwrap_or_else(PoisonError::into_inner);
-        }
-        loop {
-            if let Some(work) = done.take() {
-                return work;
+        let other = match other {
+            Some(mut other) => {
+                update_two(&mut one.hasher, one.piece.bytes(), &mut other.hasher, other.piece.bytes());
+                Some(other)
             }
-            drop(done);
-            if let Some(mut work) = self.take_back(seat) {
-                work.alone();
-                return work;
+            None => {
+                one.hasher.update(one.piece.bytes());
+                None
             }
-            // A partner is at it: it always comes to an end.
-            done = lock(&seat.done);
-            if done.is_none() {
-                done = seat.woken.wait(done).unwrap_or_else(PoisonError::into_inner);
-            }
-        }
-    }
-
-    fn take_back(&self, seat: &Arc<Seat>) -> Option<Work> {
+        };
         let mut table = lock(&self.table);
-        let (work, of_whom) = table.waiting.take()?;
-        if Arc::ptr_eq(&of_whom, seat) {
-            return Some(work);
+        table.put_down(one);
+        if let Some(other) = other {
+            table.put_down(other);
         }
-        table.waiting = Some((work, of_whom));
-        None
+        table
     }
 }
 
@@ -116,46 +159,116 @@ impl Partners {
 #[derive(Debug)]
 pub struct Partner<'a> {
     partners: &'a Partners,
-    hasher: Sha256,
-    seat: Arc<Seat>,
+    /// Its place in the table.
+    at: usize,
+    woken: Arc<Condvar>,
+    bytes: u64,
 }
 
-impl Partner<'_> {
+impl<'a> Partner<'a> {
+    /// Takes in the first `filled` bytes of `buffer`, sooner or later, here or on another thread. What comes back is a
+    /// buffer that was given before, if one is free.
+    pub fn give(&mut self, buffer: Box<[u8]>, filled: usize) -> Option<Box<[u8]>> {
+        self.put(Piece { buffer, filled, is_wanted: false }).spare.pop()
+    }
+
     /// Takes in the first `filled` bytes of `buffer`, here or on another thread, and gives it back.
     pub fn update(&mut self, buffer: Box<[u8]>, filled: usize) -> Box<[u8]> {
-        let work = Work { hasher: std::mem::take(&mut self.hasher), buffer, filled };
-        let Work { hasher, buffer, .. } = self.partners.hash(work, &self.seat);
-        self.hasher = hasher;
-        buffer
+        drop(self.put(Piece { buffer, filled, is_wanted: true }));
+        self.settle(0).streams[self.at].returned.take().expect("a piece is hashed when none is left to be")
+    }
+
+    fn put(&mut self, piece: Piece) -> MutexGuard<'a, Table> {
+        self.bytes += piece.filled as u64;
+        let mut table = self.settle(MOST_WAITING - 1);
+        table.streams[self.at].waiting.push_back(piece);
+        if table.streams[self.at].is_ready()
+            && let Some(other) = table.ready(Some(self.at))
+        {
+            table = self.partners.hash(table, self.at, Some(other));
+        }
+        table
     }
 
     /// Does something that may take long, while which nobody waits for this stream.
     pub fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
-        struct Aside<'a>(&'a Partners);
-        impl Drop for Aside<'_> {
-            fn drop(&mut self) {
-                lock(&self.0.table).coming += 1;
-            }
-        }
-        lock(&self.partners.table).coming -= 1;
-        let _back = Aside(self.partners);
+        let _back = Absence::begin(self.partners);
         work()
     }
 
     /// How many bytes were taken in.
     pub fn bytes(&self) -> u64 {
-        self.hasher.bytes()
+        self.bytes
     }
 
     /// The hash of all that was taken in.
-    pub fn finish(mut self) -> [u8; 32] {
-        std::mem::take(&mut self.hasher).finish()
+    pub fn finish(self) -> [u8; 32] {
+        let hasher = self.settle(0).streams[self.at].hasher.clone();
+        hasher.expect("nobody is hashing it").finish()
+    }
+
+    /// Hashes, or waits for others who do, until no more than `most` pieces of the stream wait; of none also until nobody
+    /// is hashing.
+    fn settle(&self, most: usize) -> MutexGuard<'a, Table> {
+        let mut table = lock(&self.partners.table);
+        let mut was_patient = false;
+        loop {
+            let stream = &table.streams[self.at];
+            let is_free = stream.hasher.is_some();
+            if stream.waiting.len() <= most && (most > 0 || is_free) {
+                return table;
+            }
+            let is_small = stream.waiting.iter().map(|piece| piece.filled).sum::<usize>() <= NOT_WORTH_WAITING;
+            if is_free {
+                let other = table.ready(Some(self.at));
+                // This thread itself is one of those that come.
+                if other.is_some() || was_patient || is_small || table.coming < 2 {
+                    table = self.partners.hash(table, self.at, other);
+                    was_patient = false;
+                    continue;
+                }
+            } else if let Some(first) = table.ready(None)
+                && let Some(second) = table.ready(Some(first))
+            {
+                table = self.partners.hash(table, first, Some(second));
+                continue;
+            }
+            table.coming -= 1;
+            let waited = self.woken.wait_timeout(table, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+            (table, was_patient) = (waited.0, waited.1.timed_out());
+            table.coming += 1;
+        }
     }
 }
 
 impl Drop for Partner<'_> {
     fn drop(&mut self) {
-        lock(&self.partners.table).coming -= 1;
+        let mut table = lock(&self.partners.table);
+        // Only where the stream was given up some are left.
+        table.streams[self.at].waiting.clear();
+        // Whoever is hashing puts it down here.
+        while table.streams[self.at].hasher.is_none() {
+            table = self.woken.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+        table.streams[self.at] = Stream::default();
+        table.free.push(self.at);
+        table.coming -= 1;
+    }
+}
+
+/// A thread that is not coming for the time being.
+struct Absence<'p>(&'p Partners);
+
+impl<'p> Absence<'p> {
+    fn begin(partners: &'p Partners) -> Self {
+        lock(&partners.table).coming -= 1;
+        Self(partners)
+    }
+}
+
+impl Drop for Absence<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.table).coming += 1;
     }
 }
 

@@ -92,8 +92,7 @@ pub(super) fn with<T>(
     let path = root.join(name);
     let patience = held.patience.min(SLED_PATIENCE);
     let attempt = |is_new: bool| -> Result<T, WorkError> {
-        // sled asserts what it finds on the disk; a panic here says "damaged" and nothing more.
-        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let whole = || {
             let db = open(&path, patience)?;
             if is_new {
                 begin(&db)?;
@@ -104,7 +103,11 @@ pub(super) fn with<T>(
                 return Err(sled::Error::ReportableBug("it was never finished".to_owned()).into());
             }
             work(&db)
-        }));
+        };
+        // sled starts eight threads for the first thing that it reads or writes, and each that runs before all are started
+        // burns its core until they are: on one core they wait for their turn instead, and none keeps the starting one
+        // from its own. And it asserts what it finds on the disk; a panic here says "damaged" and nothing more.
+        let outcome = host::on_one_core(|| std::panic::catch_unwind(AssertUnwindSafe(whole)));
         outcome.unwrap_or_else(|_| Err(sled::Error::ReportableBug("it is damaged".to_owned()).into()))
     };
     let fail = |error| match error {
@@ -131,9 +134,7 @@ fn open(path: &Path, patience: Duration) -> sled::Result<sled::Db> {
     let pause = Duration::from_millis(1);
     let mut waited = Duration::ZERO;
     let db = loop {
-        // sled starts eight threads at its first database, and each that runs before all are started burns its core until
-        // they are: on one core they wait for their turn instead, and none keeps the starting one from its own.
-        match host::on_one_core(|| config.open()) {
+        match config.open() {
             Err(error) if is_sled_lock(&error) && waited < patience => {
                 std::thread::sleep(pause);
                 waited += pause;
