@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use std::{hint, iter, thread};
 
-use layerhold::sha256::{Sha256, update_two};
+use layerhold::sha256::{Sha256, update_together};
 
 const BUFFER: usize = 256 << 10;
 
@@ -91,7 +91,7 @@ impl Stream {
     }
 
     /// Fills the buffer, as far as there are files.
-    fn fill<'f>(&mut self, files: &mut dyn Iterator<Item = &'f PathBuf>) {
+    fn fill(&mut self, files: &mut dyn Iterator<Item = &PathBuf>) {
         self.filled = 0;
         while self.filled < BUFFER {
             if self.file.is_none() {
@@ -107,7 +107,7 @@ impl Stream {
 }
 
 /// How many bytes were read.
-fn read_and_hash<'f>(files: &mut dyn Iterator<Item = &'f PathBuf>) -> u64 {
+fn read_and_hash(files: &mut dyn Iterator<Item = &PathBuf>) -> u64 {
     let (mut a, mut b) = (Stream::new(), Stream::new());
     loop {
         a.fill(files);
@@ -115,7 +115,7 @@ fn read_and_hash<'f>(files: &mut dyn Iterator<Item = &'f PathBuf>) -> u64 {
         if a.filled + b.filled == 0 {
             break;
         }
-        update_two(&mut a.hasher, &a.buffer[..a.filled], &mut b.hasher, &b.buffer[..b.filled]);
+        update_together(&mut [(&mut a.hasher, &a.buffer[..a.filled]), (&mut b.hasher, &b.buffer[..b.filled])]);
     }
     let bytes = a.hasher.bytes() + b.hasher.bytes();
     hint::black_box((a.hasher.finish(), b.hasher.finish()));

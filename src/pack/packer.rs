@@ -12,7 +12,7 @@ use crate::event::{Cancelled, Event, Observer};
 use crate::nix::{Skeleton, Source, StorePath, TreeState};
 use crate::sha256::{Partner, Partners, Sha256};
 
-/// Packs layers, several at once on threads of the caller's: they hash their streams in pairs, and share a crew that
+/// Packs layers, several at once on threads of the caller's: they hash their streams together, and share a crew that
 /// compresses on all cores.
 pub struct Packer<'a> {
     source: &'a dyn Source,
@@ -48,8 +48,9 @@ impl<'a> Packer<'a> {
 
     /// How many threads should pack at once, each one layer after the other.
     pub fn threads(&self) -> usize {
-        // Of two that hash, one sleeps while the other works for both; and some wait for a disk.
-        2 * rayon::current_num_threads()
+        // Of several that have something to hash one works for all while the others sleep; and some wait for a disk.
+        let of_a_core = if self.compression == Compression::None { 3 } else { 2 };
+        of_a_core * rayon::current_num_threads()
     }
 
     /// Frees the memory in which layers were packed; more of them may follow all the same.

@@ -1,7 +1,7 @@
-//! Two streams' blocks in turns, with the SHA instructions of x86-64.
+//! The blocks of several streams in turns, with the SHA instructions of x86-64.
 //!
 //! The order of operations within a stream is that of Intel's paper on these instructions (Gulley et al., "Intel SHA
-//! Extensions", 2013); the other stream's stand between them and fill the time that each would wait.
+//! Extensions", 2013); those of the other streams stand between them and fill the time that each would wait.
 #![allow(unsafe_code, reason = "whether a CPU has the instructions is known at run time alone; memory is not touched")]
 
 use std::arch::x86_64::{
@@ -32,53 +32,60 @@ const ROUND_CONSTANTS: [[u32; 4]; 16] = [
     [0x90be_fffa, 0xa450_6ceb, 0xbef9_a3f7, 0xc671_78f2],
 ];
 
-/// Applies the compression function to both streams, block by block in turns, as far as both have blocks. Does nothing
-/// and says so on a CPU that lacks the instructions.
-pub(super) fn try_compress(
-    a: &mut [u32; 8],
-    a_blocks: &[[u8; BLOCK]],
-    b: &mut [u32; 8],
-    b_blocks: &[[u8; BLOCK]],
-) -> bool {
+/// Applies the compression function to all streams, block by block in turns; they have the same number of blocks. Does
+/// nothing and says so on a CPU that lacks the instructions.
+pub(super) fn try_compress<const N: usize>(states: [&mut [u32; 8]; N], blocks: [&[[u8; BLOCK]]; N]) -> bool {
     let has_them =
         is_x86_feature_detected!("sha") && is_x86_feature_detected!("ssse3") && is_x86_feature_detected!("sse4.1");
     if has_them {
         // SAFETY: the CPU has every feature that the function is compiled for.
-        unsafe { compress(a, a_blocks, b, b_blocks) };
+        unsafe { compress(states, blocks) };
     }
     has_them
 }
 
 #[target_feature(enable = "sha,ssse3,sse4.1")]
-fn compress(a: &mut [u32; 8], a_blocks: &[[u8; BLOCK]], b: &mut [u32; 8], b_blocks: &[[u8; BLOCK]]) {
-    let (mut lane_a, mut lane_b) = (Lane::load(a), Lane::load(b));
-    for (a_block, b_block) in a_blocks.iter().zip(b_blocks) {
-        let (before_a, before_b) = (lane_a, lane_b);
-        let (mut words_a, mut words_b) = (load_words(a_block), load_words(b_block));
+fn compress<const N: usize>(states: [&mut [u32; 8]; N], blocks: [&[[u8; BLOCK]]; N]) {
+    let mut lanes = [Lane { abef: four_words(&[0; 4]), cdgh: four_words(&[0; 4]) }; N];
+    for (lane, state) in lanes.iter_mut().zip(&states) {
+        *lane = Lane::load(state);
+    }
+    let count = blocks.iter().map(|blocks| blocks.len()).min().unwrap_or(0);
+    for at in 0..count {
+        let before = lanes;
+        let mut words = [[four_words(&[0; 4]); 4]; N];
+        for (words, blocks) in words.iter_mut().zip(&blocks) {
+            *words = load_words(&blocks[at]);
+        }
         for at in 0..4 {
             let constants = four_words(&ROUND_CONSTANTS[at]);
-            lane_a.four_rounds(words_a[at], constants);
-            lane_b.four_rounds(words_b[at], constants);
+            for (lane, words) in lanes.iter_mut().zip(&words) {
+                lane.four_rounds(words[at], constants);
+            }
         }
-        sixteen_rounds::<4>(&mut lane_a, &mut words_a, &mut lane_b, &mut words_b);
-        sixteen_rounds::<8>(&mut lane_a, &mut words_a, &mut lane_b, &mut words_b);
-        sixteen_rounds::<12>(&mut lane_a, &mut words_a, &mut lane_b, &mut words_b);
-        lane_a.add(&before_a);
-        lane_b.add(&before_b);
+        sixteen_rounds::<N, 4>(&mut lanes, &mut words);
+        sixteen_rounds::<N, 8>(&mut lanes, &mut words);
+        sixteen_rounds::<N, 12>(&mut lanes, &mut words);
+        for (lane, before) in lanes.iter_mut().zip(&before) {
+            lane.add(before);
+        }
     }
-    lane_a.store(a);
-    lane_b.store(b);
+    for (lane, state) in lanes.iter().zip(states) {
+        lane.store(state);
+    }
 }
 
 #[inline]
 #[target_feature(enable = "sha,ssse3,sse4.1")]
-fn sixteen_rounds<const FIRST: usize>(a: &mut Lane, wa: &mut [__m128i; 4], b: &mut Lane, wb: &mut [__m128i; 4]) {
+fn sixteen_rounds<const N: usize, const FIRST: usize>(lanes: &mut [Lane; N], words: &mut [[__m128i; 4]; N]) {
     for at in 0..4 {
         let constants = four_words(&ROUND_CONSTANTS[FIRST + at]);
-        wa[at] = schedule(wa, at);
-        wb[at] = schedule(wb, at);
-        a.four_rounds(wa[at], constants);
-        b.four_rounds(wb[at], constants);
+        for words in words.iter_mut() {
+            words[at] = schedule(words, at);
+        }
+        for (lane, words) in lanes.iter_mut().zip(&*words) {
+            lane.four_rounds(words[at], constants);
+        }
     }
 }
 

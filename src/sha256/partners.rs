@@ -1,10 +1,10 @@
-//! Where threads that read a stream each leave what they have read, so that streams are hashed in pairs.
+//! Where threads that read a stream each leave what they have read, so that several streams are hashed at once.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Sha256, update_two};
+use super::{LANES, Sha256, update_together};
 
 /// How long a thread waits for a partner. Another that is at work needs less to read its next piece; one whose disk is
 /// slow is not worth waiting for.
@@ -14,13 +14,16 @@ const PATIENCE: Duration = Duration::from_micros(400);
 /// on a core less often.
 const MOST_WAITING: usize = 4;
 
+/// With so many streams that have bytes a thread does not read on, but hashes them.
+const ENOUGH: usize = LANES - 1;
+
 /// So many bytes are hashed alone where no partner is there: to sleep and to wake takes longer.
 const NOT_WORTH_WAITING: usize = 16 << 10;
 
-/// Brings together the streams of several threads: of two that have bytes waiting one thread hashes both, while the other
-/// reads on, or sleeps and its core does something else.
+/// Brings together the streams of several threads: of those that have bytes waiting one thread hashes some at once, while
+/// the others read on, or sleep and their cores do something else.
 ///
-/// So there should be twice as many threads as cores, each with a stream of its own.
+/// So there should be more threads than cores, each with a stream of its own.
 #[derive(Debug, Default)]
 pub struct Partners {
     table: Mutex<Table>,
@@ -62,16 +65,24 @@ impl Piece {
 }
 
 impl Table {
-    /// A stream that has bytes which nobody is hashing, and is not `other`: of several the one that has most.
-    fn ready(&self, other: Option<usize>) -> Option<usize> {
-        let ready = self.streams.iter().enumerate().filter(|(at, stream)| Some(*at) != other && stream.is_ready());
-        ready.max_by_key(|(_, stream)| stream.waiting.len()).map(|(at, _)| at)
+    /// How many streams have bytes which nobody is hashing.
+    fn ready(&self) -> usize {
+        self.streams.iter().filter(|stream| stream.is_ready()).count()
     }
 
-    fn take_up(&mut self, at: usize) -> Option<Work> {
-        let stream = &mut self.streams[at];
-        let (hasher, piece) = (stream.hasher.take()?, stream.waiting.pop_front()?);
-        Some(Work { at, hasher, piece })
+    /// Of the streams that are ready those that are hashed together next: `first`, if it is one of them, and those that
+    /// have most.
+    fn take_up(&mut self, first: usize) -> Vec<Work> {
+        let mut work = Vec::with_capacity(LANES);
+        while work.len() < LANES {
+            let ready = self.streams.iter_mut().enumerate().filter(|(_, stream)| stream.is_ready());
+            let Some((at, stream)) = ready.max_by_key(|(at, stream)| (*at == first, stream.waiting.len())) else {
+                break;
+            };
+            let (Some(hasher), Some(piece)) = (stream.hasher.take(), stream.waiting.pop_front()) else { break };
+            work.push(Work { at, hasher, piece });
+        }
+        work
     }
 
     fn put_down(&mut self, work: Work) {
@@ -126,31 +137,15 @@ impl Partners {
         lock(&self.table).spare.clear();
     }
 
-    /// Hashes a piece of one stream, or of two at once; nobody else has to do with the table meanwhile.
-    fn hash<'t>(
-        &'t self,
-        mut table: MutexGuard<'t, Table>,
-        first: usize,
-        second: Option<usize>,
-    ) -> MutexGuard<'t, Table> {
-        let Some(mut one) = table.take_up(first) else { return table };
-        let other = second.and_then(|second| table.take_up(second));
+    /// Hashes a piece of each of as many streams as can be hashed together, `first` among them; nobody else has to do with
+    /// those meanwhile.
+    fn hash<'t>(&'t self, mut table: MutexGuard<'t, Table>, first: usize) -> MutexGuard<'t, Table> {
+        let mut work = table.take_up(first);
         drop(table);
-        let other = match other {
-            Some(mut other) => {
-                update_two(&mut one.hasher, one.piece.bytes(), &mut other.hasher, other.piece.bytes());
-                Some(other)
-            }
-            None => {
-                one.hasher.update(one.piece.bytes());
-                None
-            }
-        };
+        let mut streams: Vec<_> = work.iter_mut().map(|work| (&mut work.hasher, work.piece.bytes())).collect();
+        update_together(&mut streams);
         let mut table = lock(&self.table);
-        table.put_down(one);
-        if let Some(other) = other {
-            table.put_down(other);
-        }
+        work.into_iter().for_each(|work| table.put_down(work));
         table
     }
 }
@@ -182,10 +177,8 @@ impl<'a> Partner<'a> {
         self.bytes += piece.filled as u64;
         let mut table = self.settle(MOST_WAITING - 1);
         table.streams[self.at].waiting.push_back(piece);
-        if table.streams[self.at].is_ready()
-            && let Some(other) = table.ready(Some(self.at))
-        {
-            table = self.partners.hash(table, self.at, Some(other));
+        if table.streams[self.at].is_ready() && table.ready() >= ENOUGH {
+            table = self.partners.hash(table, self.at);
         }
         table
     }
@@ -219,18 +212,11 @@ impl<'a> Partner<'a> {
                 return table;
             }
             let is_small = stream.waiting.iter().map(|piece| piece.filled).sum::<usize>() <= NOT_WORTH_WAITING;
-            if is_free {
-                let other = table.ready(Some(self.at));
-                // This thread itself is one of those that come.
-                if other.is_some() || was_patient || is_small || table.coming < 2 {
-                    table = self.partners.hash(table, self.at, other);
-                    was_patient = false;
-                    continue;
-                }
-            } else if let Some(first) = table.ready(None)
-                && let Some(second) = table.ready(Some(first))
-            {
-                table = self.partners.hash(table, first, Some(second));
+            // This thread itself is one of those that come.
+            let is_time = is_free && (was_patient || is_small || table.coming < 2);
+            if is_time || table.ready() >= 2 {
+                table = self.partners.hash(table, self.at);
+                was_patient = false;
                 continue;
             }
             table.coming -= 1;
@@ -297,7 +283,15 @@ mod tests {
                                 let filled = (thread * 1000 + round * 77 + piece * 311) % 5000;
                                 buffer[..filled].fill((thread + piece) as u8);
                                 whole.extend_from_slice(&buffer[..filled]);
-                                buffer = stream.update(buffer, filled);
+                                buffer = match (thread + round) % 3 {
+                                    0 => {
+                                        let bytes = buffer.clone();
+                                        let back = stream.update(buffer, filled);
+                                        assert_eq!(back, bytes, "the same one comes back");
+                                        back
+                                    }
+                                    _ => stream.give(buffer, filled).unwrap_or_else(|| vec![0; 5000].into()),
+                                };
                                 assert_eq!(buffer.len(), 5000);
                             }
                             assert_eq!(stream.bytes(), whole.len() as u64);
@@ -307,6 +301,31 @@ mod tests {
                 }
             });
         }
+    }
+
+    #[test]
+    fn streams_that_are_given_up_leave_the_others_alone() {
+        let partners = Partners::default();
+        std::thread::scope(|scope| {
+            for thread in 0..6u8 {
+                let partners = &partners;
+                scope.spawn(move || {
+                    for round in 0..50u8 {
+                        let (mut given_up, mut stream) = (partners.begin(), partners.begin());
+                        let bytes = vec![thread ^ round; 40_000];
+                        for _ in 0..MOST_WAITING {
+                            given_up.give(bytes.clone().into(), 40_000);
+                            stream.give(bytes.clone().into(), 40_000);
+                        }
+                        drop(given_up);
+                        let whole = bytes.repeat(MOST_WAITING);
+                        assert_eq!(stream.finish(), <[u8; 32]>::from(sha2::Sha256::digest(&whole)));
+                    }
+                });
+            }
+        });
+        let table = lock(&partners.table);
+        assert_eq!((table.coming, table.streams.len()), (0, table.free.len()), "all places are free again");
     }
 
     #[test]
