@@ -9,6 +9,8 @@ from place import quoted, run
 THREADS = os.cpu_count()
 DIGEST = "openssl dgst -sha256"
 STREAM = "streamLayeredImage (re-implemented)"
+PARTS = "the parts, on all cores at once"
+FLOOR = "reading and sha256 alone, on all cores"
 
 
 def file_jobs(place):
@@ -48,6 +50,8 @@ def file_jobs(place):
                 Contender("cp", copied, place.remove_output, out),
                 Contender("cp, then sync of the file", copied + synced, place.remove_output, out),
             ],
+            # Of the copies a few wait for the disk, whoever makes them.
+            rounds=11,
             setup=keep,
         ),
         Job(
@@ -78,21 +82,30 @@ def pipe_jobs(place):
 
 
 def codec_jobs(place):
-    """Compressed archives, cold. "The parts": reading a ready tar file, the codec on one thread, both digests."""
+    """Compressed archives, cold. "The parts": reading a ready tar file, the codec on one thread, both digests. With all
+    cores at work each may do less than alone, so the parts are also done with a share of the tar on each core at once."""
     out, part = quoted([place.out]), quoted([place.work / "part"])
+
+    def parts_of(codec, whole, part):
+        return f"{codec} {whole} > {part} && {DIGEST} {whole} && {DIGEST} {part}"
+
+    def parts_at_once(codec):
+        shares = [(quoted([share]), quoted([f"{place.work / 'part'}.{at}"])) for at, share in enumerate(place.shares())]
+        begun = "".join(f"({parts_of(codec, share, part)}) & " for share, part in shares)
+        return f"{begun}" + "".join("wait -n; " for _ in shares)
 
     def job(name, codec, pipeline, alone, others=()):
         # The archive is made before anything is measured, by whoever comes first.
         whole = quoted([place.archive("base")])
         ours = place.layerhold("base", "--compression", codec, "-f", place.out)
-        parts = f"{alone} {whole} > {part} && {DIGEST} {whole} && {DIGEST} {part}"
         return Job(
             name,
             [
                 Contender(OURS, ours, place.cold, place.out),
                 Contender(f"tar | {pipeline}", f"{place.tar('base', '-')} | {pipeline} > {out}",
                           place.remove_output, place.out),
-                Contender("the parts, one after another", parts, output=place.work / "part"),
+                Contender(PARTS, parts_at_once(alone)),
+                Contender("the parts, one after another", parts_of(alone, whole, part), output=place.work / "part"),
                 *others,
             ],
             rounds=3 if codec.startswith("gzip") else 5,
@@ -120,15 +133,18 @@ def digest_jobs(place):
     # A file is named so that no runtime is asked.
     ours = place.layerhold("base", *(["--dry-run", "-f", place.out] if has_dry_run(place) else ["-f", "/dev/null"]))
     tar = f"{place.tar('base', '-')} | {DIGEST}"
+    floor = quoted([os.environ["BENCH_FLOOR"], place.trees("base")])
     return [
         Job(
             "digests",
             [
                 Contender(OURS, f"{ours} >/dev/null", place.cold),
+                Contender(FLOOR, floor),
                 Contender("tar | sha256 on one core", f"taskset -c 0 bash -euo pipefail -c {quoted([tar])}"),
                 Contender("tar | sha256 on two cores", tar),
                 Contender("sha256 of a ready tar file", f"{DIGEST} {quoted([place.archive('base')])}"),
             ],
+            rounds=11,
         )
     ]
 

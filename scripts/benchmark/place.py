@@ -56,6 +56,12 @@ class Place:
         listed.write_text("".join(f"{info.path[1:]}\n" for info in self.store.closure(variant)))
         return quoted(["tar", "-C", self.store.root, "-cf", out, "-T", listed])
 
+    def trees(self, variant):
+        """A file with the path of each tree of the same store paths, one in a line."""
+        listed = self.made / f"{variant}.trees"
+        listed.write_text("".join(f"{self.store.root}{info.path}\n" for info in self.store.closure(variant)))
+        return listed
+
     def stream_layered_image(self, variant):
         """The command that streams the image as nixpkgs does."""
         layers = self.made / f"{variant}.layers"
@@ -104,6 +110,15 @@ class Place:
                 remove(self.made / "cache-base")
                 shutil.copytree(self.cache, self.made / "cache-base")
         return file
+
+    def shares(self):
+        """The archive of the base environment in as many files of one length as there are cores."""
+        count = os.cpu_count()
+        shares = [self.made / f"base.tar.{at}" for at in range(count)]
+        if not all(share.exists() for share in shares):
+            whole = self.archive("base")
+            run(quoted(["split", "-n", count, "-d", "-a", len(str(count - 1)), whole, f"{whole}."]))
+        return shares
 
     def thin_archive(self, variant):
         """The archive without the layers that a daemon with the base image has under the same chain."""

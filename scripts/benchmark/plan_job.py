@@ -27,11 +27,14 @@ def count_new_bytes(place, results):
         layers = image_layers(place, variant)
         popular = popularity_layers(closure, MOST_LAYERS)
         popular_sizes = [sum(sizes[path] for path in paths) for paths in popular]
-        environment = environment_size(place, variant)
+        as_tar, environment = sizes_as_tar(place, variant), environment_size(place)
+        # What the base has not, the environment among it.
+        as_tar = {path: size for path, size in as_tar.items() if f"/{path}" not in known}
         line = {
             "variant": variant,
-            "changed_paths": len(changed) + 1,
+            "changed_paths": len(as_tar),
             "changed": sum(info.nar_size for info in changed) + environment,
+            "changed_as_tar": sum(as_tar.values()),
             "environment": environment,
             "layers": len(layers),
             "new": new_bytes(layers_of_base, layers),
@@ -49,18 +52,39 @@ def image_layers(place, variant):
     return [(layer["digest"], layer["size"]) for layer in described["layers"]]
 
 
-def environment_size(place, variant):
-    """The bytes of the store path that the environment itself is: each change makes another one of it."""
+def sizes_as_tar(place, variant):
+    """The bytes of each store path of the image where it is a layer of its own, headers and all. Leaves the archive."""
     place.warm()
     run(place.layerhold(variant, "-f", place.out))
+    sizes = {}
+    with tarfile.open(place.out) as archive:
+        for layer in json.load(archive.extractfile("manifest.json"))[0]["Layers"]:
+            with tarfile.open(fileobj=archive.extractfile(layer)) as members:
+                for member in members:
+                    path = store_path(member)
+                    if path:
+                        # A header of PAX belongs to the member that it stands before.
+                        end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                        sizes[path] = sizes.get(path, 0) + end - member.offset
+    return sizes
+
+
+def environment_size(place):
+    """The bytes, as a NAR, of the store path that the environment itself is: each change makes another one of it."""
     with tarfile.open(place.out) as archive:
         top = json.load(archive.extractfile("manifest.json"))[0]["Layers"][-1]
         with tarfile.open(fileobj=archive.extractfile(top)) as layer:
             members = layer.getmembers()
-    roots = {"/".join(member.name.split("/")[:3]) for member in members if member.name.startswith("nix/store/")}
+    roots = {store_path(member) for member in members} - {None}
     if len(roots) != 1:
-        raise SystemExit(f"scripts/bench: the top layer of '{variant}' holds {len(roots)} store paths, not one")
+        raise SystemExit(f"scripts/bench: the top layer holds {len(roots)} store paths, not one")
     return nar_size(members, roots.pop())
+
+
+def store_path(member):
+    """The store path that a member is in, `nix/store/...`; `None` for others."""
+    parts = member.name.split("/")
+    return "/".join(parts[:3]) if parts[:2] == ["nix", "store"] and len(parts) > 2 and parts[2] else None
 
 
 def new_bytes(before, after):
