@@ -83,30 +83,34 @@ pub(super) fn pack_missing(
     let threads = workshop.packer.threads();
     let wanted: Vec<LayerKey> = missing.iter().map(|&at| keys[at]).collect();
     let on_other_machines = workshop.shared.map(|shared| shared.claim(&wanted)).unwrap_or_default();
-    let outcome: Result<(), LayersError> = workshop.giving(|give| {
-        let pack = |at: usize, claim| -> Result<Obtained, LayersError> {
-            let obtained = workshop.pack(&contents[at], keys[at], claim, spool.map(|spool| (spool, at)))?;
-            give(&obtained.record);
-            Ok(obtained)
-        };
-        parallel::for_each(threads, &missing, |&at| {
-            let claim = match on_other_machines.contains(&keys[at]) {
-                true => Err(BeingMade),
-                false => workshop.try_claim(&keys[at]),
+    let outcome: Result<(), LayersError> = std::thread::scope(|scope| {
+        // A new index is made meanwhile, so that nobody waits for it at the end.
+        scope.spawn(|| workshop.with_store("make the index", LayerStore::prepare_index));
+        workshop.giving(|give| {
+            let pack = |at: usize, claim| -> Result<Obtained, LayersError> {
+                let obtained = workshop.pack(&contents[at], keys[at], claim, spool.map(|spool| (spool, at)))?;
+                give(&obtained.record);
+                Ok(obtained)
             };
-            match claim {
-                Ok(claim) => keep(at, pack(at, claim)?),
-                Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
-            }
-            Ok(())
-        })
-        .and_then(|()| {
-            let elsewhere = std::mem::take(&mut *elsewhere.lock().unwrap_or_else(PoisonError::into_inner));
-            parallel::for_each(threads, &elsewhere, |&at| {
-                let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
-                let made = workshop.wait_for_another_machine(&contents[at], &keys[at]);
-                keep(at, made.map_or_else(|| pack(at, claim), Ok)?);
+            parallel::for_each(threads, &missing, |&at| {
+                let claim = match on_other_machines.contains(&keys[at]) {
+                    true => Err(BeingMade),
+                    false => workshop.try_claim(&keys[at]),
+                };
+                match claim {
+                    Ok(claim) => keep(at, pack(at, claim)?),
+                    Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
+                }
                 Ok(())
+            })
+            .and_then(|()| {
+                let elsewhere = std::mem::take(&mut *elsewhere.lock().unwrap_or_else(PoisonError::into_inner));
+                parallel::for_each(threads, &elsewhere, |&at| {
+                    let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
+                    let made = workshop.wait_for_another_machine(&contents[at], &keys[at]);
+                    keep(at, made.map_or_else(|| pack(at, claim), Ok)?);
+                    Ok(())
+                })
             })
         })
     });

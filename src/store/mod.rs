@@ -306,6 +306,11 @@ impl LayerStore {
         Ok(())
     }
 
+    /// Makes the index where there is none, so that it need not be waited for when layers are to be taken into it.
+    pub fn prepare_index(&self) -> Result<(), StoreError> {
+        if self.root.join(index::NAME).exists() { Ok(()) } else { self.with_index(|_| Ok(())) }
+    }
+
     /// Takes layers that were recorded before into the index.
     pub fn index_layers(&self, records: &[LayerRecord]) -> Result<(), StoreError> {
         if records.is_empty() {
