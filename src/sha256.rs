@@ -96,11 +96,11 @@ impl Sha256 {
 pub fn update_together(streams: &mut [(&mut Sha256, &[u8])]) {
     for streams in streams.chunks_mut(LANES) {
         let mut lanes: Vec<Lane<'_>> = Vec::with_capacity(LANES);
-        let mut rests = Vec::with_capacity(LANES);
+        let mut rests: Vec<&[u8]> = Vec::with_capacity(LANES);
         for (stream, bytes) in streams.iter_mut() {
             let (blocks, rest) = stream.begin(bytes).as_chunks();
-            rests.push((&mut stream.tail, &mut stream.tail_len, rest));
             lanes.push((&mut stream.state, blocks));
+            rests.push(rest);
         }
         loop {
             lanes.retain(|(_, blocks)| !blocks.is_empty());
@@ -110,10 +110,8 @@ pub fn update_together(streams: &mut [(&mut Sha256, &[u8])]) {
                 *blocks = &blocks[count..];
             }
         }
-        drop(lanes);
-        for (tail, tail_len, rest) in rests {
-            tail[*tail_len..][..rest.len()].copy_from_slice(rest);
-            *tail_len += rest.len();
+        for ((stream, _), rest) in streams.iter_mut().zip(rests) {
+            stream.end(rest);
         }
     }
 }

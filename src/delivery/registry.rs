@@ -73,6 +73,17 @@ impl<'a> RegistrySink<'a> {
         Ok(layers.into_iter().filter(|layer| seen.contains(layer) || found.contains(layer)).collect())
     }
 
+    /// Looks for repositories that blobs may be mounted from. What this one is remembered, or said, to have comes back.
+    fn look_for_others(&mut self, past: &dyn Past) -> BTreeSet<Digest> {
+        let registry = format!("{}/", self.name().split('/').next().unwrap_or_default());
+        let mut remembered = past.repositories();
+        let own = remembered.remove(&self.name()).unwrap_or_default();
+        let others = remembered.into_iter();
+        let others = others.filter_map(|(name, blobs)| Some((name.strip_prefix(&registry)?.to_owned(), blobs)));
+        self.others.extend(others);
+        own
+    }
+
     /// The repositories, by their names in the registry, that may have a blob.
     fn sources(&self, blob: &Digest) -> Vec<String> {
         self.others.iter().filter(|(_, blobs)| blobs.contains(blob)).map(|(name, _)| name.clone()).collect()
@@ -126,15 +137,14 @@ impl Sink for RegistrySink<'_> {
         let layers: Vec<Digest> = images.layers().iter().map(|layer| layer.digest).collect();
         let there = self.repository.manifest_digest(self.tag()).map_err(|error| self.error(error))?;
         if there == Some(images.digest()) {
-            return self.still_there(images, past);
+            let held = self.still_there(images, past)?;
+            if !self.is_there {
+                self.look_for_others(past);
+            }
+            return Ok(held);
         }
-        let registry = format!("{}/", self.name().split('/').next().unwrap_or_default());
-        let mut remembered = past.repositories();
-        let own = remembered.remove(&self.name()).unwrap_or_default();
+        let own = self.look_for_others(past);
         let (known, unknown): (Vec<_>, Vec<_>) = layers.into_iter().partition(|blob| own.contains(blob));
-        let others = remembered.into_iter();
-        let others = others.filter_map(|(name, blobs)| Some((name.strip_prefix(&registry)?.to_owned(), blobs)));
-        self.others.extend(others);
         let mut held: BTreeSet<Digest> = known.into_iter().collect();
         let found = self.has_blobs(&unknown)?;
         past.remember_blobs(&self.name(), &found.iter().copied().collect::<Vec<_>>());
