@@ -36,9 +36,10 @@ def file_jobs(place):
             [
                 Contender(OURS, place.layerhold(variant, "-f", out), prepare, out),
                 Contender("tar", tar, place.remove_output, out),
-                Contender("tar, then sync of the file", tar + synced, place.remove_output, out),
-                Contender(STREAM, nixpkgs, place.remove_output, out),
+                Contender("tar, then sync of the file", tar + synced, place.remove_output, out, rounds=5),
+                Contender(STREAM, nixpkgs, place.remove_output, out, rounds=5),
             ],
+            rounds=11,
         )
 
     return [
@@ -108,7 +109,7 @@ def codec_jobs(place):
                 Contender("the parts, one after another", parts_of(alone, whole, part), output=place.work / "part"),
                 *others,
             ],
-            rounds=3 if codec.startswith("gzip") else 5,
+            rounds=3 if codec.startswith("gzip") else 9,
         )
 
     skopeo = quoted(["skopeo", "--insecure-policy", "copy", "-q", f"docker-archive:{place.archive('base')}",
