@@ -9,7 +9,6 @@ from place import quoted, run
 THREADS = os.cpu_count()
 DIGEST = "openssl dgst -sha256"
 STREAM = "streamLayeredImage (re-implemented)"
-PARTS = "the parts, on all cores at once"
 FLOOR = "reading and sha256 alone, on all cores"
 
 
@@ -51,7 +50,6 @@ def file_jobs(place):
                 Contender("cp", copied, place.remove_output, out),
                 Contender("cp, then sync of the file", copied + synced, place.remove_output, out),
             ],
-            # Of the copies a few wait for the disk, whoever makes them.
             rounds=11,
             setup=keep,
         ),
@@ -91,8 +89,9 @@ def codec_jobs(place):
         return f"{codec} {whole} > {part} && {DIGEST} {whole} && {DIGEST} {part}"
 
     def parts_at_once(codec):
-        shares = [(quoted([share]), quoted([f"{place.work / 'part'}.{at}"])) for at, share in enumerate(place.shares())]
-        begun = "".join(f"({parts_of(codec, share, part)}) & " for share, part in shares)
+        shares = place.shares()
+        parts = [quoted([f"{place.work / 'part'}.{at}"]) for at in range(len(shares))]
+        begun = "".join(f"({parts_of(codec, quoted([share]), part)}) & " for share, part in zip(shares, parts))
         return f"{begun}" + "".join("wait -n; " for _ in shares)
 
     def job(name, codec, pipeline, alone, others=()):
@@ -105,7 +104,7 @@ def codec_jobs(place):
                 Contender(OURS, ours, place.cold, place.out),
                 Contender(f"tar | {pipeline}", f"{place.tar('base', '-')} | {pipeline} > {out}",
                           place.remove_output, place.out),
-                Contender(PARTS, parts_at_once(alone)),
+                Contender("the parts, on all cores at once", parts_at_once(alone)),
                 Contender("the parts, one after another", parts_of(alone, whole, part), output=place.work / "part"),
                 *others,
             ],

@@ -63,8 +63,8 @@ def main(parts):
 
 
 def touch_memory():
-    """Takes the memory that is free, but for 2 GiB, once. A virtual machine gets it from its host at the first touch, which
-    takes longer than to write a page of a file: whoever came first would pay for that."""
+    """Takes the memory that is free, but for 2 GiB, once. A virtual machine gets it from its host at the first touch,
+    which takes longer than to write a page of a file: whoever came first would pay for that."""
     with open("/proc/meminfo", encoding="ascii") as lines:
         free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemFree:"))
     wanted = free - (2 << 30)
