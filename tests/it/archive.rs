@@ -112,11 +112,6 @@ impl Archive {
         self.manifest["config"]["digest"].as_str().unwrap().to_owned()
     }
 
-    /// What runtimes call the image: its ID, or, Docker with containerd's image store, its manifest.
-    pub(crate) fn ids(&self) -> [String; 2] {
-        [self.image_id(), self.manifest_digest.clone()]
-    }
-
     /// The digests of the layers, lowest first.
     pub(crate) fn layer_digests(&self) -> Vec<String> {
         let layers = self.manifest["layers"].as_array().unwrap();

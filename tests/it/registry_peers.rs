@@ -50,8 +50,7 @@ fn pulls_and_runs(runtime: Peer) {
     for reference in [by_digest, &reference] {
         pull(runtime, reference);
         let image = LoadedImage::new(runtime, reference);
-        // Docker with containerd's image store calls an image by its manifest.
-        assert!(["image_id", "manifest_digest"].map(|id| described[id].as_str().unwrap()).contains(&&*image.id()));
+        assert_eq!(image.id(), described["image_id"].as_str().unwrap());
         assert_eq!(image.run(&[], &["hello"]), "Hello, world!\n");
         assert_eq!(image.run(&[], &["sh", "-c", "echo \"$GREETING\""]), "from the manifest\n");
     }
@@ -258,12 +257,8 @@ fn what_podman_login_leaves_is_found_where_there_is_no_directory_of_the_session(
     let host = place.server.host();
     // Podman's own place then, /run/containers/0, whose other logins stay.
     login(podman, &["login", "--tls-verify=false", "--username", LOGIN.0, "--password-stdin", &host], &[]);
-    let is_here = fs::read_to_string("/run/containers/0/auth.json").is_ok_and(|logins| logins.contains(&host));
     let output = place.push(&[], &[]);
     login(podman, &["logout", &host], &[]);
-    if !is_here {
-        return skip("a Podman with the same /run", "what_podman_login_leaves_is_found");
-    }
     assert!(output.status.success(), "{}", place.said(&output));
     place.assert_logged_in(&[], false);
 }
