@@ -21,8 +21,8 @@ use std::time::Instant;
 use layerhold::nix::{Closure, ContentHash, PathInfo, Source, SourceError, StorePath, Visitor, WalkError};
 use layerhold::plan::plan;
 
-/// Layers for store paths: the default budget without the top layer.
-const BUDGET: usize = layerhold::plan::DEFAULT_LAYERS - 1;
+/// Layers for store paths: the default budget without those of own files.
+const BUDGET: usize = layerhold::plan::DEFAULT_LAYERS - 2;
 
 struct Package {
     size: u64,

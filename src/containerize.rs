@@ -66,7 +66,7 @@ pub struct Request<'a> {
     pub labels: BTreeMap<String, String>,
     /// The image's time of creation.
     pub created: Timestamp,
-    /// The most layers that each image may have, its top layer included.
+    /// The most layers that each image may have, those of its own files included.
     pub max_layers: usize,
     /// How layers are compressed.
     pub compression: Compression,
@@ -124,7 +124,8 @@ pub fn containerize(
         now: request.now,
     };
     let far = platforms.iter().map(|platform| platform.far_layers(&nix, request.max_layers)).collect();
-    platforms.iter().filter_map(Platform::layer_count).try_for_each(|count| targets.accept_layers(count))?;
+    let mut counts = platforms.iter().filter_map(|platform| platform.layer_count(request.max_layers));
+    counts.try_for_each(|count| targets.accept_layers(count))?;
     let far = Layers::look_up(workshop, far, MadeBefore::default());
     if !far.is_complete() {
         targets.accept_compression(observer)?;

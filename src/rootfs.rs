@@ -1,6 +1,6 @@
 //! The vocabulary for files that this tool makes itself: a small tree in memory, with owners and modes.
 //!
-//! Store paths have neither; only the image's thin top layer does (`/etc/passwd`, `/tmp`, the links in `/bin`).
+//! Store paths have neither; only the image's own thin layers do (`/etc/passwd`, `/tmp`, the links in `/bin`).
 
 use std::collections::BTreeMap;
 
@@ -70,6 +70,12 @@ impl RootFs {
     /// The node at `path`.
     pub fn get(&self, path: &[u8]) -> Option<&RootNode> {
         self.0.get(path)
+    }
+
+    /// Both trees as one, this one over the other.
+    pub fn over(self, mut below: Self) -> Self {
+        below.0.extend(self.0);
+        below
     }
 
     /// Every node with its path, parents first.

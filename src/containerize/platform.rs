@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::mem;
 use std::sync::OnceLock;
 
 use super::Request;
@@ -16,7 +17,16 @@ use crate::image::{ImageName, ImageSpec};
 use crate::nix::{Closure, ClosureError, Source, StorePath};
 use crate::pack::LayerContents;
 use crate::plan::{self, LayerPlan};
+use crate::rootfs::RootFs;
 use crate::substitute::Reach;
+
+/// With fewer layers than that none can be spared for what seldom changes among an image's own files.
+const FEW_LAYERS: usize = 10;
+
+/// How many layers an image's own files get: one for the root's links, which seldom change, and one for the rest.
+fn own_layers(max_layers: usize) -> usize {
+    if max_layers < FEW_LAYERS { 1 } else { 2 }
+}
 
 impl Request<'_> {
     /// Goes through a stage for each platform. What fails says whose image it would be, unless that goes without saying.
@@ -241,8 +251,8 @@ impl Platform {
     }
 
     /// How many layers the image will have, where that is known before its environment is rendered.
-    pub(super) fn layer_count(&self) -> Option<usize> {
-        Some(self.plan.get()?.layers.len() + 1)
+    pub(super) fn layer_count(&self, max_layers: usize) -> Option<usize> {
+        Some(self.plan.get()?.layers.len() + own_layers(max_layers))
     }
 
     /// Renders the environment and plans the layers, at once.
@@ -253,8 +263,14 @@ impl Platform {
         max_layers: usize,
     ) -> Result<Composed<'_>, RealiseError> {
         let (realised, plan) = rayon::join(|| self.realise(environment, source), || self.plan(max_layers));
-        let realised = realised.map_err(|error| error.with_shell(|| shell_at_hand(source, self.ingredients.system)))?;
-        Ok(Composed { platform: self, plan, realised })
+        let mut realised =
+            realised.map_err(|error| error.with_shell(|| shell_at_hand(source, self.ingredients.system)))?;
+        let (links, own) = (mem::take(&mut realised.links), mem::take(&mut realised.own));
+        let own = match own_layers(max_layers) {
+            1 => vec![own.over(links)],
+            _ => vec![links, own],
+        };
+        Ok(Composed { platform: self, plan, realised, own })
     }
 
     /// The image's own files: the environment's tree, its activation, accounts.
@@ -274,9 +290,11 @@ impl Platform {
         })
     }
 
-    /// The layers below the one of own files.
+    /// The layers below those of own files.
     fn plan(&self, max_layers: usize) -> &LayerPlan {
-        self.plan.get_or_init(|| plan::plan(&self.closure, self.ingredients.installed(), max_layers - 1))
+        self.plan.get_or_init(|| {
+            plan::plan(&self.closure, self.ingredients.installed(), max_layers - own_layers(max_layers))
+        })
     }
 
     fn layer(&self, paths: &[StorePath]) -> LayerContents<'_> {
@@ -289,19 +307,25 @@ pub(super) struct Composed<'a> {
     platform: &'a Platform,
     plan: &'a LayerPlan,
     realised: Realised,
+    /// The image's own files, by layer.
+    own: Vec<RootFs>,
 }
 
 impl Composed<'_> {
     /// How many layers the image has.
     pub(super) fn layer_count(&self) -> usize {
-        self.plan.layers.len() + 1
+        self.plan.layers.len() + self.own.len()
     }
 
-    /// The planned layers with what goes into them, and the thin layer of own files above.
+    /// The planned layers with what goes into them, and the thin layers of own files above.
     pub(super) fn contents(&self) -> Vec<LayerContents<'_>> {
         let below = self.plan.layers.iter().map(|paths| self.platform.layer(paths));
-        let top = LayerContents::RootFs { root: &self.realised.rootfs, store_paths: &self.realised.generated };
-        below.chain([top]).collect()
+        let generated = self.realised.generated.as_slice();
+        let own = self.own.iter().enumerate().map(|(at, root)| {
+            let store_paths = if at + 1 == self.own.len() { generated } else { &[] };
+            LayerContents::RootFs { root, store_paths }
+        });
+        below.chain(own).collect()
     }
 
     /// What the image is to be, its layers left out.

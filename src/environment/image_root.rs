@@ -12,8 +12,22 @@ use crate::rootfs::{RootFs, RootNode, RootNodeKind};
 const CA_CERTIFICATES: &str = "etc/ssl/certs/ca-certificates.crt";
 
 /// Directories of ours: real ones, whatever the environment has there.
-const DIRECTORIES: [&str; 10] =
-    ["bin", "etc", "etc/ssl", "etc/ssl/certs", "nix", "run", "run/flox", "tmp", "var", "var/empty"];
+const DIRECTORIES: [&str; 11] =
+    ["bin", "etc", "etc/ssl", "etc/ssl/certs", "nix", "nix/store", "run", "run/flox", "tmp", "var", "var/empty"];
+
+/// Where the environment is found in every image, whatever its store path is called.
+///
+/// The root's links lead through it. So a new version of a package changes none of them: they are shipped again only
+/// where names come or go. They are also short enough for ustar, which takes a third of the bytes of longer ones.
+const ENVIRONMENT: &str = "nix/environment";
+
+/// The root of an image, by what changes together.
+pub(super) struct ImageRoot {
+    /// The links to what the environment, bash and coreutils have.
+    pub(super) links: RootFs,
+    /// What lies above them: accounts, directories with an owner or a mode of their own, and [`ENVIRONMENT`].
+    pub(super) own: RootFs,
+}
 
 /// Makes the root around the environment at `env`. Where the environment has a file that is also one of ours, ours
 /// stays. Only `/run` and the working directory belong to the container's user; all else is root's.
@@ -22,54 +36,74 @@ pub(super) fn make(
     env: &StorePath,
     base: &Base,
     config: &ContainerConfig,
-) -> Result<RootFs, ForestError> {
+) -> Result<ImageRoot, ForestError> {
     let working_dir = config.working_dir.as_deref().and_then(working_dir);
     let mut real: BTreeSet<Vec<u8>> = DIRECTORIES.iter().map(|path| path.as_bytes().to_vec()).collect();
     if let Some(path) = &working_dir {
         let parents = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
         real.extend(parents.map(|end| path.as_bytes()[..end].to_vec()));
     }
-    let mut rootfs = RootFs::new();
-    for (path, node) in plant(source, env, base, &real)?.iter() {
-        match node {
-            ForestNode::Directory => rootfs.directory(path, 0o755),
-            ForestNode::Link(target) => rootfs.symlink(path, target.clone()),
-        }
+    let forest = plant(source, env, base, &real)?;
+    let own = own_files(env, config, real, working_dir);
+    let links = links(&forest, env, base, &own);
+    Ok(ImageRoot { links, own })
+}
+
+/// What the root has of its own, whatever is in the environment.
+fn own_files(
+    env: &StorePath,
+    config: &ContainerConfig,
+    directories: BTreeSet<Vec<u8>>,
+    working_dir: Option<String>,
+) -> RootFs {
+    let mut own = RootFs::new();
+    directories.into_iter().for_each(|path| own.directory(path, 0o755));
+    own.symlink(ENVIRONMENT, env.to_string());
+    let user = config.user.as_ref();
+    own.file("etc/passwd", 0o644, accounts::passwd(user));
+    own.file("etc/group", 0o644, accounts::group(user));
+    own.file("etc/nsswitch.conf", 0o644, accounts::NSSWITCH);
+    own.directory("var/empty", 0o555);
+    own.directory("tmp", 0o1777);
+    let (uid, gid) = user.map_or((0, 0), |user| (user.uid, user.gid));
+    let users = |mode| RootNode { kind: RootNodeKind::Directory, mode, uid, gid };
+    // Also for whoever `--user` names.
+    own.insert("run", users(0o1777));
+    own.insert("run/flox", users(0o1777));
+    if let Some(path) = working_dir {
+        let shared = matches!(path.as_str(), "tmp" | "run" | "run/flox");
+        own.insert(path, users(if shared { 0o1777 } else { 0o755 }));
     }
-    // Parents first, so that nothing is put below what is a link.
-    for path in real {
-        if !matches!(rootfs.get(&path), Some(RootNode { kind: RootNodeKind::Directory, .. })) {
-            rootfs.directory(path, 0o755);
+    own
+}
+
+/// The forest, with the environment called by the name that it has in every image, and what programs look for in other
+/// places than those where it is. Nothing is put where `own` has something.
+fn links(forest: &Forest, env: &StorePath, base: &Base, own: &RootFs) -> RootFs {
+    let mut links = RootFs::new();
+    let env = env.to_string().into_bytes();
+    for (path, node) in forest.iter().filter(|(path, _)| own.get(path).is_none()) {
+        match node {
+            ForestNode::Directory => links.directory(path, 0o755),
+            ForestNode::Link(target) => match target.strip_prefix(env.as_slice()) {
+                Some(inside) => links.symlink(path, [b"/", ENVIRONMENT.as_bytes(), inside].concat()),
+                None => links.symlink(path, target.clone()),
+            },
         }
     }
     if let Some(bash) = &base.bash
-        && rootfs.get(b"bin/sh").is_none()
+        && links.get(b"bin/sh").is_none()
     {
-        rootfs.symlink("bin/sh", format!("{bash}/bin/{}", if base.bash_has_sh { "sh" } else { "bash" }));
+        links.symlink("bin/sh", format!("{bash}/bin/{}", if base.bash_has_sh { "sh" } else { "bash" }));
     }
     if let Some(certificates) = &base.certificates {
         for path in [CA_BUNDLE, CA_CERTIFICATES] {
-            if rootfs.get(path.as_bytes()).is_none() {
-                rootfs.symlink(path, format!("{certificates}/{CA_BUNDLE}"));
+            if links.get(path.as_bytes()).is_none() {
+                links.symlink(path, format!("{certificates}/{CA_BUNDLE}"));
             }
         }
     }
-    let user = config.user.as_ref();
-    rootfs.file("etc/passwd", 0o644, accounts::passwd(user));
-    rootfs.file("etc/group", 0o644, accounts::group(user));
-    rootfs.file("etc/nsswitch.conf", 0o644, accounts::NSSWITCH);
-    rootfs.directory("var/empty", 0o555);
-    rootfs.directory("tmp", 0o1777);
-    let (uid, gid) = user.map_or((0, 0), |user| (user.uid, user.gid));
-    let own = |mode| RootNode { kind: RootNodeKind::Directory, mode, uid, gid };
-    // Also for whoever `--user` names.
-    rootfs.insert("run", own(0o1777));
-    rootfs.insert("run/flox", own(0o1777));
-    if let Some(path) = working_dir {
-        let shared = matches!(path.as_str(), "tmp" | "run" | "run/flox");
-        rootfs.insert(path, own(if shared { 0o1777 } else { 0o755 }));
-    }
-    Ok(rootfs)
+    links
 }
 
 /// The environment's tree, and behind it, each at a priority of its own so that nothing conflicts, bash and coreutils.

@@ -1,11 +1,11 @@
-//! An environment turned into the image's top layer, its entrypoint and its variables.
+//! An environment turned into the image's own layers, its entrypoint and its variables.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::activation::{Activation, BASHRC};
 use super::base::Base;
 use super::built_entry::BuiltEntry;
-use super::image_root;
+use super::image_root::{self, ImageRoot};
 use super::languages::Languages;
 use super::rendered::{Rendered, RenderedNode};
 use super::services::{Service, ServicesError};
@@ -16,7 +16,7 @@ use super::{ActivateMode, Forest, ForestError, ForestNode, Manifest, Package, Pr
 use crate::nix::{Closure, EntryKind, InvalidStorePath, Source, StorePath, Union, WalkError};
 use crate::rootfs::RootFs;
 
-/// What to make an image's top layer of.
+/// What to make an image's own layers of.
 #[derive(Clone, Copy)]
 pub struct RealiseRequest<'a> {
     /// The environment's name.
@@ -44,9 +44,12 @@ pub struct RealiseRequest<'a> {
 /// An environment, ready to become an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Realised {
-    /// The whole top layer: the links in the root, accounts, `/tmp`, `/run`, and the store paths made here.
-    pub rootfs: RootFs,
-    /// The store paths made here. They lie in `rootfs` and in no source.
+    /// The links in the image's root, and the directories that lead to them. They are the same whichever versions of
+    /// packages they lead to.
+    pub links: RootFs,
+    /// What lies above the links: accounts, `/tmp`, `/run`, and the store paths made here.
+    pub own: RootFs,
+    /// The store paths made here. They lie in `own` and in no source.
     pub generated: Vec<StorePath>,
     /// The image's `Entrypoint`: activates the environment, then becomes the command or a shell. Empty where nothing
     /// needs a shell and there is none: the command then runs directly, and a container without a command cannot
@@ -128,7 +131,7 @@ impl RealiseError {
     }
 }
 
-/// Makes the top layer.
+/// Makes an environment ready to become an image.
 pub fn realise(request: &RealiseRequest<'_>) -> Result<Realised, RealiseError> {
     // Known to be wrong whether or not a shell will ever read them.
     exports(&request.manifest.vars)?;
@@ -218,10 +221,12 @@ fn render(request: &RealiseRequest<'_>, base: &Base, programs: &Programs) -> Res
         Ok::<_, RealiseError>(nodes)
     })?;
     let env = rendered.path.to_string();
-    let mut rootfs = root(request, base, &Union(vec![&rendered, request.source]), &rendered.path)?;
-    rendered.put(&mut rootfs);
+    let source = Union(vec![&rendered, request.source]);
+    let ImageRoot { links, mut own } = image_root::make(&source, &rendered.path, base, &request.manifest.containerize)?;
+    rendered.put(&mut own);
     Ok(Realised {
-        rootfs,
+        links,
+        own,
         generated: vec![rendered.path],
         entrypoint: if bash.is_some() { vec![format!("{env}/activate")] } else { Vec::new() },
         cmd: command(request.manifest),
@@ -254,10 +259,10 @@ fn use_built(
     };
     let mut variables = activation.image_env_of_built(&env.to_string());
     variables.extend(entry.variables(env, bash));
-    let mut rootfs = root(request, base, request.source, env)?;
+    let ImageRoot { links, mut own } = image_root::make(request.source, env, base, &request.manifest.containerize)?;
     let mut generated = match &entry {
         BuiltEntry::Program(data) => {
-            data.put(&mut rootfs);
+            data.put(&mut own);
             vec![data.path.clone()]
         }
         BuiltEntry::Script => Vec::new(),
@@ -267,21 +272,12 @@ fn use_built(
     // here they are started by the command that it is given.
     if let Some(supervision) = programs.supervision(request) {
         let program = supervision.program(BASHRC)?;
-        program.put(&mut rootfs);
+        program.put(&mut own);
         entrypoint.push(format!("{}/bin/with-services", program.path));
         generated.push(program.path);
     }
-    Ok(Realised { rootfs, generated, entrypoint, cmd: command(request.manifest), env: variables.into_iter().collect() })
-}
-
-/// The image's root around the environment at `env`, which `source` has.
-fn root(
-    request: &RealiseRequest<'_>,
-    base: &Base,
-    source: &dyn Source,
-    env: &StorePath,
-) -> Result<RootFs, RealiseError> {
-    Ok(image_root::make(source, env, base, &request.manifest.containerize)?)
+    let (cmd, env) = (command(request.manifest), variables.into_iter().collect());
+    Ok(Realised { links, own, generated, entrypoint, cmd, env })
 }
 
 fn command(manifest: &Manifest) -> Vec<String> {

@@ -3,7 +3,7 @@
 use super::super::rendered::tests::{Trees, store_path};
 use super::super::{ContainerConfig, PRIORITY_SCALE, UserSpec};
 use super::*;
-use crate::rootfs::{RootNode, RootNodeKind};
+use crate::rootfs::{RootFs, RootNode, RootNodeKind};
 
 /// Shells, tools and a package, as nixpkgs has them.
 fn trees() -> Trees {
@@ -50,8 +50,18 @@ fn containing(config: ContainerConfig) -> Manifest {
     Manifest { containerize: config, ..Manifest::default() }
 }
 
+/// What a container has at a path: the links lie below.
+fn get<'a>(realised: &'a Realised, path: &str) -> Option<&'a RootNode> {
+    realised.own.get(path.as_bytes()).or_else(|| realised.links.get(path.as_bytes()))
+}
+
+/// All that a container has.
+fn root(realised: &Realised) -> RootFs {
+    realised.own.clone().over(realised.links.clone())
+}
+
 fn node<'a>(realised: &'a Realised, path: &str) -> &'a RootNode {
-    realised.rootfs.get(path.as_bytes()).unwrap_or_else(|| panic!("{path} is missing"))
+    get(realised, path).unwrap_or_else(|| panic!("{path} is missing"))
 }
 
 fn link(realised: &Realised, path: &str) -> String {
@@ -73,12 +83,14 @@ fn show(realised: &Realised) -> String {
             RootNodeKind::Directory => "/".to_owned(),
             RootNodeKind::File(_) => String::new(),
             RootNodeKind::Symlink(target) => {
-                format!(" -> {}", &String::from_utf8_lossy(target)["/nix/store/".len() + 33..])
+                let target = String::from_utf8_lossy(target);
+                let in_store = target.strip_prefix("/nix/store/").map(|target| &target[33..]);
+                format!(" -> {}", in_store.unwrap_or(&target))
             }
         };
         (!path.starts_with("nix/store/")).then(|| format!("{:04o} {}:{} {path}{what}\n", node.mode, node.uid, node.gid))
     };
-    realised.rootfs.iter().filter_map(line).collect()
+    root(realised).iter().filter_map(line).collect()
 }
 
 #[test]
@@ -87,12 +99,12 @@ fn the_root_has_the_environment_bash_coreutils_and_what_linux_expects() {
     trees.file("nss-cacert-3", "etc/ssl/certs/ca-bundle.crt", "");
     let realised = simply(&trees, &Manifest::default(), &[package("hello-1")]).unwrap();
     insta::assert_snapshot!(show(&realised), @r"
-    0777 0:0 activate -> environment-demo/activate
-    0777 0:0 activate.d -> environment-demo/activate.d
+    0777 0:0 activate -> /nix/environment/activate
+    0777 0:0 activate.d -> /nix/environment/activate.d
     0755 0:0 bin/
     0777 0:0 bin/bash -> bash-5/bin/bash
     0777 0:0 bin/env -> coreutils-9/bin/env
-    0777 0:0 bin/hello -> environment-demo/bin/hello
+    0777 0:0 bin/hello -> /nix/environment/bin/hello
     0777 0:0 bin/ls -> coreutils-9/bin/ls
     0777 0:0 bin/sh -> bash-5/bin/sh
     0755 0:0 etc/
@@ -103,8 +115,9 @@ fn the_root_has_the_environment_bash_coreutils_and_what_linux_expects() {
     0755 0:0 etc/ssl/certs/
     0777 0:0 etc/ssl/certs/ca-bundle.crt -> nss-cacert-3/etc/ssl/certs/ca-bundle.crt
     0777 0:0 etc/ssl/certs/ca-certificates.crt -> nss-cacert-3/etc/ssl/certs/ca-bundle.crt
-    0777 0:0 manifest.lock -> environment-demo/manifest.lock
+    0777 0:0 manifest.lock -> /nix/environment/manifest.lock
     0755 0:0 nix/
+    0777 0:0 nix/environment -> environment-demo
     0755 0:0 nix/store/
     1777 0:0 run/
     1777 0:0 run/flox/
@@ -112,7 +125,7 @@ fn the_root_has_the_environment_bash_coreutils_and_what_linux_expects() {
     0755 0:0 share/man/
     0755 0:0 share/man/man1/
     0777 0:0 share/man/man1/bash.1 -> bash-5/share/man/man1/bash.1
-    0777 0:0 share/man/man1/hello.1 -> environment-demo/share/man/man1/hello.1
+    0777 0:0 share/man/man1/hello.1 -> /nix/environment/share/man/man1/hello.1
     1777 0:0 tmp/
     0755 0:0 var/
     0555 0:0 var/empty/
@@ -151,7 +164,7 @@ fn run_and_the_working_directory_belong_to_the_user_and_nothing_else_does() {
     let own: Vec<_> = shown.lines().filter(|line| line.contains("10000:10")).collect();
     assert_eq!(own, ["1777 10000:10 run/", "1777 10000:10 run/flox/", "0755 10000:10 srv/deep/app/"]);
     assert!(shown.contains("0755 0:0 srv/deep/\n"));
-    assert!(realised.rootfs.iter().filter(|(path, _)| path.starts_with(b"nix")).all(|(_, node)| node.uid == 0));
+    assert!(root(&realised).iter().filter(|(path, _)| path.starts_with(b"nix")).all(|(_, node)| node.uid == 0));
     let RootNodeKind::File(passwd) = &node(&realised, "etc/passwd").kind else { panic!("no file") };
     assert!(String::from_utf8_lossy(passwd).contains("me:x:10000:10:"));
     assert_eq!(realised.cmd, ["hello"]);
@@ -180,11 +193,40 @@ fn our_files_stand_before_the_environments() {
     assert!(matches!(node(&realised, "etc/passwd").kind, RootNodeKind::File(_)));
     assert_eq!(node(&realised, "tmp").mode, 0o1777);
     let env = &realised.generated[0];
-    assert_eq!(link(&realised, "etc/hello.conf"), format!("{env}/etc/hello.conf"));
-    assert_eq!(link(&realised, "run/x"), format!("{env}/run/x"));
+    assert_eq!(link(&realised, "nix/environment"), env.to_string());
+    assert_eq!(link(&realised, "etc/hello.conf"), "/nix/environment/etc/hello.conf");
+    assert_eq!(link(&realised, "run/x"), "/nix/environment/run/x");
+    assert!(realised.links.get(b"etc/passwd").is_none(), "what is not seen is not there");
     for file in ["activate", "activate.d/envrc"] {
         assert!(matches!(node(&realised, &format!("{env}/{file}")[1..]).kind, RootNodeKind::File(_)), "{file}");
     }
+}
+
+#[test]
+fn the_roots_links_are_the_same_for_another_version_and_another_user() {
+    let mut trees = trees();
+    trees.program("hello-2", "bin/hello").file("hello-2", "share/man/man1/hello.1", "another text");
+    let user = UserSpec { text: "me".into(), name: "me".into(), uid: 10000, group: "flox".into(), gid: 10000 };
+    let config = ContainerConfig { user: Some(user), working_dir: Some("/srv".into()), ..ContainerConfig::default() };
+    let old = simply(&trees, &Manifest::default(), &[package("hello-1")]).unwrap();
+    let new = simply(&trees, &containing(config), &[package("hello-2")]).unwrap();
+    assert_eq!(new.links, old.links);
+    assert_ne!(new.own, old.own);
+    assert!(old.links.iter().all(|(_, node)| (node.uid, node.gid) == (0, 0)));
+    trees.program("hello-3", "bin/hello").program("hello-3", "bin/another");
+    let names = simply(&trees, &Manifest::default(), &[package("hello-3")]).unwrap();
+    assert_ne!(names.links, old.links, "they lead to what there is");
+}
+
+#[test]
+fn an_environment_with_a_store_of_its_own_does_not_hide_the_images() {
+    let mut trees = trees();
+    trees.file("hello-1", "nix/store/x", "").file("hello-1", "nix/environment/y", "");
+    let realised = simply(&trees, &Manifest::default(), &[package("hello-1")]).unwrap();
+    assert_eq!(node(&realised, "nix/store").kind, RootNodeKind::Directory);
+    assert_eq!(link(&realised, "nix/store/x"), "/nix/environment/nix/store/x");
+    assert_eq!(link(&realised, "nix/environment"), realised.generated[0].to_string());
+    assert!(realised.links.iter().all(|(path, _)| !path.starts_with(b"nix/environment")));
 }
 
 #[test]
@@ -206,7 +248,7 @@ fn without_bash_a_plain_environment_runs_its_command_directly() {
     assert!(realised.entrypoint.is_empty());
     assert_eq!(env(&realised, "A"), Some("demo"));
     assert!(env(&realised, "PATH").unwrap().starts_with(&format!("{}/bin:", realised.generated[0])));
-    assert!(realised.rootfs.get(b"bin/sh").is_none());
+    assert!(get(&realised, "bin/sh").is_none());
 }
 
 #[test]
@@ -278,7 +320,8 @@ mod built {
         assert_eq!(json["shell"]["bash"], format!("{}/bin/bash", store_path("bash-5")));
         assert_eq!(json["attach_ctx"]["interpreter_path"], store_path("flox-interpreter").to_string());
         assert_eq!(json["activation_state_dir"], format!("/run/flox/container-activations/{}", env_path.base_name()));
-        assert_eq!(link(&realised, "bin/tool"), format!("{env_path}/bin/tool"));
+        assert_eq!(link(&realised, "nix/environment"), env_path.to_string());
+        assert_eq!(link(&realised, "bin/tool"), "/nix/environment/bin/tool");
         assert_eq!(env(&realised, "PORT"), Some("80"));
         assert_eq!(env(&realised, "CPATH"), None, "its own activation would add to it a second time");
         assert!(env(&realised, "PATH").unwrap().starts_with(&format!("{env_path}/bin:")));

@@ -7,7 +7,7 @@ use super::graph::Graph;
 use super::set::Set;
 
 /// A joint that costs no more, in [`Group::vain`]'s unit, is made whatever the budget. The web and native closures of
-/// `benches/plan.rs` need no costlier one for 99 layers, and have some room to grow.
+/// `benches/plan.rs` need no costlier one for 98 layers, and have some room to grow.
 const NEGLIGIBLE: u128 = 24 << 40;
 /// How many times as much a joint of installed packages costs: they change most often, and by themselves.
 const INSTALLED: u128 = 64;

@@ -191,6 +191,10 @@ fn a_change_of_one_package_leaves_the_layers_of_the_others_alone() {
     for package in ["glibc", "bash", "bulk"] {
         assert!(!new.contains(nix.out(package)), "{package} was packed again: {new:#?}");
     }
+    let layers = changed["layers"].as_array().unwrap();
+    let links: Vec<_> = layers.iter().filter(|layer| layer["store_paths"].as_array().unwrap().is_empty()).collect();
+    let [links] = links.as_slice() else { panic!("{links:#?}") };
+    assert_eq!(links["reused"], true, "the links in the root lead to the same names");
 }
 
 #[test]

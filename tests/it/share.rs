@@ -207,7 +207,7 @@ fn what_a_cache_has_lost_or_has_wrong_is_made_here() {
     project.fill(&share);
     let blobs = files(&project.sandbox.path("share/blobs/sha256"));
     let said = project.newcomer("good", &share, &[]);
-    assert!(said.contains("fetched from a shared cache: 2 layers"), "{said}");
+    assert!(said.contains("fetched from a shared cache: 3 layers"), "{said}");
 
     let good = fs::read(&blobs[0]).unwrap();
     fs::write(&blobs[0], vec![0; good.len()]).unwrap();
@@ -273,7 +273,7 @@ fn entries_count_only_when_a_trusted_key_has_signed_them() {
         project.machine("signer").image(&project.environment, &["--cache-to", &share, "--cache-key", &secret]);
     assert!(!said.contains(&fs::read_to_string(&secret).unwrap().trim()[10..]), "{said}");
     let said = project.newcomer("trusting", &share, &["--cache-trust", &public, "--cache-trust", &other]);
-    assert!(said.contains("fetched from a shared cache: 2 layers"), "{said}");
+    assert!(said.contains("fetched from a shared cache: 3 layers"), "{said}");
     let said = project.newcomer("stranger", &share, &["--cache-trust", &other]);
     assert!(!said.contains("fetched"), "{said}");
 }
@@ -358,9 +358,9 @@ fn a_bucket_is_a_cache_too() {
         String::from_utf8(outcome.get_output().stderr.clone()).unwrap()
     };
     let said = image("first", "--cache-to", &secret);
-    assert!(said.contains("given to the shared cache 's3://cache/team/layers': 2 layers, 2 blobs"), "{said}");
+    assert!(said.contains("given to the shared cache 's3://cache/team/layers': 3 layers, 3 blobs"), "{said}");
     let said = image("second", "--cache-from", &secret);
-    assert!(said.contains("fetched from a shared cache: 2 layers"), "{said}");
+    assert!(said.contains("fetched from a shared cache: 3 layers"), "{said}");
     let said = image("third", "--cache-from", "not the secret");
     assert!(said.contains("access is denied") && !said.contains("not the secret"), "{said}");
 }
@@ -398,9 +398,9 @@ fn a_bucket_of_googles_is_one_too() {
         String::from_utf8(outcome.get_output().stderr.clone()).unwrap()
     };
     let said = image("first", &["--cache-to", &share]);
-    assert!(said.contains("given to the shared cache 'gs://cache/team/layers': 2 layers, 2 blobs"), "{said}");
+    assert!(said.contains("given to the shared cache 'gs://cache/team/layers': 3 layers, 3 blobs"), "{said}");
     let said = image("second", &["--cache-from", &share]);
-    assert!(said.contains("fetched from a shared cache: 2 layers"), "{said}");
+    assert!(said.contains("fetched from a shared cache: 3 layers"), "{said}");
     // What is there is not given again.
     let said = image("third", &["--cache-to", &share]);
     assert!(said.contains("': 0 layers, 0 blobs"), "{said}");
@@ -438,22 +438,22 @@ fn garbage_of_a_cache_is_what_no_tag_leads_to_any_more() {
     let object: Value = serde_json::from_str(&collect(&["--dry-run", "--json"])).unwrap();
     assert_eq!(
         (object["layers"].as_array().unwrap().len(), &object["layers_kept"]),
-        (2, &Value::from(2)),
+        (2, &Value::from(3)),
         "{object:#}"
     );
     let blobs = || files(&project.sandbox.path("share/blobs/sha256")).len();
-    assert_eq!(blobs(), 4);
+    assert_eq!(blobs(), 5);
     assert!(collect(&["--keep-last", "2"]).contains("0 layers gone"));
     let said = collect(&[]);
     assert!(said.contains("no tag leads to it  app:latest") && said.contains("2 layers gone"), "{said}");
-    assert_eq!(blobs(), 2);
+    assert_eq!(blobs(), 3);
     assert!(collect(&[]).contains("0 layers gone"));
     // A registry that cannot be asked is no reason to throw anything away.
     drop(server);
     let outcome = project.sandbox.cmd().args(["cache", "gc", "--remote", &share]).assert().failure();
     let said = String::from_utf8_lossy(&outcome.get_output().stderr).into_owned();
     assert!(said.contains("was not tidied"), "{said}");
-    assert_eq!(blobs(), 2);
+    assert_eq!(blobs(), 3);
 }
 
 /// Makes everything that a cache in a directory says and has so many seconds older.
@@ -491,7 +491,7 @@ fn uncompressed_layers_are_known_but_not_carried() {
         (fs::read(&file).unwrap(), String::from_utf8(outcome.get_output().stderr.clone()).unwrap())
     };
     let (first, said) = plain("first", "--cache-to");
-    assert!(said.contains("2 layers, 0 blobs, 0 bytes"), "{said}");
+    assert!(said.contains("3 layers, 0 blobs, 0 bytes"), "{said}");
     let (second, said) = plain("second", "--cache-from");
-    assert!(first == second && said.contains("layers: 2 reused"), "{said}");
+    assert!(first == second && said.contains("layers: 3 reused"), "{said}");
 }

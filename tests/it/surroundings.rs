@@ -227,7 +227,7 @@ fn a_file_system_that_is_read_only() {
     assert!(status.success());
     place.build_without_cache(&mut place.command(), &["Read-only file system", "LAYERHOLD_CACHE="]);
     assert!(place.run(&["ls"]).contains("place"));
-    assert_eq!(place.run(&["ls", "--layers"]).lines().count(), 5);
+    assert_eq!(place.run(&["ls", "--layers"]).lines().count(), 6);
     place.run(&["du"]);
     place.run(&["verify"]);
     place.run(&["gc", "--dry-run"]);

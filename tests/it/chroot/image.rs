@@ -199,7 +199,7 @@ fn make(manifest: &Manifest, mode: ActivateMode, kind: Kind) -> Option<Image> {
         services: &services,
     };
     let realised = realise(&request).unwrap();
-    for (path, node) in realised.rootfs.iter() {
+    for (path, node) in realised.own.clone().over(realised.links.clone()).iter() {
         let at = root.join(OsStr::from_bytes(path));
         match &node.kind {
             RootNodeKind::Directory => match fs::create_dir(&at) {
