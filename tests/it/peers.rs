@@ -105,6 +105,14 @@ impl Peer {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Which of an image's digests a runtime calls it by: that of its configuration, the image's ID; or, where Docker keeps
+    /// images in containerd's store, that of its manifest.
+    pub(crate) fn name_of<'d>(self, image_id: &'d str, manifest: &'d str) -> &'d str {
+        let of_docker = || self.run(["info", "--format", "{{json .DriverStatus}}"]);
+        let by_manifest = self.program == "docker" && of_docker().contains("io.containerd.snapshotter");
+        if by_manifest { manifest } else { image_id }
+    }
+
     /// Runs a command in a container of `image` (Docker and Podman); standard output, if it went well.
     pub(crate) fn run_image(self, options: &[&str], image: &str, args: &[&str]) -> String {
         self.run([&["run", "--rm", "--network", "none"], options, &[image], args].concat())

@@ -50,7 +50,8 @@ fn pulls_and_runs(runtime: Peer) {
     for reference in [by_digest, &reference] {
         pull(runtime, reference);
         let image = LoadedImage::new(runtime, reference);
-        assert_eq!(image.id(), described["image_id"].as_str().unwrap());
+        let [image_id, manifest] = ["image_id", "manifest_digest"].map(|digest| described[digest].as_str().unwrap());
+        assert_eq!(image.id(), runtime.name_of(image_id, manifest));
         assert_eq!(image.run(&[], &["hello"]), "Hello, world!\n");
         assert_eq!(image.run(&[], &["sh", "-c", "echo \"$GREETING\""]), "from the manifest\n");
     }
