@@ -17,8 +17,9 @@ const DIRECTORIES: [&str; 11] =
 
 /// Where the environment is found in every image, whatever its store path is called.
 ///
-/// The root's links lead through it. So a new version of a package changes none of them: they are shipped again only
-/// where names come or go. They are also short enough for ustar, which takes a third of the bytes of longer ones.
+/// The root's links lead through it, but for those to bash and coreutils themselves. So a new version of another package
+/// changes none of them: they are shipped again only where names come or go. They are also short enough for ustar, which
+/// takes a third of the bytes of longer ones.
 const ENVIRONMENT: &str = "nix/environment";
 
 /// The root of an image, by what changes together.
@@ -78,11 +79,18 @@ fn own_files(
 }
 
 /// The forest, with the environment called by the name that it has in every image, and what programs look for in other
-/// places than those where it is. Nothing is put where `own` has something.
+/// places than those where it is. Nothing is put where `own` has something, below what it has other than directories, or
+/// into the store.
 fn links(forest: &Forest, env: &StorePath, base: &Base, own: &RootFs) -> RootFs {
     let mut links = RootFs::new();
     let env = env.to_string().into_bytes();
-    for (path, node) in forest.iter().filter(|(path, _)| own.get(path).is_none()) {
+    let is_directory = |node: &RootNode| node.kind == RootNodeKind::Directory;
+    let has_room = |path: &[u8]| {
+        let mut above = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at]);
+        own.get(path).is_none()
+            && above.all(|above| above != &STORE_DIR.as_bytes()[1..] && own.get(above).is_none_or(is_directory))
+    };
+    for (path, node) in forest.iter().filter(|(path, _)| has_room(path)) {
         match node {
             ForestNode::Directory => links.directory(path, 0o755),
             ForestNode::Link(target) => match target.strip_prefix(env.as_slice()) {
@@ -117,11 +125,11 @@ fn plant(source: &dyn Source, env: &StorePath, base: &Base, real: &BTreeSet<Vec<
 }
 
 /// The working directory as a path in the root, or `None` where it is not for this layer to make: the root itself, and
-/// what lies in the store.
+/// what lies in the store or in the environment.
 fn working_dir(path: &str) -> Option<String> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     let path = parts.join("/");
-    let store = &STORE_DIR[1..];
-    let in_store = path.strip_prefix(store).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    (!path.is_empty() && !in_store).then_some(path)
+    let is_in = |place| path.strip_prefix(place).is_some_and(|rest: &str| rest.is_empty() || rest.starts_with('/'));
+    let is_made = is_in(&STORE_DIR[1..]) || is_in(ENVIRONMENT);
+    (!path.is_empty() && !is_made).then_some(path)
 }

@@ -44,8 +44,8 @@ pub struct RealiseRequest<'a> {
 /// An environment, ready to become an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Realised {
-    /// The links in the image's root, and the directories that lead to them. They are the same whichever versions of
-    /// packages they lead to.
+    /// The links in the image's root, and the directories that lead to them. They are the same for another version of a
+    /// package, bash and coreutils apart.
     pub links: RootFs,
     /// What lies above the links: accounts, `/tmp`, `/run`, and the store paths made here.
     pub own: RootFs,

@@ -67,7 +67,7 @@ pub struct Layer {
     /// What kind of blob it is.
     #[serde(skip)]
     pub media_type: LayerMediaType,
-    /// The store paths inside; none in the layer of the image's own files.
+    /// The store paths inside; none in layers of the image's own files but those that were made for it.
     pub store_paths: Vec<StorePath>,
     /// Whether the layer store had it already, so that nothing was packed.
     pub reused: bool,
