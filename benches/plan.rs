@@ -23,6 +23,8 @@ use layerhold::plan::plan;
 
 /// Layers for store paths: the default budget without those of own files.
 const BUDGET: usize = layerhold::plan::DEFAULT_LAYERS - 2;
+/// The same for nixpkgs' plan, with one layer above.
+const POPULARITY_BUDGET: usize = layerhold::plan::DEFAULT_LAYERS - 1;
 
 struct Package {
     size: u64,
@@ -172,7 +174,7 @@ fn popularity(closure: &Closure) -> Layers {
     }
     let mut paths: Vec<_> = closure.paths().map(|info| info.path.clone()).collect();
     paths.sort_by(|a, b| needed_by[b].cmp(&needed_by[a]).then_with(|| a.cmp(b)));
-    let rest = paths.split_off(paths.len().min(BUDGET - 1));
+    let rest = paths.split_off(paths.len().min(POPULARITY_BUDGET - 1));
     paths.into_iter().map(|path| vec![path]).chain([rest]).filter(|layer| !layer.is_empty()).collect()
 }
 

@@ -82,16 +82,16 @@ def introduction(place, results, about):
         "all that depends on them, or one is added or removed.",
         f"**Peers**, as Debian ships them: {', '.join(about['peers'])}.",
         "**Method**: every way to do a job once, then every way again; what earlier runs wrote is on the disk before "
-        "the next is timed; medians. Before files, pipes, codecs, digests and runtimes the free memory is taken once and "
-        "given back, because a virtual machine's host hands it out at the first touch. CPU is user and system time, that of "
-        "dockerd and containerd included. Memory is what the largest process took, the daemons left out. *Beside* is the median, over the pairs, of the time to "
-        "ours: above 1 is slower than layerhold.",
+        "the next is timed; medians. Before files, pipes, codecs, digests and runtimes the free memory is taken once "
+        "and given back, because a virtual machine's host hands it out at the first touch. CPU is user and system "
+        "time, that of dockerd and containerd included. Memory is what the largest process took, the daemons left out. "
+        "*Beside* is the median, over the pairs, of the time to ours: above 1 is slower than layerhold.",
         "**Stand-ins**: `streamLayeredImage` is a re-implementation of nixpkgs' algorithm, in Python as it is. "
         "nix2container is stood in for by tar and sha256 on one core. *The parts* of a compressed image are reading a "
         "ready tar file, the codec on one thread, and both digests, in programs of their own (sha256 is OpenSSL's, one "
         "stream at a time). Cores that work at the same time may each do less than one alone: hence the parts of a share "
-        "of the file on each core at once as well; the target is beside those one after another. *Reading and sha256 alone*, two streams in turns on each "
-        "core, is `benches/floor.rs`: no program of Debian's hashes at that rate.",
+        "of the file on each core at once as well; the target is beside those one after another. *Reading and sha256 "
+        "alone*, two streams in turns on each core, is `benches/floor.rs`: no program of Debian's hashes at that rate.",
         "**Pushes** go to docker-registry, whose CPU counts too. *Requests* and bytes *sent*, of requests' bodies, are "
         "those of one more run, through a proxy; no time is taken then. skopeo has an image layout that layerhold made, "
         "compressed already; Podman has the image in its storage and compresses it.",

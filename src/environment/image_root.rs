@@ -99,14 +99,15 @@ fn links(forest: &Forest, env: &StorePath, base: &Base, own: &RootFs) -> RootFs 
             },
         }
     }
+    let is_free = |links: &RootFs, path: &[u8]| links.get(path).is_none() && has_room(path);
     if let Some(bash) = &base.bash
-        && links.get(b"bin/sh").is_none()
+        && is_free(&links, b"bin/sh")
     {
         links.symlink("bin/sh", format!("{bash}/bin/{}", if base.bash_has_sh { "sh" } else { "bash" }));
     }
     if let Some(certificates) = &base.certificates {
         for path in [CA_BUNDLE, CA_CERTIFICATES] {
-            if links.get(path.as_bytes()).is_none() {
+            if is_free(&links, path.as_bytes()) {
                 links.symlink(path, format!("{certificates}/{CA_BUNDLE}"));
             }
         }

@@ -10,8 +10,8 @@ use crate::rootfs::{RootFs, RootNodeKind};
 
 /// The blake3 context of keys of store path layers: another packing format gets another number.
 const STORE_PATHS_CONTEXT: &str = "layerhold 2026 layer of store paths, packing format 1";
-/// The same for layers of the image's own files.
-const ROOT_FS_CONTEXT: &str = "layerhold 2026 layer of own files, packing format 1";
+/// The same for layers of the image's own files. Format 2: the root's links lead through `/nix/environment`.
+const ROOT_FS_CONTEXT: &str = "layerhold 2026 layer of own files, packing format 2";
 
 /// What goes into a layer.
 pub enum LayerContents<'a> {

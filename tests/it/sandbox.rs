@@ -1,6 +1,7 @@
 //! A place of its own for each test: home, cache, temporary files, and an environment in which nothing is inherited.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,8 +18,14 @@ impl Sandbox {
     pub(crate) fn new() -> Self {
         // Short, for sockets' paths have to fit into 108 bytes; lower-case, for Podman names images after layouts.
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("lh{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let dir = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().unwrap();
+        let dir = loop {
+            let name = format!("lh{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+            match tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir() {
+                // Left by a test that was killed, whose process had the same number.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => break made.unwrap(),
+            }
+        };
         for name in ["home", "cache", "tmp", "bin", "work"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
