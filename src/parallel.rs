@@ -12,13 +12,24 @@ pub fn for_each<T: Sync, E: Send>(
     items: &[T],
     work: impl Fn(&T) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
+    for_each_with(threads, items, |take_items| take_items(&()), |item, ()| work(item))
+}
+
+/// As [`for_each`]. On each thread `enter` is called with what takes items as long as there are some, which it may call
+/// several times, in turns, each time with something for `work` to use.
+pub fn for_each_with<T: Sync, C, E: Send>(
+    threads: usize,
+    items: &[T],
+    enter: impl Fn(&dyn Fn(&C)) + Sync,
+    work: impl Fn(&T, &C) -> Result<(), E> + Sync,
+) -> Result<(), E> {
     let next = AtomicUsize::new(0);
     let failure: Mutex<Option<(usize, E)>> = Mutex::new(None);
-    let take_items = || {
+    let take_items = |context: &C| {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(item) = items.get(at) else { return };
-            if let Err(error) = work(item) {
+            if let Err(error) = work(item, context) {
                 next.store(items.len(), Ordering::Relaxed);
                 let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
                 if failure.as_ref().is_none_or(|(earliest, _)| at < *earliest) {
@@ -29,9 +40,9 @@ pub fn for_each<T: Sync, E: Send>(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads.min(items.len()) {
-            scope.spawn(take_items);
+            scope.spawn(|| enter(&take_items));
         }
-        take_items();
+        enter(&take_items);
     });
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some((_, error)) => Err(error),

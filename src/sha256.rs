@@ -6,8 +6,10 @@
 
 #[cfg(target_arch = "x86_64")]
 mod interleaved;
+mod lanes;
 mod partners;
 
+pub use lanes::{Lane, LaneStream, Lanes};
 pub use partners::{Partner, Partners};
 
 /// The bytes that one application of the compression function takes.
@@ -95,7 +97,7 @@ impl Sha256 {
 /// other would take, as far as more than one has bytes.
 pub fn update_together(streams: &mut [(&mut Sha256, &[u8])]) {
     for streams in streams.chunks_mut(LANES) {
-        let mut lanes: Vec<Lane<'_>> = Vec::with_capacity(LANES);
+        let mut lanes: Vec<Turn<'_>> = Vec::with_capacity(LANES);
         let mut rests: Vec<&[u8]> = Vec::with_capacity(LANES);
         for (stream, bytes) in streams.iter_mut() {
             let (blocks, rest) = stream.begin(bytes).as_chunks();
@@ -117,10 +119,10 @@ pub fn update_together(streams: &mut [(&mut Sha256, &[u8])]) {
 }
 
 /// A stream's state, and the blocks that it takes in next.
-type Lane<'l> = (&'l mut [u32; 8], &'l [[u8; BLOCK]]);
+type Turn<'l> = (&'l mut [u32; 8], &'l [[u8; BLOCK]]);
 
 /// Applies the compression function to the first `count` blocks of each lane.
-fn compress_together(lanes: &mut [Lane<'_>], count: usize) {
+fn compress_together(lanes: &mut [Turn<'_>], count: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use interleaved::try_compress;

@@ -16,6 +16,7 @@ use crate::event::{Cancelled, Event, Observer, Stage};
 use crate::nix::TreeState;
 use crate::pack::{Compression, LayerContents, PackError, Packed, Packer};
 use crate::parallel;
+use crate::sha256::Lane;
 use crate::share::SharedCache;
 use crate::store::{BlobStamp, Claim, Content, LayerRecord, LayerStore, StoreError};
 
@@ -80,38 +81,41 @@ pub(super) fn pack_missing(
     // Layers that another process, or another machine, is making right now: its work is waited for, but only when there
     // is no other.
     let elsewhere = Mutex::new(Vec::new());
-    let threads = workshop.packer.threads();
+    let packer = workshop.packer;
+    let near = !missing.iter().any(|&at| packer.is_far(&contents[at]));
     let wanted: Vec<LayerKey> = missing.iter().map(|&at| keys[at]).collect();
     let on_other_machines = workshop.shared.map(|shared| shared.claim(&wanted)).unwrap_or_default();
     let outcome: Result<(), LayersError> = std::thread::scope(|scope| {
         // A new index is made meanwhile, so that nobody waits for it at the end.
         scope.spawn(|| workshop.with_store("make the index", LayerStore::prepare_index));
         workshop.giving(|give| {
-            let pack = |at: usize, claim| -> Result<Obtained, LayersError> {
-                let obtained = workshop.pack(&contents[at], keys[at], claim, spool.map(|spool| (spool, at)))?;
+            let pack = |at: usize, claim: Option<Claim>, lane: Option<&Lane>| -> Result<Obtained, LayersError> {
+                let place = spool.map(|spool| (spool, at));
+                let obtained = workshop.pack(&contents[at], keys[at], claim, place, lane)?;
                 give(&obtained.record);
                 Ok(obtained)
             };
-            parallel::for_each(threads, &missing, |&at| {
-                let claim = match on_other_machines.contains(&keys[at]) {
-                    true => Err(BeingMade),
-                    false => workshop.try_claim(&keys[at]),
-                };
-                match claim {
-                    Ok(claim) => keep(at, pack(at, claim)?),
-                    Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
-                }
-                Ok(())
-            })
-            .and_then(|()| {
-                let elsewhere = std::mem::take(&mut *elsewhere.lock().unwrap_or_else(PoisonError::into_inner));
-                parallel::for_each(threads, &elsewhere, |&at| {
-                    let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
-                    let made = workshop.wait_for_another_machine(&contents[at], &keys[at]);
-                    keep(at, made.map_or_else(|| pack(at, claim), Ok)?);
+            packer
+                .for_each(&missing, total_bytes, near, |&at, lane| {
+                    let claim = match on_other_machines.contains(&keys[at]) {
+                        true => Err(BeingMade),
+                        false => workshop.try_claim(&keys[at]),
+                    };
+                    match claim {
+                        Ok(claim) => keep(at, pack(at, claim, lane)?),
+                        Err(BeingMade) => elsewhere.lock().unwrap_or_else(PoisonError::into_inner).push(at),
+                    }
                     Ok(())
                 })
-            })
+                .and_then(|()| {
+                    let elsewhere = std::mem::take(&mut *elsewhere.lock().unwrap_or_else(PoisonError::into_inner));
+                    parallel::for_each(packer.threads(), &elsewhere, |&at| {
+                        let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
+                        let made = workshop.wait_for_another_machine(&contents[at], &keys[at]);
+                        keep(at, made.map_or_else(|| pack(at, claim, None), Ok)?);
+                        Ok(())
+                    })
+                })
         })
     });
     let layers = layers.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -265,11 +269,12 @@ impl Workshop<'_> {
         key: LayerKey,
         claim: Option<Claim>,
         place: Option<(&Spool, usize)>,
+        lane: Option<&Lane>,
     ) -> Result<Obtained, LayersError> {
         if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(&key)) {
             return Ok(Obtained::reused(record));
         }
-        let Made { packed, blob: made, state } = self.pack_blob(contents, place)?;
+        let Made { packed, blob: made, state } = self.pack_blob(contents, place, lane)?;
         let record = LayerRecord {
             key,
             digest: packed.digest,
@@ -291,9 +296,14 @@ impl Workshop<'_> {
     /// Packs one layer, and keeps its bytes where they cost more to make than to read. An uncompressed layer's whose store
     /// paths are all on this machine do not: they go to their place at the target, if that has one, or are made again
     /// when they are wanted. An image's own files lie nowhere else.
-    fn pack_blob(&self, contents: &LayerContents<'_>, place: Option<(&Spool, usize)>) -> Result<Made, LayersError> {
+    fn pack_blob(
+        &self,
+        contents: &LayerContents<'_>,
+        place: Option<(&Spool, usize)>,
+        lane: Option<&Lane>,
+    ) -> Result<Made, LayersError> {
         let to_nowhere = || -> Result<Made, LayersError> {
-            let (packed, state) = self.packer.pack_in_state(contents, &mut io::sink())?;
+            let (packed, state) = self.packer.pack_in_state(contents, &mut io::sink(), lane)?;
             Ok(Made { packed, blob: None, state })
         };
         let is_own = matches!(contents, LayerContents::RootFs { .. });
@@ -301,15 +311,15 @@ impl Workshop<'_> {
             let Some((spool, at, mut out)) = place.and_then(|(spool, at)| Some((spool, at, spool.writer(at)?))) else {
                 return to_nowhere();
             };
-            let (packed, state) = self.packer.pack_in_state(contents, &mut out)?;
+            let (packed, state) = self.packer.pack_in_state(contents, &mut out, lane)?;
             spool.fill(at, packed.digest);
             return Ok(Made { packed, blob: None, state });
         }
         let Some(mut blob) = self.with_store("keep a layer", LayerStore::blob_writer) else {
             return to_nowhere();
         };
-        match self.packer.pack(contents, &mut blob) {
-            Ok(packed) => {
+        match self.packer.pack_in_state(contents, &mut blob, lane) {
+            Ok((packed, _)) => {
                 let blob = self.with_store("keep a layer", |_| blob.commit(&packed.digest));
                 Ok(Made { packed, blob, state: None })
             }

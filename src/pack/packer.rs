@@ -10,7 +10,8 @@ use super::{Compression, crew};
 use crate::blob::{DiffId, Digest};
 use crate::event::{Cancelled, Event, Observer};
 use crate::nix::{Skeleton, Source, StorePath, TreeState};
-use crate::sha256::{Partner, Partners, Sha256};
+use crate::parallel;
+use crate::sha256::{Lane, LaneStream, Lanes, Partner, Partners, Sha256};
 
 /// Packs layers, several at once on threads of the caller's: they hash their streams together, and share a crew that
 /// compresses on all cores.
@@ -20,15 +21,21 @@ pub struct Packer<'a> {
     observer: &'a dyn Observer,
     partners: Partners,
     buffers: Buffers,
+    /// For streams that are hashed in lanes.
+    short_buffers: Buffers,
     crew: Crew,
 }
+
+/// So much of each stream in a lane stays in the core's cache from reading to hashing.
+const LANE_PIECE: usize = 256 * 1024;
 
 impl<'a> Packer<'a> {
     /// A packer of store paths from `source`; `observer` may stop the work.
     pub fn new(source: &'a dyn Source, compression: Compression, observer: &'a dyn Observer) -> Self {
         let cores = rayon::current_num_threads();
         let (buffers, crew) = (Buffers::new(compression.piece()), Crew::new(compression, cores));
-        Self { source, compression, observer, partners: Partners::default(), buffers, crew }
+        let (partners, short_buffers) = (Partners::default(), Buffers::new(LANE_PIECE));
+        Self { source, compression, observer, partners, buffers, short_buffers, crew }
     }
 
     /// How its layers are compressed.
@@ -53,25 +60,50 @@ impl<'a> Packer<'a> {
         of_a_core * rayon::current_num_threads()
     }
 
+    /// Does `work` for each item, which packs a layer, several at once; `bytes` is about how many are to be packed in all.
+    ///
+    /// Layers that are not compressed are packed in lanes, where all that they need is `near`: nobody waits there but for a
+    /// disk. Others wait for the crew, or for a network, and are packed on threads of their own.
+    pub fn for_each<T: Sync, E: Send>(
+        &self,
+        items: &[T],
+        bytes: u64,
+        near: bool,
+        work: impl Fn(&T, Option<&Lane>) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        if self.compression != Compression::None || !near {
+            return parallel::for_each(self.threads(), items, |item| work(item, None));
+        }
+        let lanes = Lanes::new(bytes, rayon::current_num_threads());
+        parallel::for_each_with(
+            self.threads(),
+            items,
+            |take_items| lanes.run(take_items),
+            |item, lane| work(item, Some(lane)),
+        )
+    }
+
     /// Frees the memory in which layers were packed; more of them may follow all the same.
     pub fn pause(&self) {
         self.buffers.free();
+        self.short_buffers.free();
         self.partners.free();
         self.crew.free();
     }
 
     /// Packs one layer into `out` in one pass, and tells the observer of every piece of tar.
     pub fn pack(&self, contents: &LayerContents<'_>, out: &mut dyn Write) -> Result<Packed, PackError> {
-        Ok(self.pack_in_state(contents, out)?.0)
+        Ok(self.pack_in_state(contents, out, None)?.0)
     }
 
-    /// As [`Packer::pack`], and says in what state the layer's trees were.
+    /// As [`Packer::pack`], in a lane where there is one, and says in what state the layer's trees were.
     pub fn pack_in_state(
         &self,
         contents: &LayerContents<'_>,
         out: &mut dyn Write,
+        lane: Option<&Lane>,
     ) -> Result<(Packed, Option<TreeState>), PackError> {
-        self.pack_and_tell(contents, out, &|bytes| self.observer.event(Event::Advanced { bytes }))
+        self.pack_and_tell(contents, out, lane, &|bytes| self.observer.event(Event::Advanced { bytes }))
     }
 
     /// Packs one layer that was packed before: those who take its bytes tell how far they are.
@@ -80,7 +112,7 @@ impl<'a> Packer<'a> {
         contents: &LayerContents<'_>,
         out: &mut dyn Write,
     ) -> Result<(Packed, Option<TreeState>), PackError> {
-        self.pack_and_tell(contents, out, &|_| ())
+        self.pack_and_tell(contents, out, None, &|_| ())
     }
 
     /// Writes one layer's tar, and takes no digest: it was taken before. Says in what state the layer's trees were.
@@ -90,32 +122,34 @@ impl<'a> Packer<'a> {
         out: &mut dyn Write,
     ) -> Result<Option<TreeState>, PackError> {
         let mut unhashed = Unhashed { observer: self.observer, out };
-        Ok(self.write_tar(contents, &mut unhashed)?.1)
+        Ok(self.write_tar(contents, &mut unhashed, &self.buffers)?.1)
     }
 
     fn pack_and_tell(
         &self,
         contents: &LayerContents<'_>,
         out: &mut dyn Write,
+        lane: Option<&Lane>,
         tell: &dyn Fn(u64),
     ) -> Result<(Packed, Option<TreeState>), PackError> {
-        let tar = self.partners.begin();
         if self.compression == Compression::None {
-            let mut plain = Plain { tar: Watched { packer: self, tar, tell }, out };
-            let (_, state) = self.write_tar(contents, &mut plain)?;
+            let (tar, buffers) = match lane {
+                Some(lane) => (Stream::Lane(LaneStream::begin(lane, contents.estimated_size())), &self.short_buffers),
+                None => (Stream::Partner(self.partners.begin()), &self.buffers),
+            };
+            let mut plain = Plain { observer: self.observer, tar, buffers, tell, out };
+            let (size, state) = self.write_tar(contents, &mut plain, buffers)?;
             // The blob is the tar: one digest serves for both.
-            let tar = plain.tar.tar;
-            let size = tar.bytes();
-            let digest = Digest::from_bytes(tar.finish());
+            let digest = Digest::from_bytes(plain.tar.finish());
             return Ok((Packed { digest, diff_id: DiffId(digest), size, tar_size: size }, state));
         }
-        let compressed = Compressed { out, blob: Sha256::new() };
-        let mut compressing =
-            Compressing { tar: Watched { packer: self, tar, tell }, line: self.crew.line(&self.buffers, compressed) };
-        let (_, state) = self.write_tar(contents, &mut compressing)?;
-        let Compressing { tar: Watched { tar, .. }, line } = compressing;
+        let (tar, compressed) = (self.partners.begin(), Compressed { out, blob: Sha256::new() });
+        let line = self.crew.line(&self.buffers, compressed);
+        let mut compressing = Compressing { observer: self.observer, tar, tell, line };
+        let (tar_size, state) = self.write_tar(contents, &mut compressing, &self.buffers)?;
+        let Compressing { tar, line, .. } = compressing;
         let Compressed { blob, .. } = line.finish().map_err(PackError::Write)?;
-        let (size, tar_size) = (blob.bytes(), tar.bytes());
+        let size = blob.bytes();
         let (digest, diff_id) = (Digest::from_bytes(blob.finish()), Digest::from_bytes(tar.finish()));
         Ok((Packed { digest, diff_id: DiffId(diff_id), size, tar_size }, state))
     }
@@ -129,46 +163,55 @@ impl<'a> Packer<'a> {
         &self,
         contents: &LayerContents<'_>,
         out: &mut dyn TakePiece,
+        buffers: &Buffers,
     ) -> Result<(u64, Option<TreeState>), PackError> {
-        contents.write_tar(self.source, TarWriter::new(out, &self.buffers))
+        contents.write_tar(self.source, TarWriter::new(out, buffers))
     }
 }
 
 /// A tar on its way through its digest.
-struct Watched<'p, 'a> {
-    packer: &'p Packer<'a>,
-    tar: Partner<'p>,
-    tell: &'p dyn Fn(u64),
+enum Stream<'p> {
+    /// Others wait for it, and it for them.
+    Partner(Partner<'p>),
+    /// It is one of several on its thread.
+    Lane(LaneStream<'p>),
 }
 
-impl Watched<'_, '_> {
-    /// Hashes a piece, says so, and stops when the user wants to.
-    fn hash(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
-        Cancelled::check(self.packer.observer)?;
-        let buffer = self.tar.update(buffer, filled);
-        (self.tell)(filled as u64);
-        Ok(buffer)
-    }
-
-    /// Has a piece hashed while others are read, and gives a buffer for the next one.
-    fn hash_aside(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
-        Cancelled::check(self.packer.observer)?;
-        let another = self.tar.give(buffer, filled).unwrap_or_else(|| self.packer.buffers.take());
-        (self.tell)(filled as u64);
-        Ok(another)
+impl Stream<'_> {
+    fn finish(self) -> [u8; 32] {
+        match self {
+            Self::Partner(stream) => stream.finish(),
+            Self::Lane(stream) => stream.finish(),
+        }
     }
 }
 
 /// A tar that is written as it is.
-struct Plain<'p, 'a> {
-    tar: Watched<'p, 'a>,
+struct Plain<'p> {
+    observer: &'p dyn Observer,
+    tar: Stream<'p>,
+    buffers: &'p Buffers,
+    tell: &'p dyn Fn(u64),
     out: &'p mut dyn Write,
 }
 
-impl TakePiece for Plain<'_, '_> {
+impl TakePiece for Plain<'_> {
+    /// Has the piece hashed while others are read, and gives another buffer for the next one.
     fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
-        self.tar.tar.aside(|| self.out.write_all(&buffer[..filled]))?;
-        self.tar.hash_aside(buffer, filled)
+        Cancelled::check(self.observer)?;
+        let mut write = || self.out.write_all(&buffer[..filled]);
+        let another = match &mut self.tar {
+            Stream::Partner(stream) => {
+                stream.aside(&mut write)?;
+                stream.give(buffer, filled)
+            }
+            Stream::Lane(stream) => {
+                write()?;
+                stream.give(buffer, filled)
+            }
+        };
+        (self.tell)(filled as u64);
+        Ok(another.unwrap_or_else(|| self.buffers.take()))
     }
 }
 
@@ -187,15 +230,20 @@ impl TakePiece for Unhashed<'_> {
 }
 
 /// A tar that the crew compresses.
-struct Compressing<'p, 'a> {
-    tar: Watched<'p, 'a>,
+struct Compressing<'p> {
+    observer: &'p dyn Observer,
+    tar: Partner<'p>,
+    tell: &'p dyn Fn(u64),
     line: crew::Line<'p, Compressed<'p>>,
 }
 
-impl TakePiece for Compressing<'_, '_> {
+impl TakePiece for Compressing<'_> {
+    /// Hashes the piece, says so, and stops when the user wants to.
     fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
-        let buffer = self.tar.hash(buffer, filled)?;
-        self.tar.tar.aside(|| self.line.put(buffer, filled))
+        Cancelled::check(self.observer)?;
+        let buffer = self.tar.update(buffer, filled);
+        (self.tell)(filled as u64);
+        self.tar.aside(|| self.line.put(buffer, filled))
     }
 }
 

@@ -1,0 +1,378 @@
+//! Several streams on one thread, hashed together: each is made in a coroutine, which rests while its pieces are hashed.
+//!
+//! Threads that wait for each other's streams ([`super::Partners`]) do the same, but to put one to sleep and to wake it
+//! costs as much as to hash some 40 KiB. Here none of them waits, as long as nothing that makes a stream has to. Where it
+//! has to, because files come from a disk, all streams of its thread wait: then further threads help.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use corosensei::stack::DefaultStack;
+use corosensei::{CoroutineResult, ScopedCoroutine, ScopedCoroutineRef, Yielder};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{LANES, Sha256, update_together};
+
+/// How many pieces of a stream are made before they are hashed, at the most. Of the longest streams more than of others,
+/// so that all of them end at about the same time.
+const MOST_PIECES: i64 = 6;
+
+/// So often a thread that stands by looks whether the others had to wait for more than half of the time.
+const WATCH: Duration = Duration::from_millis(20);
+
+/// What a coroutine rests with.
+pub enum Wish {
+    /// A new stream of about so many bytes.
+    Begin(u64),
+    /// So many bytes of a buffer are to be hashed.
+    Hash(Box<[u8]>, usize),
+    /// The stream is over.
+    Digest,
+}
+
+/// What a coroutine is resumed with.
+pub enum Reply {
+    /// It goes on.
+    Go,
+    /// A buffer that was given before, if one is free.
+    Buffer(Option<Box<[u8]>>),
+    /// The stream's hash.
+    Digest([u8; 32]),
+}
+
+/// Where a coroutine is left. Streams that are made in it are hashed one after the other.
+pub type Lane = Yielder<Reply, Wish>;
+
+/// The streams of a number of threads.
+#[derive(Debug)]
+pub struct Lanes {
+    /// How many bytes are to be hashed yet, about.
+    left: AtomicI64,
+    /// How many threads work from the beginning.
+    threads: usize,
+    /// How many came, some of them in vain.
+    came: AtomicUsize,
+    /// How many of those work, or have worked.
+    working: AtomicUsize,
+    /// For how long they worked, and did not wait, in nanoseconds.
+    worked: AtomicU64,
+    /// Whether those that came later are wanted; `None` while that is not known.
+    help: Mutex<Option<bool>>,
+    known: Condvar,
+}
+
+type Coroutine<'c> = ScopedCoroutineRef<'c, Reply, Wish, (), DefaultStack>;
+
+impl Lanes {
+    /// Streams of about `bytes` in all, on so many threads, one a core; others help where these have to wait.
+    pub fn new(bytes: u64, threads: usize) -> Self {
+        Self {
+            left: AtomicI64::new(signed(bytes)),
+            threads,
+            came: AtomicUsize::new(0),
+            working: AtomicUsize::new(0),
+            worked: AtomicU64::new(0),
+            help: Mutex::default(),
+            known: Condvar::new(),
+        }
+    }
+
+    /// Calls `body` [`LANES`] times, each in a coroutine of its own, on this thread; not at all on a thread that came in
+    /// vain. `body` makes streams as long as there are any to make.
+    pub fn run(&self, body: &dyn Fn(&Lane)) {
+        let before = self.came.fetch_add(1, Ordering::Relaxed);
+        if before >= self.threads && !self.is_help_wanted(before == self.threads) {
+            return;
+        }
+        let _over = NoMoreHelp(self);
+        self.working.fetch_add(1, Ordering::Relaxed);
+        self.enter(Vec::with_capacity(LANES), body);
+    }
+
+    /// Stands by until it is known whether help is wanted; one thread finds out.
+    fn is_help_wanted(&self, finds_out: bool) -> bool {
+        let enough = WATCH.as_nanos() as u64 * self.threads as u64 / 2;
+        let mut help = self.help.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worked = self.worked.load(Ordering::Relaxed);
+        loop {
+            if let Some(is_wanted) = *help {
+                return is_wanted;
+            }
+            if !finds_out {
+                help = self.known.wait(help).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (guard, timeout) = self.known.wait_timeout(help, WATCH).unwrap_or_else(PoisonError::into_inner);
+            help = guard;
+            if timeout.timed_out() {
+                let since = std::mem::replace(&mut worked, self.worked.load(Ordering::Relaxed));
+                if worked - since < enough {
+                    help.get_or_insert(true);
+                    self.known.notify_all();
+                }
+            }
+        }
+    }
+
+    fn enter(&self, coroutines: Vec<Coroutine<'_>>, body: &dyn Fn(&Lane)) {
+        if coroutines.len() == LANES {
+            return self.work(coroutines);
+        }
+        ScopedCoroutine::new(|lane: &Lane, _| body(lane)).scope(|coroutine| {
+            let mut coroutines: Vec<Coroutine<'_>> = coroutines;
+            coroutines.push(coroutine);
+            self.enter(coroutines, body);
+        });
+    }
+
+    fn work(&self, coroutines: Vec<Coroutine<'_>>) {
+        let mut tracks: Vec<_> = coroutines.into_iter().map(Track::new).collect();
+        let mut spare = Vec::new();
+        let mut told = worked();
+        while !tracks.is_empty() {
+            // One after the other, so that each thread has some of the longest streams.
+            let mut may_start = true;
+            for track in &mut tracks {
+                if track.coroutine.started() || std::mem::take(&mut may_start) {
+                    self.fill(track, &mut spare);
+                }
+            }
+            self.tell(&mut told);
+            hash(&mut tracks, &mut spare);
+            self.tell(&mut told);
+            tracks.retain(|track| !track.is_over);
+        }
+    }
+
+    /// Tells for how long this thread worked, which had told so much before.
+    fn tell(&self, told: &mut u64) {
+        let before = std::mem::replace(told, worked());
+        self.worked.fetch_add(told.saturating_sub(before), Ordering::Relaxed);
+    }
+
+    /// Has a coroutine make its share of pieces.
+    fn fill(&self, track: &mut Track<'_>, spare: &mut Vec<Box<[u8]>>) {
+        while i64::try_from(track.pieces.len()).unwrap_or(i64::MAX) < self.share(track.left) {
+            match track.coroutine.resume(std::mem::replace(&mut track.reply, Reply::Go)) {
+                CoroutineResult::Yield(Wish::Begin(bytes)) => {
+                    // What is left of one that was given up.
+                    spare.extend(track.pieces.drain(..).map(|(buffer, _)| buffer));
+                    (track.hasher, track.left) = (Sha256::new(), signed(bytes));
+                }
+                CoroutineResult::Yield(Wish::Hash(buffer, filled)) => {
+                    self.left.fetch_sub(signed(filled as u64), Ordering::Relaxed);
+                    track.left -= signed(filled as u64);
+                    track.pieces.push((buffer, filled));
+                    track.reply = Reply::Buffer(spare.pop());
+                }
+                CoroutineResult::Yield(Wish::Digest) => {
+                    track.wants_digest = true;
+                    return;
+                }
+                CoroutineResult::Return(()) => {
+                    track.is_over = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// How many pieces are made at once of a stream with so many bytes left.
+    fn share(&self, left: i64) -> i64 {
+        let fair =
+            self.left.load(Ordering::Relaxed) / signed((self.working.load(Ordering::Relaxed) * LANES) as u64).max(1);
+        (left / fair.max(1)).clamp(1, MOST_PIECES)
+    }
+}
+
+/// Says, at the end of a thread's streams, that there are none left to help with.
+struct NoMoreHelp<'l>(&'l Lanes);
+
+impl Drop for NoMoreHelp<'_> {
+    fn drop(&mut self) {
+        self.0.help.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(false);
+        self.0.known.notify_all();
+    }
+}
+
+/// For how long this thread worked, in nanoseconds.
+fn worked() -> u64 {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).map_or(0, |time| time.as_nanos() as u64)
+}
+
+/// A coroutine and its stream.
+struct Track<'c> {
+    coroutine: Coroutine<'c>,
+    reply: Reply,
+    hasher: Sha256,
+    /// Made, and not hashed yet.
+    pieces: Vec<(Box<[u8]>, usize)>,
+    /// How many bytes of the stream are still to come, about.
+    left: i64,
+    wants_digest: bool,
+    is_over: bool,
+}
+
+impl<'c> Track<'c> {
+    fn new(coroutine: Coroutine<'c>) -> Self {
+        let (hasher, pieces) = (Sha256::new(), Vec::new());
+        Self { coroutine, reply: Reply::Go, hasher, pieces, left: 0, wants_digest: false, is_over: false }
+    }
+}
+
+/// Hashes all pieces, those of different streams together.
+fn hash(tracks: &mut [Track<'_>], spare: &mut Vec<Box<[u8]>>) {
+    for turn in 0.. {
+        let piece = |track: &'_ Track<'_>| turn < track.pieces.len();
+        let mut streams: Vec<(&mut Sha256, &[u8])> = tracks
+            .iter_mut()
+            .filter(|track| piece(track))
+            .map(|Track { hasher, pieces, .. }| (hasher, &pieces[turn].0[..pieces[turn].1]))
+            .collect();
+        if streams.is_empty() {
+            break;
+        }
+        update_together(&mut streams);
+    }
+    for track in tracks {
+        spare.extend(track.pieces.drain(..).map(|(buffer, _)| buffer));
+        if std::mem::take(&mut track.wants_digest) {
+            track.reply = Reply::Digest(std::mem::take(&mut track.hasher).finish());
+        }
+    }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// A stream that is made in a coroutine.
+pub struct LaneStream<'l> {
+    lane: &'l Lane,
+    bytes: u64,
+}
+
+impl<'l> LaneStream<'l> {
+    /// Begins a stream of about so many bytes.
+    pub fn begin(lane: &'l Lane, expected: u64) -> Self {
+        lane.suspend(Wish::Begin(expected));
+        Self { lane, bytes: 0 }
+    }
+
+    /// Takes in the first `filled` bytes of `buffer`, sooner or later. What comes back is a buffer that was given before,
+    /// if one is free.
+    pub fn give(&mut self, buffer: Box<[u8]>, filled: usize) -> Option<Box<[u8]>> {
+        self.bytes += filled as u64;
+        match self.lane.suspend(Wish::Hash(buffer, filled)) {
+            Reply::Buffer(buffer) => buffer,
+            Reply::Go | Reply::Digest(_) => None,
+        }
+    }
+
+    /// How many bytes were taken in.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The hash of all that was taken in.
+    pub fn finish(self) -> [u8; 32] {
+        match self.lane.suspend(Wish::Digest) {
+            Reply::Digest(digest) => digest,
+            Reply::Go | Reply::Buffer(_) => unreachable!("a digest is what was wished for"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicUsize;
+
+    use sha2::Digest as _;
+
+    use super::*;
+
+    #[test]
+    fn many_streams_on_several_threads_each_get_their_own_hash() {
+        for threads in [1usize, 2, 3] {
+            let lengths: Vec<usize> = (0..40).map(|at| (at * at * 977) % 100_000).collect();
+            let lanes = Lanes::new(lengths.iter().sum::<usize>() as u64, threads);
+            let (next, done) = (AtomicUsize::new(0), Mutex::new(0));
+            let body = |lane: &Lane| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&length) = lengths.get(at) else { return };
+                    let whole: Vec<u8> = (0..length).map(|place| (place * 31 + at) as u8).collect();
+                    // What is expected is no more than a guess.
+                    let mut stream = LaneStream::begin(lane, (length * (at % 3)) as u64);
+                    let mut buffer = vec![0; 4096].into_boxed_slice();
+                    for piece in whole.chunks(4096) {
+                        buffer[..piece.len()].copy_from_slice(piece);
+                        buffer = stream.give(buffer, piece.len()).unwrap_or_else(|| vec![0; 4096].into());
+                    }
+                    if at % 7 == 3 {
+                        continue; // given up
+                    }
+                    assert_eq!(stream.bytes(), length as u64);
+                    assert_eq!(stream.finish(), <[u8; 32]>::from(sha2::Sha256::digest(&whole)));
+                    *done.lock().unwrap() += 1;
+                }
+            };
+            std::thread::scope(|scope| {
+                // Some more, that nobody may need.
+                for _ in 0..threads + 2 {
+                    scope.spawn(|| lanes.run(&body));
+                }
+            });
+            assert_eq!(done.into_inner().unwrap(), lengths.len() - (0..lengths.len()).filter(|at| at % 7 == 3).count());
+        }
+    }
+
+    #[test]
+    fn threads_help_where_others_wait() {
+        let (next, threads) = (AtomicUsize::new(0), Mutex::new(std::collections::BTreeSet::new()));
+        let lanes = Lanes::new(1 << 30, 1);
+        let body = |lane: &Lane| {
+            while next.fetch_add(1, Ordering::Relaxed) < 400 {
+                threads.lock().unwrap().insert(format!("{:?}", std::thread::current().id()));
+                let mut stream = LaneStream::begin(lane, 1000);
+                std::thread::sleep(Duration::from_millis(1));
+                stream.give(vec![7; 1000].into(), 1000);
+                assert_eq!(stream.finish(), <[u8; 32]>::from(sha2::Sha256::digest([7; 1000])));
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| lanes.run(&body));
+            }
+        });
+        assert_eq!(threads.into_inner().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_panic_in_one_stream_reaches_the_thread_and_drops_what_the_others_have() {
+        let dropped = AtomicUsize::new(0);
+        struct OnDrop<'a>(&'a AtomicUsize);
+        impl Drop for OnDrop<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let next = AtomicUsize::new(0);
+        let lanes = Lanes::new(1 << 20, 1);
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            lanes.run(&|lane| {
+                let _counted = OnDrop(&dropped);
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let mut stream = LaneStream::begin(lane, 1 << 20);
+                for piece in 0.. {
+                    stream.give(vec![0; 100].into(), 100);
+                    assert!(at != 2 || piece < 50, "the third fails");
+                }
+            });
+        }));
+        assert!(outcome.is_err());
+        assert_eq!(dropped.into_inner(), LANES);
+    }
+}
