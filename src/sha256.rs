@@ -1,8 +1,9 @@
 //! Vocabulary: sha256 (FIPS 180-4) of one stream, or of several at once on one core.
 //!
 //! A core with SHA instructions waits for each round of a stream before it can begin the next: it could do nearly twice the
-//! work. So streams that have bytes at the same time are hashed in turns, block by block ([`update_together`]);
-//! [`Partners`] brings the streams of several threads together. What is hashed, and what comes out, is plain sha256.
+//! work. So streams that have bytes at the same time are hashed in turns, block by block ([`update_together`]): [`Lanes`]
+//! makes several streams on one thread, [`Partners`] brings those of several threads together. What is hashed, and what
+//! comes out, is plain sha256.
 
 #[cfg(target_arch = "x86_64")]
 mod interleaved;
@@ -91,6 +92,14 @@ impl Sha256 {
         self.tail[self.tail_len..][..rest.len()].copy_from_slice(rest);
         self.tail_len += rest.len();
     }
+}
+
+/// Whether several streams at once take less time than one after the other, on this machine.
+pub fn is_faster_together() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return interleaved::is_possible();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Takes in more of several streams at once: on a core with SHA instructions in about half the time that one after the

@@ -152,6 +152,7 @@ class Bench:
         return {
             "wall": wall,
             "cpu": cpu,
+            "system": used.ru_stime,
             "memory": int(memory.read_text()) * 1024,
             "output": size(contender.output),
             "others": max(0.0, machine - cpu) / (wall * os.cpu_count()),

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use rustix::process::{Resource, getrlimit};
+
 use super::buffers::Buffers;
 use super::crew::Crew;
 use super::layer::{LayerContents, PackError, Packed};
@@ -11,7 +13,7 @@ use crate::blob::{DiffId, Digest};
 use crate::event::{Cancelled, Event, Observer};
 use crate::nix::{Skeleton, Source, StorePath, TreeState};
 use crate::parallel;
-use crate::sha256::{Lane, LaneStream, Lanes, Partner, Partners, Sha256};
+use crate::sha256::{self, Lane, LaneStream, Lanes, Partner, Partners, Sha256};
 
 /// Packs layers, several at once on threads of the caller's: they hash their streams together, and share a crew that
 /// compresses on all cores.
@@ -21,21 +23,19 @@ pub struct Packer<'a> {
     observer: &'a dyn Observer,
     partners: Partners,
     buffers: Buffers,
-    /// For streams that are hashed in lanes.
-    short_buffers: Buffers,
     crew: Crew,
 }
 
-/// So much of each stream in a lane stays in the core's cache from reading to hashing.
-const LANE_PIECE: usize = 256 * 1024;
+/// So many files packing one layer has open at the most: directories on the way to a file, that file, a claim, and where
+/// the layer goes.
+const OPEN_FILES: usize = 12;
 
 impl<'a> Packer<'a> {
     /// A packer of store paths from `source`; `observer` may stop the work.
     pub fn new(source: &'a dyn Source, compression: Compression, observer: &'a dyn Observer) -> Self {
         let cores = rayon::current_num_threads();
         let (buffers, crew) = (Buffers::new(compression.piece()), Crew::new(compression, cores));
-        let (partners, short_buffers) = (Partners::default(), Buffers::new(LANE_PIECE));
-        Self { source, compression, observer, partners, buffers, short_buffers, crew }
+        Self { source, compression, observer, partners: Partners::default(), buffers, crew }
     }
 
     /// How its layers are compressed.
@@ -57,13 +57,14 @@ impl<'a> Packer<'a> {
     pub fn threads(&self) -> usize {
         // Of several that have something to hash one works for all while the others sleep; and some wait for a disk.
         let of_a_core = if self.compression == Compression::None { 3 } else { 2 };
-        of_a_core * rayon::current_num_threads()
+        (of_a_core * rayon::current_num_threads()).min(most_at_once())
     }
 
     /// Does `work` for each item, which packs a layer, several at once; `bytes` is about how many are to be packed in all.
     ///
     /// Layers that are not compressed are packed in lanes, where all that they need is `near`: nobody waits there but for a
-    /// disk. Others wait for the crew, or for a network, and are packed on threads of their own.
+    /// disk. Others wait for the crew, or for a network, and are packed on threads of their own. So are all on a CPU that
+    /// gains nothing by lanes.
     pub fn for_each<T: Sync, E: Send>(
         &self,
         items: &[T],
@@ -71,22 +72,25 @@ impl<'a> Packer<'a> {
         near: bool,
         work: impl Fn(&T, Option<&Lane>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        if self.compression != Compression::None || !near {
+        if self.compression != Compression::None || !near || !sha256::is_faster_together() {
             return parallel::for_each(self.threads(), items, |item| work(item, None));
         }
-        let lanes = Lanes::new(bytes, rayon::current_num_threads());
+        let cores = rayon::current_num_threads();
+        let of_a_thread = (most_at_once() / cores).clamp(1, sha256::LANES);
+        let threads = (3 * cores).min(most_at_once() / of_a_thread).max(cores.min(most_at_once()));
+        let lanes = Lanes::new(bytes, cores, of_a_thread);
         parallel::for_each_with(
-            self.threads(),
+            threads,
             items,
             |take_items| lanes.run(take_items),
-            |item, lane| work(item, Some(lane)),
+            // The others are not waited for: each has much to do yet, and all that for nothing.
+            |item, lane| work(item, Some(lane)).inspect_err(|_| lanes.stop()),
         )
     }
 
     /// Frees the memory in which layers were packed; more of them may follow all the same.
     pub fn pause(&self) {
         self.buffers.free();
-        self.short_buffers.free();
         self.partners.free();
         self.crew.free();
     }
@@ -122,7 +126,7 @@ impl<'a> Packer<'a> {
         out: &mut dyn Write,
     ) -> Result<Option<TreeState>, PackError> {
         let mut unhashed = Unhashed { observer: self.observer, out };
-        Ok(self.write_tar(contents, &mut unhashed, &self.buffers)?.1)
+        Ok(self.write_tar(contents, &mut unhashed)?.1)
     }
 
     fn pack_and_tell(
@@ -133,12 +137,12 @@ impl<'a> Packer<'a> {
         tell: &dyn Fn(u64),
     ) -> Result<(Packed, Option<TreeState>), PackError> {
         if self.compression == Compression::None {
-            let (tar, buffers) = match lane {
-                Some(lane) => (Stream::Lane(LaneStream::begin(lane, contents.estimated_size())), &self.short_buffers),
-                None => (Stream::Partner(self.partners.begin()), &self.buffers),
+            let tar = match lane {
+                Some(lane) => Stream::Lane(LaneStream::begin(lane, contents.estimated_size())),
+                None => Stream::Partner(self.partners.begin()),
             };
-            let mut plain = Plain { observer: self.observer, tar, buffers, tell, out };
-            let (size, state) = self.write_tar(contents, &mut plain, buffers)?;
+            let mut plain = Plain { observer: self.observer, tar, buffers: &self.buffers, tell, out };
+            let (size, state) = self.write_tar(contents, &mut plain)?;
             // The blob is the tar: one digest serves for both.
             let digest = Digest::from_bytes(plain.tar.finish());
             return Ok((Packed { digest, diff_id: DiffId(digest), size, tar_size: size }, state));
@@ -146,7 +150,7 @@ impl<'a> Packer<'a> {
         let (tar, compressed) = (self.partners.begin(), Compressed { out, blob: Sha256::new() });
         let line = self.crew.line(&self.buffers, compressed);
         let mut compressing = Compressing { observer: self.observer, tar, tell, line };
-        let (tar_size, state) = self.write_tar(contents, &mut compressing, &self.buffers)?;
+        let (tar_size, state) = self.write_tar(contents, &mut compressing)?;
         let Compressing { tar, line, .. } = compressing;
         let Compressed { blob, .. } = line.finish().map_err(PackError::Write)?;
         let size = blob.bytes();
@@ -163,10 +167,15 @@ impl<'a> Packer<'a> {
         &self,
         contents: &LayerContents<'_>,
         out: &mut dyn TakePiece,
-        buffers: &Buffers,
     ) -> Result<(u64, Option<TreeState>), PackError> {
-        contents.write_tar(self.source, TarWriter::new(out, buffers))
+        contents.write_tar(self.source, TarWriter::new(out, &self.buffers))
     }
+}
+
+/// How many layers may be packed at once, with half of the files that this process may have open.
+fn most_at_once() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    (usize::try_from(limit / 2).unwrap_or(usize::MAX) / OPEN_FILES).max(1)
 }
 
 /// A tar on its way through its digest.

@@ -32,11 +32,15 @@ const ROUND_CONSTANTS: [[u32; 4]; 16] = [
     [0x90be_fffa, 0xa450_6ceb, 0xbef9_a3f7, 0xc671_78f2],
 ];
 
+/// Whether the CPU has the instructions.
+pub(super) fn is_possible() -> bool {
+    is_x86_feature_detected!("sha") && is_x86_feature_detected!("ssse3") && is_x86_feature_detected!("sse4.1")
+}
+
 /// Applies the compression function to all streams, block by block in turns; they have the same number of blocks. Does
 /// nothing and says so on a CPU that lacks the instructions.
 pub(super) fn try_compress<const N: usize>(states: [&mut [u32; 8]; N], blocks: [&[[u8; BLOCK]]; N]) -> bool {
-    let has_them =
-        is_x86_feature_detected!("sha") && is_x86_feature_detected!("ssse3") && is_x86_feature_detected!("sse4.1");
+    let has_them = is_possible();
     if has_them {
         // SAFETY: the CPU has every feature that the function is compiled for.
         unsafe { compress(states, blocks) };

@@ -4,7 +4,7 @@
 //! costs as much as to hash some 40 KiB. Here none of them waits, as long as nothing that makes a stream has to. Where it
 //! has to, because files come from a disk, all streams of its thread wait: then further threads help.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,9 @@ use super::{LANES, Sha256, update_together};
 /// How many pieces of a stream are made before they are hashed, at the most. Of the longest streams more than of others,
 /// so that all of them end at about the same time.
 const MOST_PIECES: i64 = 6;
+
+/// How many pieces a thread makes before it hashes them, at the most, and one of every stream: so much memory it takes.
+const MOST_OF_A_THREAD: i64 = 12;
 
 /// So often a thread that stands by looks whether the others had to wait for more than half of the time.
 const WATCH: Duration = Duration::from_millis(20);
@@ -49,6 +52,8 @@ pub type Lane = Yielder<Reply, Wish>;
 pub struct Lanes {
     /// How many bytes are to be hashed yet, about.
     left: AtomicI64,
+    /// How many streams a thread makes at once.
+    of_a_thread: usize,
     /// How many threads work from the beginning.
     threads: usize,
     /// How many came, some of them in vain.
@@ -60,26 +65,35 @@ pub struct Lanes {
     /// Whether those that came later are wanted; `None` while that is not known.
     help: Mutex<Option<bool>>,
     known: Condvar,
+    is_stopped: AtomicBool,
 }
 
 type Coroutine<'c> = ScopedCoroutineRef<'c, Reply, Wish, (), DefaultStack>;
 
 impl Lanes {
-    /// Streams of about `bytes` in all, on so many threads, one a core; others help where these have to wait.
-    pub fn new(bytes: u64, threads: usize) -> Self {
+    /// Streams of about `bytes` in all, on so many threads, one a core, each of which makes [`LANES`] at the most; others
+    /// help where these have to wait.
+    pub fn new(bytes: u64, threads: usize, of_a_thread: usize) -> Self {
         Self {
             left: AtomicI64::new(signed(bytes)),
+            of_a_thread: of_a_thread.clamp(1, LANES),
             threads,
             came: AtomicUsize::new(0),
             working: AtomicUsize::new(0),
             worked: AtomicU64::new(0),
             help: Mutex::default(),
             known: Condvar::new(),
+            is_stopped: AtomicBool::new(false),
         }
     }
 
-    /// Calls `body` [`LANES`] times, each in a coroutine of its own, on this thread; not at all on a thread that came in
-    /// vain. `body` makes streams as long as there are any to make.
+    /// Ends all streams where they are: their coroutines are unwound, and what they have is dropped.
+    pub fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Calls `body` once for each stream that a thread makes at once, in a coroutine of its own, on this thread; not at all
+    /// on a thread that came in vain. `body` makes streams, one after the other, as long as there are any to make.
     pub fn run(&self, body: &dyn Fn(&Lane)) {
         let before = self.came.fetch_add(1, Ordering::Relaxed);
         if before >= self.threads && !self.is_help_wanted(before == self.threads) {
@@ -87,7 +101,7 @@ impl Lanes {
         }
         let _over = NoMoreHelp(self);
         self.working.fetch_add(1, Ordering::Relaxed);
-        self.enter(Vec::with_capacity(LANES), body);
+        self.enter(Vec::with_capacity(self.of_a_thread), body);
     }
 
     /// Stands by until it is known whether help is wanted; one thread finds out.
@@ -115,8 +129,9 @@ impl Lanes {
         }
     }
 
+    /// Makes one coroutine more until there are enough. Each lives in a scope, so this calls itself.
     fn enter(&self, coroutines: Vec<Coroutine<'_>>, body: &dyn Fn(&Lane)) {
-        if coroutines.len() == LANES {
+        if coroutines.len() == self.of_a_thread {
             return self.work(coroutines);
         }
         ScopedCoroutine::new(|lane: &Lane, _| body(lane)).scope(|coroutine| {
@@ -129,13 +144,15 @@ impl Lanes {
     fn work(&self, coroutines: Vec<Coroutine<'_>>) {
         let mut tracks: Vec<_> = coroutines.into_iter().map(Track::new).collect();
         let mut spare = Vec::new();
-        let mut told = worked();
-        while !tracks.is_empty() {
+        let mut told = time_worked();
+        while !tracks.is_empty() && !self.is_stopped.load(Ordering::Relaxed) {
+            let mut room = MOST_OF_A_THREAD;
             // One after the other, so that each thread has some of the longest streams.
             let mut may_start = true;
             for track in &mut tracks {
                 if track.coroutine.started() || std::mem::take(&mut may_start) {
-                    self.fill(track, &mut spare);
+                    self.fill(track, room, &mut spare);
+                    room -= signed(track.pieces.len() as u64);
                 }
             }
             self.tell(&mut told);
@@ -147,17 +164,18 @@ impl Lanes {
 
     /// Tells for how long this thread worked, which had told so much before.
     fn tell(&self, told: &mut u64) {
-        let before = std::mem::replace(told, worked());
+        let before = std::mem::replace(told, time_worked());
         self.worked.fetch_add(told.saturating_sub(before), Ordering::Relaxed);
     }
 
-    /// Has a coroutine make its share of pieces.
-    fn fill(&self, track: &mut Track<'_>, spare: &mut Vec<Box<[u8]>>) {
-        while i64::try_from(track.pieces.len()).unwrap_or(i64::MAX) < self.share(track.left) {
+    /// Has a coroutine make its share of pieces, as far as there is room for more than one.
+    fn fill(&self, track: &mut Track<'_>, room: i64, spare: &mut Vec<Box<[u8]>>) {
+        while signed(track.pieces.len() as u64) < self.share(track.left).min(room).max(1) {
             match track.coroutine.resume(std::mem::replace(&mut track.reply, Reply::Go)) {
                 CoroutineResult::Yield(Wish::Begin(bytes)) => {
                     // What is left of one that was given up.
                     spare.extend(track.pieces.drain(..).map(|(buffer, _)| buffer));
+                    self.forget(track);
                     (track.hasher, track.left) = (Sha256::new(), signed(bytes));
                 }
                 CoroutineResult::Yield(Wish::Hash(buffer, filled)) => {
@@ -167,10 +185,12 @@ impl Lanes {
                     track.reply = Reply::Buffer(spare.pop());
                 }
                 CoroutineResult::Yield(Wish::Digest) => {
+                    self.forget(track);
                     track.wants_digest = true;
                     return;
                 }
                 CoroutineResult::Return(()) => {
+                    self.forget(track);
                     track.is_over = true;
                     return;
                 }
@@ -178,10 +198,15 @@ impl Lanes {
         }
     }
 
+    /// Expects no more of a stream: what was expected was no more than a guess.
+    fn forget(&self, track: &mut Track<'_>) {
+        self.left.fetch_sub(std::mem::take(&mut track.left), Ordering::Relaxed);
+    }
+
     /// How many pieces are made at once of a stream with so many bytes left.
     fn share(&self, left: i64) -> i64 {
-        let fair =
-            self.left.load(Ordering::Relaxed) / signed((self.working.load(Ordering::Relaxed) * LANES) as u64).max(1);
+        let fair = self.left.load(Ordering::Relaxed)
+            / signed((self.working.load(Ordering::Relaxed) * self.of_a_thread) as u64).max(1);
         (left / fair.max(1)).clamp(1, MOST_PIECES)
     }
 }
@@ -197,7 +222,7 @@ impl Drop for NoMoreHelp<'_> {
 }
 
 /// For how long this thread worked, in nanoseconds.
-fn worked() -> u64 {
+fn time_worked() -> u64 {
     Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).map_or(0, |time| time.as_nanos() as u64)
 }
 
@@ -297,7 +322,7 @@ mod tests {
     fn many_streams_on_several_threads_each_get_their_own_hash() {
         for threads in [1usize, 2, 3] {
             let lengths: Vec<usize> = (0..40).map(|at| (at * at * 977) % 100_000).collect();
-            let lanes = Lanes::new(lengths.iter().sum::<usize>() as u64, threads);
+            let lanes = Lanes::new(lengths.iter().sum::<usize>() as u64, threads, 1 + threads);
             let (next, done) = (AtomicUsize::new(0), Mutex::new(0));
             let body = |lane: &Lane| {
                 loop {
@@ -332,7 +357,7 @@ mod tests {
     #[test]
     fn threads_help_where_others_wait() {
         let (next, threads) = (AtomicUsize::new(0), Mutex::new(std::collections::BTreeSet::new()));
-        let lanes = Lanes::new(1 << 30, 1);
+        let lanes = Lanes::new(1 << 30, 1, LANES);
         let body = |lane: &Lane| {
             while next.fetch_add(1, Ordering::Relaxed) < 400 {
                 threads.lock().unwrap().insert(format!("{:?}", std::thread::current().id()));
@@ -350,17 +375,36 @@ mod tests {
         assert_eq!(threads.into_inner().unwrap().len(), 3);
     }
 
+    struct OnDrop<'a>(&'a AtomicUsize);
+
+    impl Drop for OnDrop<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn streams_that_are_stopped_have_no_end_and_leave_nothing() {
+        let (next, dropped) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let lanes = Lanes::new(1 << 20, 1, LANES);
+        lanes.run(&|lane| {
+            let _counted = OnDrop(&dropped);
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let mut stream = LaneStream::begin(lane, 1 << 20);
+            for piece in 0.. {
+                if (at, piece) == (2, 50) {
+                    return lanes.stop();
+                }
+                stream.give(vec![0; 100].into(), 100);
+            }
+        });
+        assert_eq!(dropped.into_inner(), LANES);
+    }
+
     #[test]
     fn a_panic_in_one_stream_reaches_the_thread_and_drops_what_the_others_have() {
-        let dropped = AtomicUsize::new(0);
-        struct OnDrop<'a>(&'a AtomicUsize);
-        impl Drop for OnDrop<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        let next = AtomicUsize::new(0);
-        let lanes = Lanes::new(1 << 20, 1);
+        let (next, dropped) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let lanes = Lanes::new(1 << 20, 1, LANES);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             lanes.run(&|lane| {
                 let _counted = OnDrop(&dropped);

@@ -7,12 +7,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use layerhold::blob::LayerKey;
 use layerhold::event::Silent;
 use layerhold::nix::{Closure, Hashing, LocalStore, NoMemo, PathInfo, StorePath};
-use layerhold::pack::{Compression, LayerContents, Packed, Packer};
+use layerhold::pack::{Compression, LayerContents, PackError, Packed, Packer};
 use proptest::prelude::*;
 
 /// A node of a random tree.
@@ -161,6 +163,35 @@ proptest! {
     }
 
     #[test]
+    fn layers_packed_at_once_are_what_each_is_alone(
+        trees in prop::collection::vec(tree(), 1..20),
+        codec in prop::sample::select(vec!["none", "zstd:1"]),
+        threads in 1usize..4,
+        near in any::<bool>(),
+        bytes in 0u64..100_000,
+    ) {
+        let codec: Compression = codec.parse().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| with_store(&trees, |store, closure| {
+            let packer = Packer::new(store, codec, &Silent);
+            let packed = Mutex::new(BTreeMap::new());
+            let paths: Vec<_> = closure.paths().collect();
+            packer.for_each(&paths, bytes, near, |&path, lane| {
+                let mut out = Vec::new();
+                let (layer, _) = packer.pack_in_state(&LayerContents::StorePaths(vec![path]), &mut out, lane)?;
+                packed.lock().unwrap().insert(path.path.clone(), (layer, out));
+                Ok::<(), PackError>(())
+            })
+            .unwrap();
+            let alone = paths.iter().map(|&path| {
+                let (_, layer, out) = pack(store, vec![path], codec);
+                (path.path.clone(), (layer, out))
+            });
+            assert_eq!(packed.into_inner().unwrap(), alone.collect());
+        }));
+    }
+
+    #[test]
     fn another_tree_or_codec_is_another_key(one in tree(), other in tree()) {
         let key = |tree: &Node, codec: &str| {
             let codec = codec.parse().unwrap();
@@ -169,6 +200,45 @@ proptest! {
         prop_assert_eq!(key(&one, "none") == key(&other, "none"), one == other);
         let keys = ["none", "gzip:1", "gzip:2", "zstd:1"].map(|codec| key(&one, codec));
         prop_assert!(keys.iter().enumerate().all(|(n, key)| !keys[..n].contains(key)));
+    }
+}
+
+/// A layer that cannot be written ends the others, too: nobody wants them any more.
+#[test]
+fn layers_packed_at_once_end_where_one_fails() {
+    const LENGTH: usize = 40 << 20;
+    let trees: Vec<_> = (0..8).map(|n| Node::File { executable: false, contents: vec![n; LENGTH] }).collect();
+    let written = AtomicUsize::new(0);
+    let failure = with_store(&trees, |store, closure| {
+        let packer = Packer::new(store, Compression::None, &Silent);
+        let paths: Vec<_> = closure.paths().collect();
+        packer.for_each(&paths, (8 * LENGTH) as u64, true, |&path, lane| {
+            let fails = path.path == paths[2].path;
+            let mut out = Counted { written: &written, fails };
+            packer.pack_in_state(&LayerContents::StorePaths(vec![path]), &mut out, lane).map(drop)
+        })
+    });
+    assert!(matches!(failure, Err(PackError::Write(_))), "{failure:?}");
+    assert!(written.into_inner() < 8 * LENGTH / 2);
+}
+
+/// Counts what is written, or takes nothing.
+struct Counted<'c> {
+    written: &'c AtomicUsize,
+    fails: bool,
+}
+
+impl io::Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.fails {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.written.fetch_add(bytes.len(), Ordering::Relaxed);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

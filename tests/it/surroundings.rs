@@ -439,3 +439,27 @@ fn a_blob_that_the_disk_does_not_give_back() {
     place.build(&mut place.command());
     place.build_from_cache();
 }
+
+/// On many cores many layers are packed at once, each with a directory and its parents open; macOS allows 256 files.
+#[test]
+fn a_low_limit_of_open_files() {
+    let sandbox = Sandbox::new();
+    let store = BareStore::new(sandbox.path("root"));
+    let packages: Vec<_> = (0..64)
+        .map(|at| {
+            let deep = format!("p{at}/{}file", "directory/".repeat(10));
+            (format!("p{at}"), store.add(&format!("p{at}-1"), &Tree::new().file(deep, vec![at; 1 << 20])))
+        })
+        .collect();
+    let installs: Vec<_> = packages.iter().map(|(name, path)| (name.as_str(), path.as_str())).collect();
+    let environment = FloxEnv::of_store_paths(sandbox.path("project"), "deep", &installs, "");
+    for compression in ["none", "zstd:1"] {
+        let mut command = Command::new(find_program("bash").unwrap());
+        command.args(["-c", "ulimit -n 256 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_layerhold")]);
+        command.args(["containerize", "-f", "image", "--compression", compression, "--store"]).arg(store.root());
+        command.arg("-d").arg(environment.dir()).current_dir(sandbox.path("work"));
+        command.env_clear().envs(sandbox.environment()).env("RAYON_NUM_THREADS", "16");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
