@@ -1,6 +1,5 @@
 """The parts of `scripts/bench`, one after another."""
 
-import mmap
 import os
 import shutil
 import signal
@@ -46,7 +45,6 @@ def main(parts):
     shutil.rmtree(place.cache, ignore_errors=True)
     for part in parts or PARTS:
         if part in TIMED:
-            touch_memory()
             for job in TIMED[part](place):
                 bench.run(job)
                 place.clear()
@@ -60,18 +58,6 @@ def main(parts):
             write_report(place, results)
     place.cold()
     place.clear()
-
-
-def touch_memory():
-    """Takes the memory that is free, but for 2 GiB, once. A virtual machine gets it from its host at the first touch,
-    which takes longer than to write a page of a file: whoever came first would pay for that."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemFree:"))
-    wanted = free - (2 << 30)
-    if wanted > 0:
-        with mmap.mmap(-1, wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-            for at in range(0, wanted, mmap.PAGESIZE):
-                memory[at] = 1
 
 
 # Whoever ends us ends what we have started.
