@@ -77,10 +77,9 @@ impl<'a> Packer<'a> {
         }
         let cores = rayon::current_num_threads();
         let of_a_thread = (most_at_once() / cores).clamp(1, sha256::LANES);
-        let threads = (3 * cores).min(most_at_once() / of_a_thread).max(cores.min(most_at_once()));
         let lanes = Lanes::new(bytes, cores, of_a_thread);
         parallel::for_each_with(
-            threads,
+            self.threads().min(most_at_once() / of_a_thread),
             items,
             |take_items| lanes.run(take_items),
             // The others are not waited for: each has much to do yet, and all that for nothing.

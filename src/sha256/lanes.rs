@@ -1,8 +1,8 @@
 //! Several streams on one thread, hashed together: each is made in a coroutine, which rests while its pieces are hashed.
 //!
-//! Threads that wait for each other's streams ([`super::Partners`]) do the same, but to put one to sleep and to wake it
-//! costs as much as to hash some 40 KiB. Here none of them waits, as long as nothing that makes a stream has to. Where it
-//! has to, because files come from a disk, all streams of its thread wait: then further threads help.
+//! Threads that wait for each other's streams ([`super::Partners`]) do the same, but have to be put to sleep and woken for
+//! it. Here none of them waits, as long as nothing that makes a stream has to. Where it has to, because files come from a
+//! disk, all streams of its thread wait: then further threads help.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
