@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::registry_messages::{self, Head};
 use crate::registry_server::RegistryServer;
@@ -138,6 +140,8 @@ struct State {
     elsewhere: Mutex<BTreeMap<Request, String>>,
     /// Where an upload goes on that was cut and kept: its path, and the registry's newest address of it.
     uploads: Mutex<BTreeMap<String, String>>,
+    /// How many clients are being served.
+    clients: AtomicUsize,
 }
 
 impl RegistryProxy {
@@ -160,13 +164,18 @@ impl RegistryProxy {
             page: Mutex::default(),
             elsewhere: Mutex::default(),
             uploads: Mutex::default(),
+            clients: AtomicUsize::new(0),
         });
         let served = Arc::clone(&state);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let state = Arc::clone(&served);
-                // A client that goes away in the midst of an answer is none of the proxy's concern.
-                thread::spawn(move || drop(state.serve(stream)));
+                state.clients.fetch_add(1, Ordering::SeqCst);
+                thread::spawn(move || {
+                    // A client that goes away in the midst of an answer is none of the proxy's concern.
+                    let _ = state.serve(stream);
+                    state.clients.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
         Self { port, state }
@@ -214,6 +223,15 @@ impl RegistryProxy {
     pub(crate) fn mend(&self) {
         self.state.faults.lock().unwrap().clear();
         self.state.always.lock().unwrap().clear();
+    }
+
+    /// Waits for what clients that are gone have still sent: until the registry has answered the last of it.
+    pub(crate) fn wait_for_the_last(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.state.clients.load(Ordering::SeqCst) > 0 {
+            assert!(Instant::now() < deadline, "a client is still there: {:#?}", self.traffic().log);
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// What went through since the last time.
@@ -392,6 +410,12 @@ impl State {
         if let Some(Fault::Cut(_)) = fault {
             registry.shutdown(Shutdown::Both)?;
             self.log(asked, "cut");
+            return Ok(false);
+        }
+        if head.get("transfer-encoding").is_none() && gone < goes {
+            // The client is gone, and the registry need not wait for the rest.
+            registry.shutdown(Shutdown::Both)?;
+            self.log(asked, "ended in its midst");
             return Ok(false);
         }
         let mut from_registry = BufReader::new(registry);
