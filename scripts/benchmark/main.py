@@ -9,7 +9,7 @@ import corpus
 from about import about
 from file_jobs import codec_jobs, digest_jobs, file_jobs, pipe_jobs
 from growth import run_growth
-from measure import Bench, Results
+from measure import Bench, Results, settle_memory
 from place import Place
 from plan_job import count_new_bytes
 from push_jobs import run_pushes
@@ -44,6 +44,8 @@ def main(parts):
     bench = Bench(results, daemons, place.work / "log")
     shutil.rmtree(place.cache, ignore_errors=True)
     for part in parts or PARTS:
+        if part not in ["corpus", "plan", "report"]:
+            settle_memory()
         if part in TIMED:
             for job in TIMED[part](place):
                 bench.run(job)

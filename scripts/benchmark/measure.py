@@ -127,7 +127,7 @@ class Bench:
 
     def measure(self, contender):
         """Runs a contender once: seconds, and the resident bytes of the largest process."""
-        touch_memory()
+        touch_memory(min(WRITTEN, free_memory()))
         # What earlier runs wrote shall not be written while this one is timed.
         os.sync()
         memory = self.log.with_name("memory")
@@ -167,12 +167,27 @@ class Bench:
         return sum(map(process_seconds, self.daemons))
 
 
-def touch_memory():
-    """Takes as much memory as a run writes to files, and gives it back. A virtual machine has it from its host at the first
-    touch, and some return what is free after seconds: to write a page then takes several times as long, which whoever
-    writes most would pay for."""
+def settle_memory():
+    """Makes what is free alike on a virtual machine. Some hosts take back memory that is free for seconds, in blocks of
+    megabytes and at a few hundred megabytes a second; to write to it afterwards takes several times as long, and whoever
+    writes most pays for that. All of it is touched, and the host has the time to take what it wants before anything is
+    measured."""
+    if " hypervisor" in pathlib.Path("/proc/cpuinfo").read_text():
+        touch_memory(free_memory())
+        time.sleep(60)
+
+
+def touch_memory(size):
+    """Takes so many bytes of memory and gives them back."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    mmap.mmap(-1, WRITTEN, flags=flags).close()
+    mmap.mmap(-1, size, flags=flags).close()
+
+
+def free_memory():
+    """The bytes of memory that nothing uses, caches left alone (proc(5)), but for what the kernel may need meanwhile."""
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) for line in lines if line.startswith("MemFree:")) << 10
+    return max(free - (1 << 29), 1 << 20)
 
 
 def process_seconds(pid):
