@@ -12,7 +12,9 @@ use linux as system;
 #[cfg(not(target_os = "linux"))]
 use portable as system;
 
-pub(crate) use system::{Listing, boot, device, link, on_one_core, reserve, share_blocks, unnamed, widen_pipe};
+pub(crate) use system::{
+    Listing, boot, device, link, on_one_core, reserve, return_what_is_freed, share_blocks, unnamed, widen_pipe,
+};
 
 #[cfg(test)]
 mod tests;

@@ -24,13 +24,14 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::crash;
+use crate::{crash, host};
 use args::{Cli, Command};
 use failure::Failure;
 use progress::{Progress, Verbosity};
 
 /// Runs the command line and says how it ended: 0 done, 1 failed, 2 wrong usage, 3 damage found, 130 interrupted.
 pub fn run() -> ExitCode {
+    host::return_what_is_freed();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -65,6 +65,10 @@ pub(crate) fn boot() -> Option<Vec<u8>> {
     None
 }
 
+/// What is freed goes back to the system, or not, as the allocator has it.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn return_what_is_freed() {}
+
 /// Does `work`, wherever the system has it run.
 pub(crate) fn on_one_core<T>(work: impl FnOnce() -> T) -> T {
     work()

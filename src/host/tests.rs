@@ -168,3 +168,20 @@ fn work_on_one_core_is_done_and_the_others_are_given_back() {
     assert!(std::panic::catch_unwind(|| super::linux::on_one_core(|| panic!("in the midst of it"))).is_err());
     assert_eq!(cores(), before);
 }
+
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn what_is_freed_goes_back_to_the_system() {
+    let resident = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+    };
+    super::return_what_is_freed();
+    drop(std::hint::black_box(vec![1u8; 16 << 20]));
+    let before = resident();
+    let pieces: Vec<_> = (0..64).map(|_| std::hint::black_box(vec![1u8; 256 << 10])).collect();
+    assert!(resident() > before + (12 << 20));
+    drop(pieces);
+    assert!(resident() < before + (4 << 20), "{before} bytes before, {} after", resident());
+}

@@ -13,6 +13,8 @@ const NEGLIGIBLE: u128 = 24 << 40;
 const INSTALLED: u128 = 64;
 /// How many groups on either side of it a group may be joined with: bounds the time, and more make no better plan.
 const WINDOW: usize = 32;
+/// So many joints are kept whether or not their groups are still there.
+const FEW: usize = 1 << 14;
 
 /// Who the paths of a group belong to. Only groups of one owner are joined, while there is any other way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,15 +35,16 @@ struct Group {
     /// The bytes of the members, each rounded to a power of two, so that a new version seldom makes another plan.
     size: u128,
     /// Tells this group from those that were at the same place before.
-    generation: usize,
+    generation: u32,
 }
 
 /// Two groups that may be joined; the one that costs least comes first.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Joint {
     vain: u128,
-    places: (usize, usize),
-    generations: (usize, usize),
+    // Half a word each: of thousands of paths there are hundreds of thousands of joints.
+    places: (u32, u32),
+    generations: (u32, u32),
     between_owners: bool,
 }
 
@@ -62,8 +65,8 @@ pub(super) fn group(graph: &Graph<'_>, budget: usize) -> Vec<Vec<usize>> {
 
 /// All groups, by their places, and the joints between those that are near each other.
 struct Row {
-    groups: BTreeMap<usize, Group>,
-    generations: usize,
+    groups: BTreeMap<u32, Group>,
+    generations: u32,
     /// What a joint may cost: always doubled, so that a budget that is met by more than it must is seldom met otherwise
     /// when the closure changes a little.
     limit: u128,
@@ -72,13 +75,17 @@ struct Row {
     ready: BinaryHeap<Reverse<Joint>>,
     /// The others.
     later: Vec<Joint>,
+    /// With more joints than these, those are dropped whose groups are there no more.
+    most: usize,
 }
 
 impl Row {
     fn new(graph: &Graph<'_>) -> Self {
         let groups = single_paths(graph);
-        let (generations, ready, later) = (groups.len(), BinaryHeap::new(), Vec::new());
-        let mut row = Self { groups, generations, limit: NEGLIGIBLE, between_owners: false, ready, later };
+        let generations = groups.last_key_value().map_or(0, |(&last, _)| last + 1);
+        let (limit, between_owners) = (NEGLIGIBLE, false);
+        let (ready, later, most) = (BinaryHeap::new(), Vec::new(), FEW);
+        let mut row = Self { groups, generations, limit, between_owners, ready, later, most };
         for place in 0..generations {
             row.offer((place + 1..generations).take(WINDOW).map(|next| (place, next)).collect());
         }
@@ -87,7 +94,7 @@ impl Row {
 
     fn join_up_to_limit(&mut self) {
         while let Some(Reverse(next)) = self.ready.pop() {
-            if self.is_current(&next) {
+            if next.is_current(&self.groups) {
                 self.join(next.places.0, next.places.1);
             }
         }
@@ -96,28 +103,25 @@ impl Row {
     /// Doubles the limit until some joint is within it; when those of one owner are all joined, owners count no more,
     /// and the limit begins anew. False when nothing is left to join.
     fn raise_limit(&mut self) -> bool {
-        let mut later = std::mem::take(&mut self.later);
-        later.retain(|joint| self.is_current(joint));
-        if !self.between_owners && later.iter().all(|joint| joint.between_owners) {
+        self.later.retain(|joint| joint.is_current(&self.groups));
+        if !self.between_owners && self.later.iter().all(|joint| joint.between_owners) {
             self.between_owners = true;
             self.limit = NEGLIGIBLE;
         }
-        let least =
-            later.iter().filter(|joint| self.between_owners || !joint.between_owners).map(|joint| joint.vain).min();
+        let between_owners = self.between_owners;
+        let counts = |joint: &Joint| between_owners || !joint.between_owners;
+        let least = self.later.iter().filter(|joint| counts(joint)).map(|joint| joint.vain).min();
         let Some(least) = least else { return false };
         while self.limit < least {
             self.limit = self.limit.saturating_mul(2);
         }
-        later.into_iter().for_each(|joint| self.keep(joint));
+        let limit = self.limit;
+        let within = self.later.extract_if(.., |joint| joint.vain <= limit && counts(joint));
+        self.ready.extend(within.map(Reverse));
         true
     }
 
-    fn is_current(&self, joint: &Joint) -> bool {
-        let is = |place, generation| self.groups.get(&place).is_some_and(|group| group.generation == generation);
-        is(joint.places.0, joint.generations.0) && is(joint.places.1, joint.generations.1)
-    }
-
-    fn join(&mut self, into: usize, from: usize) {
+    fn join(&mut self, into: u32, from: u32) {
         let Some(other) = self.groups.remove(&from) else { return };
         let Some(group) = self.groups.get_mut(&into) else { return };
         group.absorb(other, self.generations);
@@ -129,13 +133,13 @@ impl Row {
     }
 
     /// The groups that came within each other's window when the one at `gone` went.
-    fn brought_near(&self, gone: usize) -> Vec<(usize, usize)> {
+    fn brought_near(&self, gone: u32) -> Vec<(u32, u32)> {
         let before = self.groups.range(..gone).rev().take(WINDOW).map(|(&place, _)| place);
-        let after: Vec<usize> = self.groups.range(gone + 1..).take(WINDOW).map(|(&place, _)| place).collect();
+        let after: Vec<u32> = self.groups.range(gone + 1..).take(WINDOW).map(|(&place, _)| place).collect();
         before.enumerate().filter_map(|(far, place)| Some((place, *after.get(WINDOW - 1 - far)?))).collect()
     }
 
-    fn offer(&mut self, pairs: Vec<(usize, usize)>) {
+    fn offer(&mut self, pairs: Vec<(u32, u32)>) {
         for (place, next) in pairs {
             let (group, other) = (&self.groups[&place], &self.groups[&next]);
             self.keep(Joint {
@@ -153,20 +157,33 @@ impl Row {
         } else {
             self.later.push(joint);
         }
+        if self.ready.len() + self.later.len() > self.most {
+            self.ready.retain(|Reverse(joint)| joint.is_current(&self.groups));
+            self.later.retain(|joint| joint.is_current(&self.groups));
+            self.most = 2 * (self.ready.len() + self.later.len()).max(FEW);
+        }
+    }
+}
+
+impl Joint {
+    /// Whether both groups are as they were.
+    fn is_current(&self, groups: &BTreeMap<u32, Group>) -> bool {
+        let is = |place, generation| groups.get(&place).is_some_and(|group| group.generation == generation);
+        is(self.places.0, self.generations.0) && is(self.places.1, self.generations.1)
     }
 }
 
 /// Every path by itself, in a row in which those of one owner, and of those the ones with closures alike in size, are
 /// near each other.
-fn single_paths(graph: &Graph<'_>) -> BTreeMap<usize, Group> {
+fn single_paths(graph: &Graph<'_>) -> BTreeMap<u32, Group> {
     let owners = owners(graph);
     let mut row: Vec<usize> = (0..graph.paths.len()).collect();
     row.sort_by_cached_key(|&at| (owners[at], graph.closures[at].len(), at));
-    let group = |(place, at): (usize, usize)| {
+    let group = |(place, at): (u32, usize)| {
         let (changes_with, size) = (graph.closures[at].clone(), rounded(graph.size(at)));
         (place, Group { owner: owners[at], members: vec![at], changes_with, size, generation: place })
     };
-    row.into_iter().enumerate().map(group).collect()
+    (0..).zip(row).map(group).collect()
 }
 
 fn owners(graph: &Graph<'_>) -> Vec<Owner> {
@@ -201,7 +218,7 @@ impl Group {
         vain.saturating_mul(self.size.saturating_add(other.size)).saturating_mul(weight)
     }
 
-    fn absorb(&mut self, other: Self, generation: usize) {
+    fn absorb(&mut self, other: Self, generation: u32) {
         self.members.extend(other.members);
         self.changes_with = self.changes_with.union(&other.changes_with);
         self.size = self.size.saturating_add(other.size);
