@@ -23,6 +23,8 @@ const MOST_OF_A_THREAD: i64 = 12;
 
 /// So often a thread that stands by looks whether the others had to wait for more than half of the time.
 const WATCH: Duration = Duration::from_millis(20);
+/// So many times in a row they had to: once is the doing of whoever else has the cores.
+const TIMES: usize = 2;
 
 /// What a coroutine rests with.
 pub enum Wish {
@@ -108,7 +110,7 @@ impl Lanes {
     fn is_help_wanted(&self, finds_out: bool) -> bool {
         let enough = WATCH.as_nanos() as u64 * self.threads as u64 / 2;
         let mut help = self.help.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut worked = self.worked.load(Ordering::Relaxed);
+        let (mut worked, mut times) = (self.worked.load(Ordering::Relaxed), 0);
         loop {
             if let Some(is_wanted) = *help {
                 return is_wanted;
@@ -121,7 +123,8 @@ impl Lanes {
             help = guard;
             if timeout.timed_out() {
                 let since = std::mem::replace(&mut worked, self.worked.load(Ordering::Relaxed));
-                if worked - since < enough {
+                times = if worked - since < enough { times + 1 } else { 0 };
+                if times == TIMES {
                     help.get_or_insert(true);
                     self.known.notify_all();
                 }
