@@ -168,13 +168,11 @@ class Bench:
 
 
 def settle_memory():
-    """Makes what is free alike on a virtual machine. Some hosts take back memory that is free for seconds, in blocks of
-    megabytes and at a few hundred megabytes a second; to write to it afterwards takes several times as long, and whoever
-    writes most pays for that. All of it is touched, and the host has the time to take what it wants before anything is
-    measured."""
-    if " hypervisor" in pathlib.Path("/proc/cpuinfo").read_text():
-        touch_memory(free_memory())
-        time.sleep(60)
+    """Makes what is free alike. The hosts of some virtual machines take back memory that is free for seconds, in blocks
+    of megabytes and at a few hundred megabytes a second; to write to it afterwards takes several times as long, and
+    whoever writes most pays for that. All of it is touched, and the host has the time to take what it wants."""
+    touch_memory(free_memory())
+    time.sleep(60)
 
 
 def touch_memory(size):
@@ -184,9 +182,18 @@ def touch_memory(size):
 
 
 def free_memory():
-    """The bytes of memory that nothing uses, caches left alone (proc(5)), but for what the kernel may need meanwhile."""
+    """The bytes of memory that nothing uses, caches left alone (proc(5)), as far as this process may have them
+    (cgroups(7)), but for what the kernel may need meanwhile."""
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) for line in lines if line.startswith("MemFree:")) << 10
+    group = pathlib.Path("/proc/self/cgroup").read_text().rsplit("::", 1)[-1].strip().lstrip("/")
+    for folder in [pathlib.Path("/sys/fs/cgroup") / group, pathlib.Path("/sys/fs/cgroup")]:
+        try:
+            most, used = ((folder / name).read_text().strip() for name in ["memory.max", "memory.current"])
+        except OSError:
+            continue
+        if most != "max":
+            free = min(free, int(most) - int(used))
     return max(free - (1 << 29), 1 << 20)
 
 

@@ -86,9 +86,10 @@ class Place:
         shutil.copytree(self.made / "cache-base", self.cache)
 
     def forget_cache(self):
-        """Puts the layer store out of the way, with nothing left in its files. They are not removed at once: for a minute
-        ext4 passes over each inode that was just freed whenever it makes a file, and whoever is measured next would pay
-        for that; nor do they keep their bytes, so that every run finds as much free memory as the one before."""
+        """Puts the layer store out of the way, with nothing left in its files. They are not removed at once: for a
+        minute ext4 without a journal passes over each inode that was just freed whenever it makes a file, and whoever is
+        measured next would pay for that; nor do they keep their bytes, so that every run finds as much free memory as
+        the one before."""
         if self.cache.exists():
             self.forgotten.mkdir(exist_ok=True)
             aside = self.cache.rename(self.forgotten / str(len(list(self.forgotten.iterdir()))))

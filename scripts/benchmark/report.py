@@ -83,8 +83,8 @@ def introduction(place, results, about):
         f"**Peers**, as Debian ships them: {', '.join(about['peers'])}.",
         "**Method**: every way to do a job once, then every way again; what earlier runs wrote is on the disk before "
         "the next is timed; medians. The host of a virtual machine hands memory out at the first touch and takes back "
-        "what is free, and whoever writes then pays: so before each part all that is free is taken, given back and "
-        "left alone for a minute, and before each run 1.5 GiB of it. CPU is user and system time, that of dockerd and "
+        "what is free, and whoever writes then pays: so before each part what is free is taken, given back and left "
+        "alone for a minute, and before each run up to 1.5 GiB of it. CPU is user and system time, that of dockerd and "
         "containerd included. Memory is what the largest process took, the daemons left out. "
         "*Beside* is the median, over the pairs, of the time to ours: above 1 is slower than layerhold.",
         "**Stand-ins**: `streamLayeredImage` is a re-implementation of nixpkgs' algorithm, in Python as it is. "

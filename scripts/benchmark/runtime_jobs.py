@@ -29,8 +29,8 @@ class Runtime:
         self.base = None
         if self.images():
             self.remove_but(set())
-            # For a minute ext4 passes over each inode that was just freed whenever it makes a file, and an image has tens of
-            # thousands: the next one would be taken in more slowly.
+            # For a minute ext4 without a journal passes over each inode that was just freed whenever it makes a file,
+            # and an image has tens of thousands: the next one would be taken in more slowly.
             os.sync()
             time.sleep(60)
         self.place.cold()

@@ -92,13 +92,13 @@ pub(crate) fn boot() -> Option<Vec<u8>> {
     fs::read("/proc/sys/kernel/random/boot_id").ok()
 }
 
-/// Has large memory go back to the system when it is freed. Once a large piece was freed, the GNU C library keeps up to
-/// 64 MiB of each arena (mallopt(3), "dynamic mmap threshold"): the planner's memory would lie idle while layers are
-/// packed.
+/// Has large memory go back to the system when it is freed; to be called before there are other threads. Once a large
+/// piece was freed, the GNU C library keeps up to 64 MiB of each arena (mallopt(3), "dynamic mmap threshold"): the
+/// planner's memory would lie idle while layers are packed.
 pub(crate) fn return_what_is_freed() {
     #[cfg(target_env = "gnu")]
-    #[allow(unsafe_code, reason = "no safe function sets it; any value may be set at any time")]
-    // SAFETY: it takes two numbers and sets a parameter under the allocator's own lock.
+    #[allow(unsafe_code, reason = "no safe function sets it")]
+    // SAFETY: it takes two numbers, and there is no thread that could read the parameter meanwhile.
     unsafe {
         // The value that it has at first. That it is set ends its growth, and that of the threshold from which on
         // pieces are mapped each by itself.

@@ -13,7 +13,7 @@ const NEGLIGIBLE: u128 = 24 << 40;
 const INSTALLED: u128 = 64;
 /// How many groups on either side of it a group may be joined with: bounds the time, and more make no better plan.
 const WINDOW: usize = 32;
-/// So many joints are kept whether or not their groups are still there.
+/// Among so few joints nobody looks for those whose groups are there no more.
 const FEW: usize = 1 << 14;
 
 /// Who the paths of a group belong to. Only groups of one owner are joined, while there is any other way.
@@ -84,11 +84,12 @@ impl Row {
         let groups = single_paths(graph);
         let generations = groups.last_key_value().map_or(0, |(&last, _)| last + 1);
         let (limit, between_owners) = (NEGLIGIBLE, false);
-        let (ready, later, most) = (BinaryHeap::new(), Vec::new(), FEW);
+        let (ready, later, most) = (BinaryHeap::new(), Vec::new(), 0);
         let mut row = Self { groups, generations, limit, between_owners, ready, later, most };
         for place in 0..generations {
             row.offer((place + 1..generations).take(WINDOW).map(|next| (place, next)).collect());
         }
+        row.most = row.twice_as_many();
         row
     }
 
@@ -130,6 +131,19 @@ impl Row {
         let before = self.groups.range(..into).rev().take(WINDOW).map(|(&place, _)| (place, into));
         let after = self.groups.range(into + 1..).take(WINDOW).map(|(&place, _)| (into, place));
         self.offer(before.chain(after).chain(self.brought_near(from)).collect());
+        self.drop_what_is_stale();
+    }
+
+    fn drop_what_is_stale(&mut self) {
+        if self.ready.len() + self.later.len() > self.most {
+            self.ready.retain(|Reverse(joint)| joint.is_current(&self.groups));
+            self.later.retain(|joint| joint.is_current(&self.groups));
+            self.most = self.twice_as_many();
+        }
+    }
+
+    fn twice_as_many(&self) -> usize {
+        2 * (self.ready.len() + self.later.len()).max(FEW)
     }
 
     /// The groups that came within each other's window when the one at `gone` went.
@@ -156,11 +170,6 @@ impl Row {
             self.ready.push(Reverse(joint));
         } else {
             self.later.push(joint);
-        }
-        if self.ready.len() + self.later.len() > self.most {
-            self.ready.retain(|Reverse(joint)| joint.is_current(&self.groups));
-            self.later.retain(|joint| joint.is_current(&self.groups));
-            self.most = 2 * (self.ready.len() + self.later.len()).max(FEW);
         }
     }
 }

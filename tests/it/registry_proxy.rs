@@ -140,8 +140,8 @@ struct State {
     elsewhere: Mutex<BTreeMap<Request, String>>,
     /// Where an upload goes on that was cut and kept: its path, and the registry's newest address of it.
     uploads: Mutex<BTreeMap<String, String>>,
-    /// How many clients are being served.
-    clients: AtomicUsize,
+    /// How many connections are being served.
+    connections: AtomicUsize,
 }
 
 impl RegistryProxy {
@@ -164,17 +164,17 @@ impl RegistryProxy {
             page: Mutex::default(),
             elsewhere: Mutex::default(),
             uploads: Mutex::default(),
-            clients: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
         });
         let served = Arc::clone(&state);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let state = Arc::clone(&served);
-                state.clients.fetch_add(1, Ordering::SeqCst);
+                state.connections.fetch_add(1, Ordering::SeqCst);
                 thread::spawn(move || {
                     // A client that goes away in the midst of an answer is none of the proxy's concern.
                     let _ = state.serve(stream);
-                    state.clients.fetch_sub(1, Ordering::SeqCst);
+                    state.connections.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
@@ -225,10 +225,12 @@ impl RegistryProxy {
         self.state.always.lock().unwrap().clear();
     }
 
-    /// Waits for what clients that are gone have still sent: until the registry has answered the last of it.
+    /// Waits until what clients that are gone have sent is over: the registry has answered what came whole.
     pub(crate) fn wait_for_the_last(&self) {
+        // Whoever came before this one has been let in, too.
+        registry_messages::ask(self.port, "GET", "/v2/", &[]);
         let deadline = Instant::now() + Duration::from_secs(60);
-        while self.state.clients.load(Ordering::SeqCst) > 0 {
+        while self.state.connections.load(Ordering::SeqCst) > 0 {
             assert!(Instant::now() < deadline, "a client is still there: {:#?}", self.traffic().log);
             thread::sleep(Duration::from_millis(5));
         }
