@@ -5,20 +5,27 @@
 //! it and all that depends on it new store paths, as in Nix; it becomes up to 5 per cent larger or smaller, what
 //! depends on it by less than 512 bytes. For each kind of change the first table shows, in MiB and on average: the
 //! bytes of the changed store paths (what must be new whatever the plan), the bytes in layers that the image before did
-//! not have, and the bytes from the lowest such layer upwards, which classic Docker unpacks again. The second shows for
-//! how many changes either is within its bound, 1.05 times the bytes that must be new and 1 MB, beside what hindsight
-//! could do. The third shows the time that a plan takes as closures grow.
+//! not have, and the bytes from the lowest such layer upwards, which classic Docker unpacks again; also where the plan
+//! knows the image before (`--previous`). The second shows for how many changes either is within its bound, 1.05 times the
+//! bytes that must be new and 1 MB, beside what hindsight could do. The third shows the same as the first for series of
+//! changes (`plan/series.rs`), of which each begins with a plan that knows none before. The fourth shows the time that a
+//! plan takes as closures grow.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 #![allow(clippy::print_stdout, reason = "the table is what this bench is for")]
 
+#[path = "plan/environments.rs"]
+mod environments;
 #[path = "plan/hindsight.rs"]
 mod hindsight;
+#[path = "plan/series.rs"]
+mod series;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Instant;
 
-use layerhold::nix::{Closure, ContentHash, PathInfo, Source, SourceError, StorePath, Visitor, WalkError};
+use environments::{Graph, State, copies, read_graph};
+use layerhold::nix::{Closure, StorePath};
 use layerhold::plan::plan;
 
 /// Layers for store paths: the default budget without those of own files.
@@ -26,137 +33,55 @@ const BUDGET: usize = layerhold::plan::DEFAULT_LAYERS - 2;
 /// The same for nixpkgs' plan, with one layer above.
 const POPULARITY_BUDGET: usize = layerhold::plan::DEFAULT_LAYERS - 1;
 
-struct Package {
-    size: u64,
-    is_root: bool,
-    dependencies: Vec<String>,
-}
-
-type Graph = BTreeMap<String, Package>;
-
-fn read_graph(text: &str) -> Graph {
-    text.lines()
-        .map(|line| {
-            let mut words = line.split(' ').peekable();
-            let name = words.next().unwrap().to_owned();
-            let size = words.next().unwrap().strip_prefix("size=").unwrap().parse().unwrap();
-            let is_root = words.next_if_eq(&"root").is_some();
-            (name, Package { size, is_root, dependencies: words.map(str::to_owned).collect() })
-        })
-        .collect()
-}
-
-/// What `roots` need, themselves included.
-fn needed<'a>(graph: &'a Graph, roots: impl IntoIterator<Item = &'a str>) -> BTreeSet<&'a str> {
-    let mut found = BTreeSet::new();
-    let mut pending: Vec<&str> = roots.into_iter().collect();
-    while let Some(name) = pending.pop() {
-        if found.insert(name) {
-            pending.extend(graph[name].dependencies.iter().map(String::as_str));
-        }
-    }
-    found
-}
-
-/// `changed` and all that depends on one of them.
-fn with_dependents<'a>(graph: &'a Graph, changed: &[&'a str]) -> BTreeSet<&'a str> {
-    let mut found: BTreeSet<&str> = changed.iter().copied().collect();
-    loop {
-        let before = found.len();
-        for (name, package) in graph {
-            if package.dependencies.iter().any(|dependency| found.contains(dependency.as_str())) {
-                found.insert(name);
-            }
-        }
-        if found.len() == before {
-            return found;
-        }
-    }
-}
-
-/// One state of an environment: some roots, some packages at their second version, and all that depends on one of them.
-struct State<'a> {
-    graph: &'a Graph,
-    roots: BTreeSet<&'a str>,
-    upgraded: BTreeSet<&'a str>,
-    changed: BTreeSet<&'a str>,
-}
-
-impl State<'_> {
-    fn store_path(&self, name: &str) -> StorePath {
-        let version = if self.changed.contains(name) { 2 } else { 1 };
-        let digest = blake3::hash(format!("{name} {version}").as_bytes());
-        StorePath::synthetic(digest.as_bytes(), &format!("{name}-{version}")).unwrap()
-    }
-
-    /// A size that a second version may well have: made from the name, so that each run measures the same.
-    fn size(&self, name: &str) -> u64 {
-        let size = self.graph[name].size;
-        let by = u64::from(u16::from_le_bytes(*blake3::hash(name.as_bytes()).as_bytes().first_chunk().unwrap()));
-        match (self.upgraded.contains(name), self.changed.contains(name)) {
-            (true, _) => size * (950 + by % 101) / 1000,
-            (_, true) => size + by % 512,
-            _ => size,
-        }
-    }
-
-    fn closure(&self) -> Closure {
-        let infos = needed(self.graph, self.roots.iter().copied()).into_iter().map(|name| {
-            let path = self.store_path(name);
-            let references = self.graph[name].dependencies.iter().map(|name| self.store_path(name)).collect();
-            let info = PathInfo {
-                content: ContentHash::Nar([0; 32]),
-                nar_size: self.size(name),
-                path: path.clone(),
-                references,
-            };
-            (path, info)
-        });
-        let roots: Vec<_> = self.roots.iter().map(|name| self.store_path(name)).collect();
-        Closure::compute(&Infos(infos.collect()), roots).unwrap()
-    }
-}
-
-/// A source of path infos without any tree.
-struct Infos(BTreeMap<StorePath, PathInfo>);
-
-impl Source for Infos {
-    fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
-        Ok(self.0.get(path).cloned())
-    }
-
-    fn walk(&self, path: &StorePath, _: &mut dyn Visitor) -> Result<(), WalkError> {
-        Err(WalkError::Absent { path: path.to_absolute() })
-    }
-}
-
 type Layers = Vec<Vec<StorePath>>;
 
-type Planner = fn(&Closure) -> Layers;
+/// Makes a plan of a closure, and of the layers of the image before, if there was one.
+type Planner = fn(&Closure, &Layers) -> Layers;
 
-/// The planners, this plan first.
-const PLANNERS: [(&str, Planner); 4] = [
-    ("this plan", |closure| plan(closure, [], BUDGET).layers),
-    ("popularity", popularity),
-    ("one path a layer", one_path_a_layer),
-    ("one layer", |closure| vec![closure.paths().map(|info| info.path.clone()).collect()]),
+/// The planners, each with the width of its column: this plan, the same after the image before, and others'.
+const PLANNERS: [(&str, usize, Planner); 5] = [
+    ("this plan", 14, |closure, _| plan(closure, [], &[], BUDGET).layers),
+    ("--previous", 14, |closure, previous| plan(closure, [], previous, BUDGET).layers),
+    ("popularity", 15, |closure, _| popularity(closure)),
+    ("one path a layer", 18, |closure, _| one_path_a_layer(closure)),
+    ("one layer", 15, |closure, _| vec![closure.paths().map(|info| info.path.clone()).collect()]),
 ];
 
-/// What changes of one kind cost, summed up, and for how many of them this plan is within its bounds.
+/// What changes of one kind cost, summed up.
 #[derive(Default)]
 struct Sums {
     count: u64,
     must: u64,
-    /// A planner each: bytes in new layers, bytes from the lowest of them upwards.
-    costs: [(u64, u64); PLANNERS.len()],
-    new_in_bounds: u64,
-    above_in_bounds: u64,
-    /// The most bytes over the bound, and the change that has them.
-    worst: (u64, String),
+    costs: [Costs; PLANNERS.len()],
     /// For an order that knows the changes: the layers before them, and what each touches.
     touched: Vec<Vec<usize>>,
     /// For the most that any order holds within bounds: the packages that change and what may lie above.
     packages: Vec<(u64, u64)>,
+}
+
+/// What they cost with one planner, and for how many of them that is within the bounds.
+#[derive(Default)]
+struct Costs {
+    new: u64,
+    /// From the lowest new layer upwards.
+    above: u64,
+    new_in_bounds: u64,
+    above_in_bounds: u64,
+    /// The most bytes over the bound, and the change that has them.
+    worst: (u64, String),
+}
+
+impl Costs {
+    fn add(&mut self, (new, above): (u64, u64), bound: u64, name: &str) {
+        self.new += new;
+        self.above += above;
+        self.new_in_bounds += u64::from(new <= bound);
+        self.above_in_bounds += u64::from(above <= bound);
+        let over = new.saturating_sub(bound);
+        if over > self.worst.0 {
+            self.worst = (over, name.to_owned());
+        }
+    }
 }
 
 /// The plan of nixpkgs' `streamLayeredImage`: the paths that most others need each alone, the rest in one layer.
@@ -207,38 +132,36 @@ fn cost(closure: &Closure, before: &Layers, after: &Layers) -> (u64, u64) {
     (new, after[unchanged..].iter().map(bytes).sum())
 }
 
+/// The bytes of what is new, whatever the plan.
+fn bytes_to_send(old: &Closure, new: &Closure) -> u64 {
+    new.paths().filter(|info| old.get(&info.path).is_none()).map(|info| info.nar_size).sum()
+}
+
 /// A change: its kind, what changes, and the environment before and after.
 type Change<'a> = (&'static str, &'a str, State<'a>, State<'a>);
 
 /// The changes that are tried, by kind.
 fn changes<'a>(graph: &'a Graph) -> Vec<Change<'a>> {
-    let roots: BTreeSet<&str> =
-        graph.iter().filter(|(_, package)| package.is_root).map(|(name, _)| name.as_str()).collect();
-    let state = |roots: &BTreeSet<&'a str>, upgraded: &[&'a str]| State {
-        graph,
-        roots: roots.clone(),
-        upgraded: upgraded.iter().copied().collect(),
-        changed: with_dependents(graph, upgraded),
-    };
+    let whole = State::whole(graph);
     let mut found: Vec<Change<'a>> = Vec::new();
-    let mut change = |kind, names: &[&'a str]| found.push((kind, names[0], state(&roots, &[]), state(&roots, names)));
+    let mut change = |kind, names: &[&'a str]| found.push((kind, names[0], whole.clone(), whole.upgraded(names)));
     let referred: BTreeSet<&str> =
         graph.values().flat_map(|package| package.dependencies.iter().map(String::as_str)).collect();
-    for root in roots.iter().filter(|root| !referred.contains(*root)) {
+    for root in whole.roots.iter().filter(|root| !referred.contains(*root)) {
         change("leaf", &[root]);
     }
     for name in referred.iter().step_by((referred.len() / 40).max(1)) {
         change("middle", &[name]);
     }
-    let in_order: Vec<_> = roots.iter().copied().collect();
+    let in_order: Vec<_> = whole.roots.iter().copied().collect();
     for three in in_order.windows(3) {
         change("several", three);
     }
     change("libc", &["libc6"]);
-    for &root in &roots {
-        let without: BTreeSet<_> = roots.iter().copied().filter(|&other| other != root).collect();
-        found.push(("removed", root, state(&roots, &[]), state(&without, &[])));
-        found.push(("added", root, state(&without, &[]), state(&roots, &[])));
+    for root in in_order {
+        let without = whole.toggled(root);
+        found.push(("removed", root, whole.clone(), without.clone()));
+        found.push(("added", root, without, whole.clone()));
     }
     found
 }
@@ -248,23 +171,16 @@ fn measure(graph: &Graph) -> BTreeMap<&'static str, Sums> {
     let mut kinds: BTreeMap<&str, Sums> = BTreeMap::new();
     for (kind, name, before, after) in changes(graph) {
         let (old, new) = (before.closure(), after.closure());
-        let must = new.paths().filter(|info| old.get(&info.path).is_none()).map(|info| info.nar_size).sum::<u64>();
+        let must = bytes_to_send(&old, &new);
         let bound = must * 105 / 100 + 1_000_000;
         let sums = kinds.entry(kind).or_default();
         sums.count += 1;
         sums.must += must;
-        for ((_, planner), sum) in PLANNERS.iter().zip(&mut sums.costs) {
-            let (bytes, above) = cost(&new, &planner(&old), &planner(&new));
-            *sum = (sum.0 + bytes, sum.1 + above);
+        for ((_, _, planner), costs) in PLANNERS.iter().zip(&mut sums.costs) {
+            let before = planner(&old, &Vec::new());
+            costs.add(cost(&new, &before, &planner(&new, &before)), bound, name);
         }
-        let layers = PLANNERS[0].1(&old);
-        let (bytes, above) = cost(&new, &layers, &PLANNERS[0].1(&new));
-        sums.new_in_bounds += u64::from(bytes <= bound);
-        sums.above_in_bounds += u64::from(above <= bound);
-        let over = bytes.saturating_sub(bound);
-        if over > sums.worst.0 {
-            sums.worst = (over, name.to_owned());
-        }
+        let layers = plan(&old, [], &[], BUDGET).layers;
         let is_touched = |layer: &Vec<StorePath>| layer.iter().any(|path| new.get(path).is_none());
         sums.touched.push((0..layers.len()).filter(|&at| is_touched(&layers[at])).collect());
         let (size, new_size) = (before.size(name), after.size(name));
@@ -279,9 +195,8 @@ fn mib(bytes: u64) -> f64 {
 
 /// The first table's rows for one closure. An order for packages that come or go would know which, so has no row.
 fn print_costs(name: &str, graph: &Graph, kinds: &BTreeMap<&str, Sums>) {
-    let roots = graph.iter().filter(|(_, package)| package.is_root).map(|(name, _)| name.as_str()).collect();
-    let closure = State { graph, roots, upgraded: BTreeSet::new(), changed: BTreeSet::new() }.closure();
-    let sizes: Vec<u64> = PLANNERS[0].1(&closure).iter().map(|layer| bytes(&closure, layer)).collect();
+    let closure = State::whole(graph).closure();
+    let sizes: Vec<u64> = plan(&closure, [], &[], BUDGET).layers.iter().map(|layer| bytes(&closure, layer)).collect();
     for (kind, sums) in kinds {
         let average = |bytes: u64| mib(bytes / sums.count);
         let best = match *kind {
@@ -292,8 +207,8 @@ fn print_costs(name: &str, graph: &Graph, kinds: &BTreeMap<&str, Sums>) {
             }
         };
         print!("{name:10} {kind:9} {:>6.1}", average(sums.must));
-        for (at, &(new, above)) in sums.costs.iter().enumerate() {
-            print!("{:>18}", format!("{:.1} / {:.0}", average(new), average(above)));
+        for (at, (costs, &(_, width, _))) in sums.costs.iter().zip(&PLANNERS).enumerate() {
+            print!("{:>width$}", format!("{:.1} / {:.0}", average(costs.new), average(costs.above)));
             if at == 0 {
                 print!("{best:>11}");
             }
@@ -305,41 +220,56 @@ fn print_costs(name: &str, graph: &Graph, kinds: &BTreeMap<&str, Sums>) {
 /// The second table's rows for one closure.
 fn print_bounds(name: &str, kinds: &BTreeMap<&str, Sums>) {
     for (kind, sums) in kinds {
-        let of = |within: u64| format!("{within} of {}", sums.count);
-        print!("{name:10} {kind:9}{:>12}{:>12}", of(sums.new_in_bounds), of(sums.above_in_bounds));
-        match *kind {
-            "leaf" => print!("{:>10}", hindsight::most_within_bounds(sums.packages.clone())),
-            _ => print!("{:>10}", "-"),
+        let [this, with_previous, ..] = &sums.costs;
+        let possible = match *kind {
+            "leaf" => hindsight::most_within_bounds(sums.packages.clone()).to_string(),
+            _ => "-".to_owned(),
+        };
+        print!("{name:10} {kind:9}");
+        for within in [this.new_in_bounds, with_previous.new_in_bounds, this.above_in_bounds] {
+            print!("{:>12}", format!("{within} of {}", sums.count));
         }
-        match &sums.worst {
+        print!("{:>12}{possible:>10}", format!("{} of {}", with_previous.above_in_bounds, sums.count));
+        match &this.worst {
             (0, _) => println!("  -"),
-            (over, name) => println!("  {name}: {:.1} MiB over", mib(*over)),
+            (over, name) => println!("  {name}: {:.1}", mib(*over)),
         }
     }
 }
 
-/// The graph of `text` again and again, all in one, with names of their own.
-fn copies(text: &str, count: usize) -> Graph {
-    let copy = |at: usize| {
-        let renamed = move |name: &str| format!("{name}-copy{at}");
-        read_graph(text).into_iter().map(move |(name, package)| {
-            let dependencies = package.dependencies.iter().map(|name| renamed(name)).collect();
-            (renamed(&name), Package { dependencies, ..package })
-        })
-    };
-    (0..count).flat_map(copy).collect()
+/// The third table's row for one closure.
+fn print_series(name: &str, graph: &Graph) {
+    let series: Vec<Vec<Closure>> =
+        series::all(name, graph).iter().map(|states| states.iter().map(State::closure).collect()).collect();
+    let changes: u64 = series.iter().map(|closures| closures.len() as u64 - 1).sum();
+    let average = |bytes: u64| mib(bytes / changes);
+    let pairs = series.iter().flat_map(|closures| closures.windows(2));
+    print!("{name:10} {:>6.1}", average(pairs.map(|pair| bytes_to_send(&pair[0], &pair[1])).sum()));
+    for (_, width, planner) in PLANNERS {
+        let (mut new, mut above) = (0, 0);
+        for closures in &series {
+            let mut layers = planner(&closures[0], &Vec::new());
+            for closure in &closures[1..] {
+                let next = planner(closure, &layers);
+                let costs = cost(closure, &layers, &next);
+                (new, above) = (new + costs.0, above + costs.1);
+                layers = next;
+            }
+        }
+        print!("{:>width$}", format!("{:.1} / {:.0}", average(new), average(above)));
+    }
+    println!();
 }
 
-/// The third table: the time of a plan by the number of paths, for one web environment and more of them side by side.
+/// The fourth table: the time of a plan by the number of paths, for one web environment and more of them side by side.
 fn print_growth(text: &str) {
     for count in [1, 2, 4, 8, 11] {
         let graph = copies(text, count);
-        let roots = graph.iter().filter(|(_, package)| package.is_root).map(|(name, _)| name.as_str()).collect();
-        let closure = State { graph: &graph, roots, upgraded: BTreeSet::new(), changed: BTreeSet::new() }.closure();
+        let closure = State::whole(&graph).closure();
         let mut times: Vec<f64> = (0..9)
             .map(|_| {
                 let started = Instant::now();
-                std::hint::black_box(plan(&closure, [], BUDGET));
+                std::hint::black_box(plan(&closure, [], &[], BUDGET));
                 started.elapsed().as_secs_f64() * 1000.0
             })
             .collect();
@@ -364,8 +294,8 @@ fn main() {
 
     println!("{:10} {:9} {:>6}  new MiB / MiB from the lowest new layer upwards", "closure", "change", "must");
     print!("{:27}", "");
-    for (at, (name, _)) in PLANNERS.iter().enumerate() {
-        print!("{name:>18}");
+    for (at, (name, width, _)) in PLANNERS.iter().enumerate() {
+        print!("{name:>width$}");
         if at == 0 {
             print!("{:>11}", "hindsight");
         }
@@ -374,8 +304,15 @@ fn main() {
     measured.iter().for_each(|(name, graph, kinds)| print_costs(name, graph, kinds));
 
     println!();
-    println!("{:10} {:9}{:>12}{:>12}{:>10}  worst by new bytes", "closure", "change", "new", "upwards", "possible");
+    println!("{:20}{:>12}{:>12}{:>12}{:>12}", "", "new", "--previous", "upwards", "--previous");
+    println!("{:10} {:9}{:>58}  worst by new bytes: MiB over", "closure", "change", "possible");
     measured.iter().for_each(|(name, _, kinds)| print_bounds(name, kinds));
+
+    println!();
+    print!("{:10} {:>6}", "closure", "must");
+    PLANNERS.iter().for_each(|(name, width, _)| print!("{name:>width$}"));
+    println!();
+    measured.iter().for_each(|(name, graph, _)| print_series(name, graph));
 
     println!();
     print_growth(&fs::read_to_string(format!("{folder}/web.txt")).unwrap());

@@ -21,13 +21,17 @@
 mod graph;
 mod grouping;
 mod order;
+mod previous;
 mod set;
 #[cfg(test)]
 mod tests;
 
+use std::mem;
+
 use crate::nix::{Closure, StorePath};
 
 use graph::Graph;
+use previous::Kept;
 
 /// Most layers that an image may have: overlayfs takes 128 lower directories, and runtimes keep one for themselves.
 pub const MAX_LAYERS: usize = 127;
@@ -46,11 +50,20 @@ pub struct LayerPlan {
 /// `installed` is what the user installs, as far as that is known beyond the closure's roots: the packages where the
 /// root is an environment that refers to them. Where none of it is in the closure, the roots stand for it.
 ///
-/// The same closure gives the same plan on any machine and in any order of its input.
-pub fn plan<'a>(closure: &Closure, installed: impl IntoIterator<Item = &'a StorePath>, budget: usize) -> LayerPlan {
+/// `previous` is the plan of an image that was made before, or nothing: see `previous`.
+///
+/// The same closure, after the same plan, gives the same plan on any machine and in any order of its input.
+pub fn plan<'a>(
+    closure: &Closure,
+    installed: impl IntoIterator<Item = &'a StorePath>,
+    previous: &[Vec<StorePath>],
+    budget: usize,
+) -> LayerPlan {
+    let budget = budget.clamp(1, MAX_LAYERS);
     let graph = Graph::new(closure, installed);
-    let groups = grouping::group(&graph, budget.clamp(1, MAX_LAYERS));
-    let layers = order::order(&graph, groups).into_iter();
+    let mut kept = Kept::new(&graph, previous, budget);
+    let groups = grouping::group(&graph, mem::take(&mut kept.rest), budget - kept.count());
+    let layers = kept.with(&graph, order::order(&graph, groups)).into_iter();
     LayerPlan {
         layers: layers.map(|layer| layer.into_iter().map(|at| graph.paths[at].path.clone()).collect()).collect(),
     }

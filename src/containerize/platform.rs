@@ -293,7 +293,7 @@ impl Platform {
     /// The layers below those of own files.
     fn plan(&self, max_layers: usize) -> &LayerPlan {
         self.plan.get_or_init(|| {
-            plan::plan(&self.closure, self.ingredients.installed(), max_layers - own_layers(max_layers))
+            plan::plan(&self.closure, self.ingredients.installed(), &[], max_layers - own_layers(max_layers))
         })
     }
 

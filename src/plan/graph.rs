@@ -58,6 +58,11 @@ impl<'a> Graph<'a> {
     pub(super) fn size(&self, at: usize) -> u64 {
         self.paths[at].nar_size
     }
+
+    /// The number of a path that the closure has.
+    pub(super) fn number(&self, path: &StorePath) -> Option<usize> {
+        self.paths.binary_search_by(|info| info.path.cmp(path)).ok()
+    }
 }
 
 /// An order with every path after all that it refers to; references that make one impossible are removed.

@@ -48,9 +48,9 @@ struct Joint {
     between_owners: bool,
 }
 
-/// Distributes all paths over at most `budget` groups; the paths of each are in ascending order.
-pub(super) fn group(graph: &Graph<'_>, budget: usize) -> Vec<Vec<usize>> {
-    let mut row = Row::new(graph);
+/// Distributes these paths over at most `budget` groups; the paths of each are in ascending order.
+pub(super) fn group(graph: &Graph<'_>, paths: Vec<usize>, budget: usize) -> Vec<Vec<usize>> {
+    let mut row = Row::new(graph, paths);
     row.join_up_to_limit();
     while row.groups.len() > budget && row.raise_limit() {
         row.join_up_to_limit();
@@ -80,8 +80,8 @@ struct Row {
 }
 
 impl Row {
-    fn new(graph: &Graph<'_>) -> Self {
-        let groups = single_paths(graph);
+    fn new(graph: &Graph<'_>, paths: Vec<usize>) -> Self {
+        let groups = single_paths(graph, paths);
         let generations = groups.last_key_value().map_or(0, |(&last, _)| last + 1);
         let (limit, between_owners) = (NEGLIGIBLE, false);
         let (ready, later, most) = (BinaryHeap::new(), Vec::new(), 0);
@@ -184,9 +184,8 @@ impl Joint {
 
 /// Every path by itself, in a row in which those of one owner, and of those the ones with closures alike in size, are
 /// near each other.
-fn single_paths(graph: &Graph<'_>) -> BTreeMap<u32, Group> {
+fn single_paths(graph: &Graph<'_>, mut row: Vec<usize>) -> BTreeMap<u32, Group> {
     let owners = owners(graph);
-    let mut row: Vec<usize> = (0..graph.paths.len()).collect();
     row.sort_by_cached_key(|&at| (owners[at], graph.closures[at].len(), at));
     let group = |(place, at): (u32, usize)| {
         let (changes_with, size) = (graph.closures[at].clone(), rounded(graph.size(at)));

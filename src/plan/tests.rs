@@ -76,7 +76,11 @@ impl Packages {
 }
 
 fn plan_of(closure: &Closure, budget: usize) -> Vec<Vec<StorePath>> {
-    plan(closure, [], budget).layers
+    plan_after(closure, &[], budget)
+}
+
+fn plan_after(closure: &Closure, previous: &[Vec<StorePath>], budget: usize) -> Vec<Vec<StorePath>> {
+    plan(closure, [], previous, budget).layers
 }
 
 prop_compose! {
@@ -163,6 +167,87 @@ proptest! {
             }
         }
     }
+
+    /// Whatever the image before is said to have been: layers of other packages, of none, or with a path twice.
+    #[test]
+    fn a_plan_after_any_other_partitions_the_closure_within_its_budget(
+        packages in packages(0..1 << 30, 120),
+        previous in prop::collection::vec(prop::collection::vec(0usize..150, 0..6), 0..150),
+        budget in 1usize..=127,
+    ) {
+        let previous = previous.iter().map(|layer| layer.iter().map(|&n| packages.path(n)).collect());
+        let previous: Vec<Vec<StorePath>> = previous.collect();
+        let closure = packages.closure();
+        let layers = plan_after(&closure, &previous, budget);
+        check_partition(&closure, &layers, budget)?;
+        prop_assert!(layers.iter().all(|layer| layer.is_sorted()));
+    }
+
+    /// However often an environment is exported: the same after the same is the same.
+    #[test]
+    fn a_plan_after_itself_is_itself(
+        packages in packages(0..64 * MIB, 150), changed in any::<prop::sample::Index>(), budget in 1usize..=127,
+    ) {
+        prop_assume!(!packages.nodes.is_empty());
+        let first = plan_of(&packages.closure(), budget);
+        prop_assert_eq!(&first, &plan_after(&packages.closure(), &first, budget));
+        let changed = packages.with_new(changed.index(packages.nodes.len())).closure();
+        let second = plan_after(&changed, &first, budget);
+        prop_assert_eq!(&second, &plan_after(&changed, &second, budget));
+    }
+
+    /// Where layers are left: what has all of its paths stays, and in its order.
+    #[test]
+    fn layers_that_lost_nothing_stay_in_their_order(
+        packages in packages(0..64 * MIB, 60), changed in any::<prop::sample::Index>(),
+    ) {
+        prop_assume!(!packages.nodes.is_empty());
+        let changed = packages.with_new(changed.index(packages.nodes.len())).closure();
+        let mut stay = plan_of(&packages.closure(), MAX_LAYERS);
+        stay.retain(|layer| layer.iter().all(|path| changed.get(path).is_some()));
+        let mut layers = plan_after(&changed, &plan_of(&packages.closure(), MAX_LAYERS), MAX_LAYERS);
+        layers.retain(|layer| stay.contains(layer));
+        prop_assert_eq!(layers, stay);
+    }
+
+    /// Where layers are left: a package that comes changes nothing below it.
+    #[test]
+    fn what_comes_lies_on_top_of_everything(packages in packages(0..64 * MIB, 60)) {
+        let roots = packages.tops();
+        prop_assume!(roots.len() > 1);
+        let (with, without) = (packages.closure_of(&roots), packages.closure_of(&roots[1..]));
+        let before = plan_of(&without, MAX_LAYERS);
+        let after = plan_after(&with, &before, MAX_LAYERS);
+        prop_assert_eq!(&before[..], &after[..before.len()]);
+    }
+
+    #[test]
+    fn a_plan_after_one_with_nothing_in_common_is_as_after_none(packages in packages(0..64 * MIB, 100), budget in 1usize..=127) {
+        let others: Vec<_> = (1000..1100).map(|n| vec![packages.path(n)]).collect();
+        let closure = packages.closure();
+        prop_assert_eq!(plan_after(&closure, &others, budget), plan_of(&closure, budget));
+    }
+}
+
+#[test]
+fn what_changes_comes_on_top_but_below_what_is_much_smaller() {
+    let sizes = [40 * MIB, 30 * MIB, 10 * MIB, 9 * MIB, 7 * MIB];
+    let packages = Packages::new(&sizes.map(|size| (size, &[] as &[usize])));
+    let before = plan_of(&packages.closure(), 100);
+    assert_eq!(before, packages.layers(&[&[0], &[1], &[2], &[3], &[4]]));
+    let changed = packages.with_new(1);
+    assert_eq!(plan_after(&changed.closure(), &before, 100), changed.layers(&[&[0], &[2], &[3], &[1], &[4]]));
+}
+
+#[test]
+fn where_the_budget_is_used_up_the_layers_on_top_are_made_anew() {
+    let packages = Packages::new(&[(60 * MIB, &[] as &[usize]); 20]);
+    let roots: Vec<usize> = (0..20).collect();
+    let before = plan_of(&packages.closure_of(&roots[..19]), 19);
+    let after = plan_after(&packages.closure_of(&roots), &before, 19);
+    // Eight layers are made free; the nine paths for them are joined two by two, for all of them cost the same.
+    assert_eq!(after[..11], before[..11]);
+    assert_eq!(after[11..].iter().map(Vec::len).collect::<Vec<_>>(), [1, 2, 2, 2, 2]);
 }
 
 #[test]
@@ -180,7 +265,7 @@ fn an_environment_does_not_hide_what_is_installed() {
         Packages::new(&[(40 * MIB, &[]), (30 * MIB, &[0]), (70 * MIB, &[1]), (50 * MIB, &[0]), (MIB, &[2, 3])]);
     let closure = packages.closure();
     let installed = [packages.path(2), packages.path(3), Packages::new(&[]).path(9)];
-    assert_eq!(plan(&closure, &installed, 100).layers, packages.layers(&[&[0], &[1], &[2], &[3], &[4]]));
+    assert_eq!(plan(&closure, &installed, &[], 100).layers, packages.layers(&[&[0], &[1], &[2], &[3], &[4]]));
 }
 
 #[test]
