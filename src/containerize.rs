@@ -6,6 +6,7 @@
 
 mod again;
 mod platform;
+mod previous;
 mod record;
 mod sources;
 mod targets;
@@ -31,6 +32,7 @@ use crate::store::LayerStore;
 use crate::substitute;
 pub use again::{AgainRequest, push_again};
 use platform::{Composed, Ingredients, Platform};
+pub use previous::Previous;
 pub use targets::Delivery;
 use targets::Targets;
 
@@ -66,6 +68,8 @@ pub struct Request<'a> {
     pub labels: BTreeMap<String, String>,
     /// The image's time of creation.
     pub created: Timestamp,
+    /// The image that layers are laid out on; without one they are what the environment alone makes them.
+    pub previous: Option<Previous>,
     /// The most layers that each image may have, those of its own files included.
     pub max_layers: usize,
     /// How layers are compressed.
@@ -107,8 +111,13 @@ pub fn containerize(
     let ingredients = request
         .for_each(&request.systems, |&system| Ingredients::choose(&request, system, &environment, &nix, observer))?;
     let catalog = request.catalog(&memo, observer);
-    let platforms = request
+    let mut platforms = request
         .for_each(ingredients, |ingredients| Platform::gather(&request, ingredients, &nix, &catalog, observer))?;
+    platforms.iter_mut().zip(request.previous_layers(&name, targets.in_registries(), observer)).for_each(
+        |(platform, layers)| {
+            platform.lay_out_on(layers);
+        },
+    );
     memo.save();
 
     let share = if request.dry_run { request.share.clone().read_only() } else { request.share.clone() };

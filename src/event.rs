@@ -46,6 +46,21 @@ pub enum Event {
     },
 }
 
+/// An error with what is behind it, for a message about work that goes on.
+pub(crate) fn in_one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    // Servers may answer with pages.
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
 /// The long parts of the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {

@@ -18,7 +18,7 @@ use super::report::{self, Told};
 use super::share;
 use super::substituters;
 use super::surroundings;
-use crate::containerize::{Request, containerize};
+use crate::containerize::{Previous, Request, containerize};
 use crate::delivery::{DeliveryError, Runtime, TargetRequest};
 use crate::environment::{
     ACTIVE_ENVIRONMENTS, Candidate, Choice, Remote, Selection, StartServices, Surroundings, parse_label,
@@ -89,7 +89,9 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         return proxy::run(args, outset, &mut stdout, progress);
     }
     let share = share::settings(&args.share, &args.registries, args.environment.offline)?;
-    let registries = registries::settings(&args.registries, args.target.push.iter())?;
+    let previous = previous(args, progress);
+    let asked = args.target.push.iter().chain(previous.as_ref().and_then(Previous::reference));
+    let registries = registries::settings(&args.registries, asked)?;
     let registries = registries.with_logins_of(&share.keyring.registries);
     let request = Request {
         environment: selection(&args.environment),
@@ -112,6 +114,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         tag: args.image.tag.clone(),
         labels: labels(&args.image.labels)?,
         created: created(args.image.created)?,
+        previous,
         max_layers: usize::from(args.layers.max_layers),
         compression: args.layers.compression.unwrap_or(match args.target.push.is_empty() {
             true => Compression::None,
@@ -144,6 +147,19 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
     }
     let told = Told { dry_run: args.dry_run, json: args.json, in_proxy: args.proxy.in_proxy, to_stdout };
     report::tell(&report, &told, started, progress)
+}
+
+/// The image to lay layers out on, unless it is where nothing may be asked.
+fn previous(args: &args::Containerize, progress: &Progress) -> Option<Previous> {
+    let previous = args.layers.previous.clone()?;
+    match previous.reference() {
+        Some(reference) if args.environment.offline => {
+            let message = format!("layers are not laid out on those of '{reference}': --offline asks no registry");
+            progress.event(Event::Warning { message });
+            None
+        }
+        _ => Some(previous),
+    }
 }
 
 /// Standard output as a file: the library's own looks for line ends in all that is written to it.

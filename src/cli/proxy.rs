@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::progress::{Progress, Verbosity};
 use super::substituters;
 use super::surroundings::variable;
+use crate::containerize::Previous;
 use crate::delivery::{DeliveryError, RuntimeClient, Target, TargetRequest};
 use crate::environment::{self, DOT_FLOX, Location, Remote, Selection, Surroundings, System};
 use crate::error::Error;
@@ -109,6 +110,10 @@ pub(super) fn run(
         variables,
         arguments: arguments(args, progress.verbosity(), &place, &outset.systems),
     };
+    if let Some(reference) = args.layers.previous.as_ref().and_then(Previous::reference) {
+        let message = format!("layers are not laid out on those of '{reference}': a proxy container asks no registry");
+        progress.event(Event::Warning { message });
+    }
     progress.event(Event::Detail {
         message: format!("in a container of '{}', with the volume '{}' at /nix", proxy.image, proxy.volume),
     });
@@ -200,7 +205,7 @@ fn arguments(args: &Containerize, verbosity: Verbosity, place: &Place, systems: 
     // Shared caches are not asked in the container, which has none of this machine's logins.
     let ShareArgs { cache_from: _, cache_to: _, cache_trust: _, cache_key: _ } = share;
     let ImageArgs { platforms: _, tag, labels, created } = image;
-    let LayerArgs { max_layers, compression } = layers;
+    let LayerArgs { previous, max_layers, compression } = layers;
     let ProxyArgs { proxy: _, proxy_image: _, proxy_volume: _, in_proxy: _ } = proxy;
 
     let mut arguments: Vec<OsString> = Vec::new();
@@ -236,6 +241,12 @@ fn arguments(args: &Containerize, verbosity: Verbosity, place: &Place, systems: 
     labels.iter().for_each(|label| option("label", label.as_ref()));
     if let Some(created) = created {
         option("created", created.to_string().as_ref());
+    }
+    // The layer cache is the one in the volume. Registries are not asked there either.
+    match previous {
+        Some(Previous::SameName) => option("previous", "".as_ref()),
+        Some(Previous::Kept(image)) => option("previous", image.as_ref()),
+        Some(Previous::Pushed(_)) | None => {}
     }
     option("max-layers", max_layers.to_string().as_ref());
     option("compression", compression.unwrap_or_default().to_string().as_ref());
@@ -288,6 +299,15 @@ mod tests {
         "--platform=linux/amd64 --platform=linux/arm64 --shell=amd64=/nix/store/x --tag=latest --max-layers=100 \
          --compression=none"
     )]
+    #[case("--previous", "--platform=linux/arm64 --tag=latest --previous= --max-layers=100 --compression=none")]
+    #[case(
+        "--previous project:v1",
+        "--platform=linux/arm64 --tag=latest --previous=project:v1 --max-layers=100 --compression=none"
+    )]
+    #[case(
+        "--previous registry.example/project:v1",
+        "--platform=linux/arm64 --tag=latest --max-layers=100 --compression=none"
+    )]
     #[case(
         "-t -odd --label=-x=y --created -1",
         "--platform=linux/arm64 --tag=-odd --label=-x=y --created=-1 \
@@ -309,7 +329,7 @@ mod tests {
     #[test]
     fn what_it_is_told_is_understood_and_means_the_same() {
         let words = "-m dev -t v1 --label a=b --platform amd64,arm64 --shell amd64=/nix/store/x --created 7 --max-layers 9 \
-                     --compression gzip:2 --offline";
+                     --compression gzip:2 --offline --previous";
         let told = inner(words, Verbosity::Normal, &here());
         let (outer, inner) = (parse(words), parse(told.strip_prefix("containerize ").unwrap()));
         let meaning = |args: &Containerize| {

@@ -47,7 +47,7 @@ impl Request<'_> {
     }
 
     /// A message about one platform.
-    fn of_platform(&self, system: System, message: &dyn Display) -> String {
+    pub(super) fn of_platform(&self, system: System, message: &dyn Display) -> String {
         match self.goes_without_saying(system) {
             true => message.to_string(),
             false => format!("{}: {message}", system.platform()),
@@ -204,6 +204,8 @@ fn package(installed: Installed) -> Option<Package> {
 pub(super) struct Platform {
     ingredients: Ingredients,
     pub(super) closure: Closure,
+    /// The planned layers of the image before.
+    previous: Vec<Vec<StorePath>>,
     plan: OnceLock<LayerPlan>,
 }
 
@@ -226,7 +228,7 @@ impl Platform {
                 closure = Self::closure(&ingredients, nix, observer)?;
             }
         }
-        Ok(Self { ingredients, closure, plan: OnceLock::new() })
+        Ok(Self { ingredients, closure, previous: Vec::new(), plan: OnceLock::new() })
     }
 
     fn closure(ingredients: &Ingredients, nix: &Reach<'_>, observer: &dyn Observer) -> Result<Closure, ClosureError> {
@@ -238,6 +240,11 @@ impl Platform {
         let closure = closure();
         observer.event(Event::Finished { stage: Stage::Hashing });
         closure
+    }
+
+    /// Has the layers laid out on those of the image before, before they are planned.
+    pub(super) fn lay_out_on(&mut self, previous: Vec<Vec<StorePath>>) {
+        self.previous = previous;
     }
 
     /// The planned layers of which something lies far away; an environment is rendered of what is known of them once
@@ -293,7 +300,8 @@ impl Platform {
     /// The layers below those of own files.
     fn plan(&self, max_layers: usize) -> &LayerPlan {
         self.plan.get_or_init(|| {
-            plan::plan(&self.closure, self.ingredients.installed(), &[], max_layers - own_layers(max_layers))
+            let budget = max_layers - own_layers(max_layers);
+            plan::plan(&self.closure, self.ingredients.installed(), &self.previous, budget)
         })
     }
 

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::event::Observer;
 use crate::image::{ImageName, Images};
 use crate::layers::{self, Layers};
+use crate::registry::Reference;
 
 /// The targets, asked for what has to be known before layers are made for them.
 pub(super) struct Targets {
@@ -40,6 +41,14 @@ impl Targets {
     /// One that need not be asked anything.
     pub(super) fn only(target: Target) -> Self {
         Self { targets: vec![target], openings: vec![None] }
+    }
+
+    /// Those in registries.
+    pub(super) fn in_registries(&self) -> impl Iterator<Item = &Reference> {
+        self.targets.iter().filter_map(|target| match target {
+            Target::Registry(reference) => Some(reference),
+            _ => None,
+        })
     }
 
     /// Whether every target takes that many layers.

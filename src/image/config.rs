@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::image::{Arch, Config, History, ImageConfiguration, Os, RootFs};
+use oci_spec::image::{Arch, Config, ImageConfiguration, Os, RootFs};
 
-use super::{ImageName, Layer, Timestamp};
-use crate::nix::StorePath;
+use super::{ImageName, Layer, Timestamp, history};
 
 /// What an image shall be, its layers left out. Fields are OCI's (image specification, config.md, "Properties").
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,15 +34,6 @@ pub struct ImageSpec {
     /// `config.StopSignal`.
     pub stop_signal: Option<String>,
 }
-
-/// What an entry of the history says made its layer.
-const CREATED_BY: &str = "layerhold containerize";
-
-/// How long the comment of one history entry may be, in bytes.
-///
-/// Readers refuse configurations beyond 4 MiB (containers/image) or 8 MiB (containerd); 127 layers of this length
-/// make 2 MiB.
-const COMMENT_LIMIT: usize = 16 * 1024;
 
 impl ImageSpec {
     /// An image of that name for that architecture, everything else empty.
@@ -81,72 +71,21 @@ impl ImageSpec {
         let created = self.created.to_string();
         let mut rootfs = RootFs::default();
         rootfs.set_diff_ids(layers.iter().map(|layer| layer.diff_id.to_string()).collect());
-        let history = layers.iter().map(|layer| {
-            let mut entry = History::default();
-            entry
-                .set_created(Some(created.clone()))
-                .set_created_by(Some(CREATED_BY.to_owned()))
-                .set_comment(Some(comment(&layer.store_paths)));
-            entry
-        });
         let mut configuration = ImageConfiguration::default();
         configuration
             .set_created(Some(created.clone()))
             .set_architecture(Arch::from(self.architecture.as_str()))
             .set_os(Os::Linux)
             .set_config(Some(config))
-            .set_history(Some(history.collect()))
+            .set_history(Some(history::of(layers, &created)))
             .set_rootfs(rootfs);
         configuration
     }
 }
 
-/// The base names of a layer's store paths, as many as fit.
-fn comment(store_paths: &[StorePath]) -> String {
-    if store_paths.is_empty() {
-        return "the image's own files".to_owned();
-    }
-    let mut comment = String::new();
-    for (shown, path) in store_paths.iter().enumerate() {
-        // Room is left for the closing words.
-        if comment.len() + path.base_name().len() + 32 > COMMENT_LIMIT {
-            comment.push_str(&format!(" and {} more", store_paths.len() - shown));
-            break;
-        }
-        if shown > 0 {
-            comment.push(' ');
-        }
-        comment.push_str(path.base_name());
-    }
-    comment
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn paths(count: usize) -> Vec<StorePath> {
-        (0..count)
-            .map(|n| StorePath::from_base_name(&format!("nm7p8wxflggcwxfzayhysq4z6a1wg373-package-{n}")).unwrap())
-            .collect()
-    }
-
-    #[test]
-    fn a_comment_names_the_store_paths() {
-        assert_eq!(
-            comment(&paths(2)),
-            "nm7p8wxflggcwxfzayhysq4z6a1wg373-package-0 nm7p8wxflggcwxfzayhysq4z6a1wg373-package-1"
-        );
-        assert_eq!(comment(&[]), "the image's own files");
-    }
-
-    #[test]
-    fn a_long_comment_says_how_many_it_leaves_out() {
-        let comment = comment(&paths(5000));
-        assert!(comment.len() <= COMMENT_LIMIT);
-        let shown = comment.matches("-package-").count();
-        assert!(comment.ends_with(&format!(" and {} more", 5000 - shown)), "{comment}");
-    }
 
     #[test]
     fn an_empty_specification_has_no_empty_fields() {

@@ -3,12 +3,14 @@
 //! Everything here is pure: the same specification and the same layers give the same bytes, hence the same image ID.
 
 mod config;
+mod history;
 mod index;
 mod layer;
 mod name;
 mod timestamp;
 
 pub use config::ImageSpec;
+pub use history::planned_layers;
 pub use index::{ImageIndex, Images};
 pub use layer::{Layer, LayerMediaType, UnknownMediaType};
 pub use name::{ImageName, NameError};

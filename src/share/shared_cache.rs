@@ -18,7 +18,7 @@ use super::open::{Keyring, Opener};
 use super::sheet::{Contents, ImageUse, Sheet, SheetName};
 use super::signing::SecretKey;
 use crate::blob::{Digest, LayerKey};
-use crate::event::{Event, Observer};
+use crate::event::{Event, Observer, in_one_line};
 use crate::store::LayerRecord;
 
 /// How often it is looked whether another machine has made a layer.
@@ -140,7 +140,7 @@ impl<'a> SharedCache<'a> {
             match opener.open(&address) {
                 Ok(depot) => shares.push(Share { address, depot, is_written, state: Mutex::default() }),
                 Err(error) => {
-                    let message = format!("the shared cache '{address}' is done without: {}", chain(&error));
+                    let message = format!("the shared cache '{address}' is done without: {}", in_one_line(&error));
                     observer.event(Event::Warning { message });
                 }
             }
@@ -434,7 +434,7 @@ impl<'a> SharedCache<'a> {
             return;
         }
         drop(state);
-        self.warn_of(share, &format!("is done without: {}", chain(error)));
+        self.warn_of(share, &format!("is done without: {}", in_one_line(error)));
     }
 
     fn warn_of(&self, share: &Share<'a>, what: &str) {
@@ -484,19 +484,4 @@ fn random() -> Result<[u8; 16], DepotError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| DepotError::Source(io::Error::other(error)))?;
     Ok(bytes)
-}
-
-/// An error with what is behind it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = error.source();
-    }
-    // One line of it: servers may answer with pages.
-    text.lines().next().unwrap_or_default().to_owned()
 }

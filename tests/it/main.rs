@@ -36,6 +36,7 @@ mod laws;
 mod offline;
 mod platform_peers;
 mod platforms;
+mod previous;
 mod proxy;
 mod registry_conformance;
 mod registry_faults;

@@ -1,0 +1,141 @@
+//! The history in an image's configuration: one entry a layer, which names the store paths in it.
+//!
+//! It is for people (`docker history`), and it is what the next image learns the layers of this one from.
+
+use oci_spec::image::{History, ImageConfiguration};
+
+use super::layer::Layer;
+use crate::nix::StorePath;
+
+/// What an entry says made its layer.
+const CREATED_BY: &str = "layerhold containerize";
+/// What it says of a layer without store paths.
+const OWN_FILES: &str = "the image's own files";
+
+/// How long all comments may be together, in bytes: readers refuse configurations beyond 4 MiB (containers/image) or
+/// 8 MiB (containerd). It is enough for some 40,000 store paths.
+const ALL_COMMENTS: usize = 2 << 20;
+/// How long each may be where they are longer than that: 127 of them fit.
+const ONE_COMMENT: usize = 16 << 10;
+
+/// The history of an image of these layers.
+pub(super) fn of(layers: &[Layer], created: &str) -> Vec<History> {
+    let names = layers.iter().flat_map(|layer| &layer.store_paths).map(|path| path.base_name().len() + 1);
+    let limit = if names.sum::<usize>() > ALL_COMMENTS { ONE_COMMENT } else { usize::MAX };
+    let entry = |layer: &Layer| {
+        let mut entry = History::default();
+        entry
+            .set_created(Some(created.to_owned()))
+            .set_created_by(Some(CREATED_BY.to_owned()))
+            .set_comment(Some(comment(&layer.store_paths, limit)));
+        entry
+    };
+    layers.iter().map(entry).collect()
+}
+
+/// The store paths of each layer, the bottom one first, as the configuration of an image says that was made here; `None`
+/// for any other image. An image's own files are left out, and of a comment that was too long what it leaves out.
+pub fn planned_layers(config: &[u8]) -> Option<Vec<Vec<StorePath>>> {
+    let config: ImageConfiguration = serde_json::from_slice(config).ok()?;
+    let history = config.history().as_ref()?;
+    let is_ours = |entry: &History| entry.created_by().as_deref() == Some(CREATED_BY);
+    if history.is_empty() || !history.iter().all(is_ours) {
+        return None;
+    }
+    let comments = history.iter().map(|entry| entry.comment().as_deref().unwrap_or_default());
+    Some(comments.filter(|comment| *comment != OWN_FILES).map(store_paths).collect())
+}
+
+/// The base names of a layer's store paths, as many as fit.
+fn comment(store_paths: &[StorePath], limit: usize) -> String {
+    if store_paths.is_empty() {
+        return OWN_FILES.to_owned();
+    }
+    let mut comment = String::new();
+    for (shown, path) in store_paths.iter().enumerate() {
+        // Room is left for the closing words.
+        if comment.len() + path.base_name().len() + 32 > limit {
+            comment.push_str(&format!(" and {} more", store_paths.len() - shown));
+            break;
+        }
+        if shown > 0 {
+            comment.push(' ');
+        }
+        comment.push_str(path.base_name());
+    }
+    comment
+}
+
+/// What a comment names, up to the closing words.
+fn store_paths(comment: &str) -> Vec<StorePath> {
+    comment.split(' ').map_while(|name| StorePath::from_base_name(name).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::{DiffId, Digest};
+    use crate::image::{ImageName, ImageSpec, LayerMediaType};
+    use rstest::rstest;
+
+    fn paths(count: usize) -> Vec<StorePath> {
+        (0..count)
+            .map(|n| StorePath::from_base_name(&format!("nm7p8wxflggcwxfzayhysq4z6a1wg373-package-{n}")).unwrap())
+            .collect()
+    }
+
+    fn layer(store_paths: Vec<StorePath>) -> Layer {
+        let digest = Digest::of(b"");
+        Layer { digest, diff_id: DiffId(digest), size: 0, media_type: LayerMediaType::Tar, store_paths, reused: false }
+    }
+
+    fn config(layers: &[Layer]) -> Vec<u8> {
+        let spec = ImageSpec::new(ImageName::new("hello", "latest").unwrap(), "arm64");
+        serde_json::to_vec(&spec.configuration(layers)).unwrap()
+    }
+
+    #[test]
+    fn a_comment_names_the_store_paths() {
+        assert_eq!(
+            comment(&paths(2), usize::MAX),
+            "nm7p8wxflggcwxfzayhysq4z6a1wg373-package-0 nm7p8wxflggcwxfzayhysq4z6a1wg373-package-1"
+        );
+        assert_eq!(comment(&[], usize::MAX), "the image's own files");
+    }
+
+    #[test]
+    fn a_long_comment_says_how_many_it_leaves_out() {
+        let comment = comment(&paths(5000), ONE_COMMENT);
+        assert!(comment.len() <= ONE_COMMENT);
+        let shown = comment.matches("-package-").count();
+        assert!(comment.ends_with(&format!(" and {} more", 5000 - shown)), "{comment}");
+    }
+
+    #[test]
+    fn what_the_layers_hold_is_read_again() {
+        let layers = [layer(paths(5000)), layer(paths(1)), layer(Vec::new())];
+        assert_eq!(planned_layers(&config(&layers)), Some(vec![paths(5000), paths(1)]));
+    }
+
+    #[test]
+    fn of_more_paths_than_readers_take_the_first_of_each_layer_are_named() {
+        let layers = vec![layer(paths(1000)); 100];
+        let config = config(&layers);
+        assert!(config.len() < 3 << 20, "{}", config.len());
+        let named = planned_layers(&config).unwrap();
+        assert_eq!(named.len(), 100);
+        assert!(named.iter().all(|layer| (200..1000).contains(&layer.len()) && paths(1000).starts_with(layer)));
+    }
+
+    #[rstest]
+    #[case::no_json("config")]
+    #[case::no_history(r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#)]
+    #[case::empty(r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},"history":[]}"#)]
+    #[case::of_others(
+        r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},
+            "history":[{"created_by":"/bin/sh -c #(nop) ADD file","comment":"nm7p8wxflggcwxfzayhysq4z6a1wg373-hello"}]}"#
+    )]
+    fn of_other_images_nothing_is_known(#[case] config: &str) {
+        assert_eq!(planned_layers(config.as_bytes()), None);
+    }
+}

@@ -1,0 +1,250 @@
+//! `--previous`: layers that stay where the image before has them.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::containerize::containerize;
+use crate::flox_fixture::{BareStore, FloxEnv, Tree};
+use crate::peers::{LoadedImage, Peer, peer, unique_name};
+use crate::registry_proxy::{Fault, RegistryProxy, Request};
+use crate::registry_server::Setup;
+use crate::sandbox::Sandbox;
+
+/// A store, and environments of what is in it.
+struct Project {
+    sandbox: Sandbox,
+    store: BareStore,
+    name: String,
+}
+
+impl Project {
+    fn new(name: &str) -> Self {
+        let sandbox = Sandbox::new();
+        let store = BareStore::new(sandbox.path("root"));
+        Self { sandbox, store, name: name.to_owned() }
+    }
+
+    /// A package of that many mebibytes.
+    fn package(&self, name: &str, mebibytes: usize) -> String {
+        let mut bytes = vec![0; mebibytes << 20];
+        blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
+        self.store.add(name, &Tree::new().file(format!("share/{name}"), bytes))
+    }
+
+    /// Five packages of one to five mebibytes, these versions of them, and more.
+    fn environment(&self, versions: [u32; 5], more: &[&str]) -> FloxEnv {
+        let five = (1..).zip(versions).map(|(n, version)| self.package(&format!("tool{n}-{version}"), n));
+        let paths: Vec<String> = five.chain(more.iter().map(|path| (*path).to_owned())).collect();
+        let ids: Vec<String> = (0..paths.len()).map(|n| format!("tool{n}")).collect();
+        let installs: Vec<_> = ids.iter().zip(&paths).map(|(id, path)| (id.as_str(), path.as_str())).collect();
+        FloxEnv::of_store_paths(self.sandbox.path("project"), &self.name, &installs, "")
+    }
+
+    fn command(&self, environment: &FloxEnv, args: &[&str]) -> assert_cmd::Command {
+        let mut command = containerize(&self.sandbox, self.store.root(), environment);
+        command.args(args);
+        command
+    }
+
+    /// What `--json` says of the image in a file.
+    fn described(&self, environment: &FloxEnv, args: &[&str]) -> Value {
+        let mut command = self.command(environment, &["--json", "-f", "image.tar"]);
+        let output = command.args(args).assert().success().get_output().stdout.clone();
+        serde_json::from_slice(&output).unwrap()
+    }
+
+    /// What a run says, and then the image is as without `--previous`.
+    fn warning(&self, environment: &FloxEnv, args: &[&str]) -> String {
+        let expected = self.described(environment, &["--tag", "fresh"]);
+        let output = self.command(environment, &["--json", "-f", "image.tar"]).args(args).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        let image: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(image["image_id"], expected["image_id"], "{said}");
+        let warnings = said.lines().filter(|line| !line.contains("written to"));
+        warnings.map(|line| self.sandbox.tidy(line) + "\n").collect()
+    }
+}
+
+/// The layers of packages, by their names, the bottom one first.
+fn packages(image: &Value) -> Vec<String> {
+    let names = |layer: &Value| -> Vec<String> {
+        let paths = layer["store_paths"].as_array().unwrap().iter();
+        let names = paths.map(|path| path.as_str().unwrap()["/nix/store/".len() + 33..].to_owned());
+        names.filter(|name| !name.starts_with("environment")).collect()
+    };
+    let layers = image["layers"].as_array().unwrap().iter();
+    layers.map(|layer| names(layer).join(" ")).filter(|names| names.starts_with("tool") || names == "added").collect()
+}
+
+#[test]
+fn what_is_new_comes_on_top_and_the_rest_stays() {
+    let project = Project::new("app");
+    let added = project.package("added", 3);
+    let first = project.described(&project.environment([1; 5], &[]), &[]);
+    assert_eq!(packages(&first), ["tool5-1", "tool4-1", "tool3-1", "tool2-1", "tool1-1"]);
+
+    let more = project.environment([1; 5], &[&added]);
+    let fresh = project.described(&more, &["--tag", "fresh"]);
+    assert_eq!(packages(&fresh), ["tool5-1", "tool4-1", "tool3-1", "added", "tool2-1", "tool1-1"]);
+    let after = project.described(&more, &["--previous"]);
+    assert_eq!(packages(&after), ["tool5-1", "tool4-1", "tool3-1", "tool2-1", "tool1-1", "added"]);
+
+    // The same again is the same again; a package that is changed again and again costs itself alone.
+    assert_eq!(project.described(&more, &["--previous"])["image_id"], after["image_id"]);
+    let changed = project.described(&project.environment([1, 1, 2, 1, 1], &[&added]), &["--previous"]);
+    assert_eq!(packages(&changed), ["tool5-1", "tool4-1", "tool2-1", "tool1-1", "added", "tool3-2"]);
+    let gone = project.described(&project.environment([1, 1, 2, 1, 1], &[]), &["--previous", "app:latest"]);
+    assert_eq!(packages(&gone), ["tool5-1", "tool4-1", "tool2-1", "tool1-1", "tool3-2"]);
+}
+
+#[test]
+fn an_image_after_another_is_the_same_on_any_machine() {
+    let program = peer!(docker_registry);
+    let project = Project::new("app");
+    let server = program.start(&project.sandbox.path("registry"), Setup::default());
+    let (first, second) = (server.reference("team/app:1"), server.reference("team/app:2"));
+    let added = project.package("added", 3);
+    let (before, after) = (project.environment([1; 5], &[]), || project.environment([1; 5], &[&added]));
+    project.command(&before, &["--push", &first]).assert().success();
+    let here = project.described(&after(), &["--previous", "app", "--compression", "zstd"]);
+
+    let elsewhere = |args: &[&str]| -> Value {
+        let cache = tempfile::tempdir().unwrap();
+        let mut command = project.command(&after(), &["--json"]);
+        let output = command.args(args).env("LAYERHOLD_CACHE", cache.path()).assert().success().get_output().clone();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let there = elsewhere(&["--push", &second, "--previous", &first]);
+    assert_eq!(there["manifest_digest"], here["manifest_digest"]);
+    assert_eq!(packages(&there).last().map(String::as_str), Some("added"));
+    // The registry has the layers of the image before, and no other image says where they are.
+    assert_eq!(there["layers_sent"], 2, "what was added, and the environment: {there:#}");
+    // Without a name, the one that the tag is on until now; so a tag that moves from image to image needs no other.
+    let moved = elsewhere(&["--push", &first, "--previous"]);
+    assert_eq!(moved["manifest_digest"], here["manifest_digest"]);
+    assert_eq!(elsewhere(&["--push", &first, "--previous"])["manifest_digest"], here["manifest_digest"]);
+    let third = server.reference("team/app:3");
+    let both = elsewhere(&["--push", &third, "--push", &first, "--previous"]);
+    assert_eq!(both["manifest_digest"], here["manifest_digest"]);
+    let digest = format!("{}@{}", server.reference("team/app"), here["manifest_digest"].as_str().unwrap());
+    let by_digest = elsewhere(&["-f", "image.tar", "--compression", "zstd", "--previous", &digest]);
+    assert_eq!(by_digest["manifest_digest"], here["manifest_digest"]);
+}
+
+#[test]
+fn each_platform_has_an_image_before() {
+    let program = peer!(docker_registry);
+    let project = Project::new("app");
+    let server = program.start(&project.sandbox.path("registry"), Setup::default());
+    let reference = server.reference("team/app:1");
+    let added = project.package("added", 3);
+    let both = ["--platform", "linux/amd64,linux/arm64"];
+    project.command(&project.environment([1; 5], &[]), &both).args(["--push", &reference]).assert().success();
+    for previous in ["app", &reference] {
+        let after = project.environment([1; 5], &[&added]);
+        let described = project.described(&after, &[&both[..], &["--previous", previous, "--tag", "next"]].concat());
+        for platform in described["platforms"].as_array().unwrap() {
+            assert_eq!(packages(platform).last().map(String::as_str), Some("added"), "{previous}: {platform:#}");
+        }
+    }
+    let one = project.described(&project.environment([1; 5], &[&added]), &["--previous", &reference]);
+    assert_eq!(packages(&one).last().map(String::as_str), Some("added"));
+}
+
+#[test]
+fn without_an_image_before_it_is_the_same_as_ever() {
+    let project = Project::new("app");
+    let environment = project.environment([1; 5], &[]);
+    // What everybody begins with is not worth a word.
+    assert_eq!(project.warning(&environment, &["--tag", "new", "--previous"]), "");
+    let one_platform = if cfg!(target_arch = "x86_64") { "linux/arm64" } else { "linux/amd64" };
+    project.described(&environment, &["--tag", "elsewhere", "--platform", one_platform]);
+    let said = [
+        project.warning(&environment, &["--previous", "app:nowhere"]),
+        project.warning(&environment, &["--previous", "app:elsewhere"]),
+        project.warning(&environment, &["--previous", "registry.example/team/app:1", "--offline"]),
+    ];
+    insta::assert_snapshot!(said.concat(), @r#"
+    ! layers are not laid out on those of 'app:nowhere': there is none
+    ! layers are not laid out on those of 'app:elsewhere': it is for other platforms
+    ! layers are not laid out on those of 'registry.example/team/app:1': --offline asks no registry
+    "#);
+    let invalid = project.command(&environment, &["--previous", "registry.example/Team/app"]).assert().code(2);
+    insta::assert_snapshot!(String::from_utf8_lossy(&invalid.get_output().stderr), @r#"
+    error: invalid value 'registry.example/Team/app' for '--previous [<IMAGE>]': 'registry.example/Team/app' is not a name in a registry: a repository is of lower-case letters and digits, with '/', '.', '_' or '-' between them
+
+    For more information, try '--help'.
+    "#);
+}
+
+#[test]
+fn a_registry_that_fails_costs_a_warning() {
+    let program = peer!(docker_registry);
+    let project = Project::new("app");
+    let server = program.start(&project.sandbox.path("registry"), Setup::default());
+    let proxy = RegistryProxy::start(&server);
+    let reference = proxy.reference("team/app:1");
+    let environment = project.environment([1; 5], &[]);
+    project.command(&environment, &["--push", &reference]).assert().success();
+    let started = Instant::now();
+    let mut said = project.warning(&environment, &["--previous", &proxy.reference("team/app:none")]);
+    for (request, fault) in [
+        (Request::GetManifest, Fault::Status(500, "")),
+        (Request::GetManifest, Fault::Refused(403, "DENIED")),
+        (Request::GetManifest, Fault::Hang),
+        (Request::GetManifest, Fault::Damage),
+        (Request::GetBlob, Fault::Status(404, "")),
+        (Request::GetBlob, Fault::Damage),
+        (Request::GetBlob, Fault::CutAnswer(10)),
+    ] {
+        said += &format!("{request:?} {fault:?}: ");
+        proxy.fail_always(request, fault);
+        said += &project.warning(&environment, &["--previous", &reference]);
+        proxy.mend();
+    }
+    said += &project.warning(&environment, &["--previous", "127.0.0.1:1/team/app:1"]);
+    insta::assert_snapshot!(said.replace(&proxy.host(), "[REGISTRY]"), @r#"
+    ! layers are not laid out on those of '[REGISTRY]/team/app:none': there is none
+    GetManifest Status(500, ""): ! layers are not laid out on those of '[REGISTRY]/team/app:1': the registry '[REGISTRY]' could not be asked for the manifest '1': the server answered with status 500
+    GetManifest Refused(403, "DENIED"): ! layers are not laid out on those of '[REGISTRY]/team/app:1': the registry '[REGISTRY]' does not allow the manifest '1' to somebody who has not logged in
+    GetManifest Hang: ! layers are not laid out on those of '[REGISTRY]/team/app:1': the registry '[REGISTRY]' could not be asked for the manifest '1': the server sends nothing, or next to nothing, for 2 s
+    GetManifest Damage: ! layers are not laid out on those of '[REGISTRY]/team/app:1': what its registry has of it is damaged
+    GetBlob Status(404, ""): ! layers are not laid out on those of '[REGISTRY]/team/app:1': what its registry has of it is damaged
+    GetBlob Damage: ! layers are not laid out on those of '[REGISTRY]/team/app:1': what its registry has of it is damaged
+    GetBlob CutAnswer(10): ! layers are not laid out on those of '[REGISTRY]/team/app:1': what its registry has of it is damaged
+    ! layers are not laid out on those of '127.0.0.1:1/team/app:1': the registry '127.0.0.1:1' could not be asked for the manifest '1': Connection refused (os error 111)
+    "#);
+    // Bounded, far below what a registry is given that an image goes to.
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+/// What a runtime unpacks again is what it is sent: layers that lie above nothing new are known to it.
+fn only_what_is_new_goes_in(runtime: Peer) {
+    let project = Project::new(&unique_name("previous"));
+    project.sandbox.provide(runtime.program);
+    let image = LoadedImage::new(runtime, format!("{}:latest", project.name));
+    let (Some(bash), Some(tools)) = (project.store.add_bash(), project.store.add_tools()) else { return };
+    let added = project.package("added", 3);
+    let run = |more: &[&str], args: &[&str]| -> Value {
+        let environment = project.environment([1; 5], more);
+        let mut command = project.command(&environment, &["--runtime", runtime.program, "--json"]);
+        serde_json::from_slice(&command.args(args).assert().success().get_output().stdout).unwrap()
+    };
+    run(&[&bash, &tools], &["--previous"]);
+    let after = run(&[&bash, &tools, &added], &["--previous"]);
+    let (sent, most) = (after["bytes_sent"].as_u64().unwrap(), (3 << 20) + 500_000);
+    assert!(sent <= most, "{sent} of {most}: {after:#}");
+    assert_eq!(image.run(&[], &["sh", "-c", "wc -c </nix/environment/share/added"]).trim(), (3 << 20).to_string());
+}
+
+#[test]
+fn docker_unpacks_only_what_is_new() {
+    only_what_is_new_goes_in(peer!(docker));
+}
+
+#[test]
+fn podman_unpacks_only_what_is_new() {
+    only_what_is_new_goes_in(peer!(podman));
+}
