@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 TICKS = os.sysconf("SC_CLK_TCK")
 OURS = "layerhold"
+# The same, laid out on the image before.
+PREVIOUS = f"{OURS} --previous"
 # An image of the corpus, and half as much for what else is written.
 WRITTEN = 3 << 29
 
@@ -37,6 +39,8 @@ class Job:
     contenders: list[Contender]
     rounds: int = 5
     setup: Callable[[], None] = lambda: None
+    # Whether another contender is the first in each turn: where a run's place in the turn may tell.
+    rotated: bool = False
 
 
 @dataclasses.dataclass
@@ -114,7 +118,8 @@ class Bench:
         print(f"{job.name}:", flush=True)
         job.setup()
         for turn in range(job.rounds):
-            for contender in job.contenders:
+            first = turn % len(job.contenders) if job.rotated else 0
+            for contender in [*job.contenders[first:], *job.contenders[:first]]:
                 if missing(contender, turn):
                     contender.prepare()
                     line = self.measure(contender)

@@ -10,7 +10,8 @@ from stream_layered_image import popularity_layers
 
 
 def count_new_bytes(place, results):
-    """For each variant: bytes in changed store paths, in new layers, and from the lowest new layer upwards."""
+    """For each variant: bytes in changed store paths, in new layers, and from the lowest new layer upwards; also after
+    the image before."""
     if results.notes("plan"):
         return
     print("plan:", flush=True)
@@ -25,6 +26,10 @@ def count_new_bytes(place, results):
         closure = place.store.closure(variant)
         changed = [info for info in closure if info.path not in known]
         layers = image_layers(place, variant)
+        place.warm()
+        after_base = described_layers(place, variant, "--previous")
+        # Back to what it was, after that: the same packages change once more.
+        again = described_layers(place, "base", "--previous") if VARIANTS[variant][1] else None
         popular = popularity_layers(closure, MOST_LAYERS)
         popular_sizes = [sum(sizes[path] for path in paths) for paths in popular]
         as_tar, environment = sizes_as_tar(place, variant), environment_size(place)
@@ -39,6 +44,10 @@ def count_new_bytes(place, results):
             "layers": len(layers),
             "new": new_bytes(layers_of_base, layers),
             "above": bytes_above(layers_of_base, layers),
+            "previous_new": new_bytes(layers_of_base, after_base),
+            "previous_above": bytes_above(layers_of_base, after_base),
+            "again_new": None if again is None else new_bytes(after_base, again),
+            "again_above": None if again is None else bytes_above(after_base, again),
             "popularity_new": sum(s for paths, s in zip(popular, popular_sizes) if paths not in popular_base),
         }
         results.add(note="plan", **line)
@@ -48,7 +57,12 @@ def count_new_bytes(place, results):
 def image_layers(place, variant):
     """The layers of the image, the bottom one first: digest and size."""
     place.warm()
-    described = json.loads(run(place.layerhold(variant, "--json", "-f", "/dev/null")))
+    return described_layers(place, variant)
+
+
+def described_layers(place, variant, *options):
+    """The same, with what layerhold knows now."""
+    described = json.loads(run(place.layerhold(variant, "--json", "-f", "/dev/null", *options)))
     return [(layer["digest"], layer["size"]) for layer in described["layers"]]
 
 

@@ -25,6 +25,10 @@ SECTIONS = [
         ("leaf-docker", "into Docker, which has the image as it was before"),
         ("leaf-podman", "into Podman, which has the image as it was before"),
     ]),
+    ("One package added", [
+        ("added-docker", "into Docker, which has the image as it was before"),
+        ("added-podman", "into Podman, which has the image as it was before"),
+    ]),
     ("Cold: no layer is known, files are in the page cache", [
         ("cold-file", "`-f FILE`, uncompressed"),
         ("cold-pipe", "`-f -` into a pipe that is read at full speed, uncompressed"),
@@ -81,7 +85,8 @@ def introduction(place, results, about):
         f"which {len(VARIANTS['base'][0])} are installed. In a *variant* packages are of another revision, and so "
         "all that depends on them, or one is added or removed.",
         f"**Peers**, as Debian ships them: {', '.join(about['peers'])}.",
-        "**Method**: every way to do a job once, then every way again; what earlier runs wrote is on the disk before "
+        "**Method**: every way to do a job once, then every way again (from nothing into a runtime each time another way "
+        "first); what earlier runs wrote is on the disk before "
         "the next is timed; medians. The host of a virtual machine hands memory out at the first touch and takes back "
         "what is free, and whoever writes then pays: so before each part what is free is taken, given back and left "
         "alone for a minute, and before each run up to 1.5 GiB of it. CPU is user and system time, that of dockerd and "
@@ -169,11 +174,11 @@ def section(results, title, jobs):
 
 def plan_table(results):
     """Bytes after each kind of change."""
+    keys = ["changed", "environment", "changed_as_tar", "new", "above", "previous_new", "previous_above", "again_new",
+            "again_above", "popularity_new"]
     rows = [
-        [
-            line["variant"], line["changed_paths"], *(f"{line[key] / MIB:.1f}" for key in
-            ["changed", "environment", "changed_as_tar", "new", "above", "popularity_new"]), line["layers"],
-        ]
+        [line["variant"], line["changed_paths"], *("" if line[key] is None else f"{line[key] / MIB:.1f}" for key in keys),
+         line["layers"]]
         for line in results.notes("plan")
     ]
     return [
@@ -183,11 +188,12 @@ def plan_table(results):
                 "*environment* is its share. Both are of NARs; a tar of links takes more: a block of 512 bytes for each, and "
                 "three for a target of more than 100 bytes. *As layers*: the same store paths, each as a layer of its own, "
                 "less than which no image of layers can do with. *New*: in layers that the image before did not have. "
-                "*Above*: from the lowest such layer upwards, which classic Docker unpacks again. *Popularity*: new with "
-                "nixpkgs' plan, without its top layer."),
+                "*Above*: from the lowest such layer upwards, which classic Docker unpacks again. *Previous*: the same two "
+                "with `--previous`. *Again*: the same two, with `--previous`, when the packages are after that as they were "
+                "in the first image. *Popularity*: new with nixpkgs' plan, without its top layer."),
         "",
-        *(table(["variant", "changed store paths", "their bytes", "environment", "as layers", "new", "above", "popularity",
-                 "layers"], rows) if rows else ["Not measured.", ""]),
+        *(table(["variant", "changed store paths", "their bytes", "environment", "as layers", "new", "above",
+                 "previous: new", "above", "again: new", "above", "popularity", "layers"], rows) if rows else ["Not measured.", ""]),
     ]
 
 

@@ -5,7 +5,7 @@ import os
 import time
 
 from file_jobs import STREAM
-from measure import OURS, Contender, Job
+from measure import OURS, PREVIOUS, Contender, Job
 from place import quoted, run
 
 
@@ -56,7 +56,7 @@ class Runtime:
 
 
 def runtime_jobs(place):
-    """For each runtime: nothing changed, a leaf package changed, and from nothing."""
+    """For each runtime: nothing changed, a leaf package changed, one added, and from nothing."""
     context = quoted([place.context("leaf")])
     jobs = []
     for program in ["docker", "podman"]:
@@ -65,7 +65,7 @@ def runtime_jobs(place):
         load = f"{program} load -q -i"
         inspect = f"{program} image inspect bench:latest"
         full, base = quoted([place.archive("leaf")]), quoted([place.archive("base")])
-        nixpkgs = {v: f"{place.stream_layered_image(v)} | {program} load -q" for v in ["base", "leaf"]}
+        nixpkgs = {v: f"{place.stream_layered_image(v)} | {program} load -q" for v in ["base", "leaf", "added"]}
         layout = f"oci:{place.layout('leaf')}:{layout_name(place.layout('leaf'))}"
         if program == "docker":
             own = [
@@ -97,11 +97,18 @@ def runtime_jobs(place):
                 Contender(f"{STREAM} | {program} load", nixpkgs["leaf"], runtime.with_base, rounds=2),
                 Contender(f"{program} build, the closure copied", build, runtime.with_base, rounds=1),
             ], setup=runtime.take_base_in),
+            Job(f"added-{program}", [
+                Contender(OURS, place.layerhold("added", *ours), runtime.with_base),
+                Contender(PREVIOUS, place.layerhold("added", *ours, "--previous"), runtime.with_base),
+                Contender(f"{program} load of the whole archive", f"{load} {quoted([place.archive('added')])}",
+                          runtime.with_base, rounds=2),
+                Contender(f"{STREAM} | {program} load", nixpkgs["added"], runtime.with_base, rounds=2),
+            ], setup=runtime.take_base_in),
             Job(f"cold-{program}", [
                 Contender(OURS, place.layerhold("base", *ours), runtime.empty),
                 Contender(f"{program} load of the whole archive", f"{load} {base}", runtime.empty),
                 Contender(f"{STREAM} | {program} load", nixpkgs["base"], runtime.empty),
-            ], 2),
+            ], 3, rotated=True),
         ]
     return jobs
 

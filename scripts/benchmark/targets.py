@@ -81,10 +81,13 @@ def planned(results):
     for line in results.notes("plan"):
         limit = (line["changed"] * 1.05 + 1e6) / MIB
         job = f"change: {line['variant']}"
-        yield at_most(job, "in new layers", line["new"] / MIB, round(limit, 1), " MiB")
-        # The roots alone can lie on top.
-        if line["variant"] in ("leaf", "several", "added"):
-            yield at_most(job, "above the unchanged chain", line["above"] / MIB, round(limit, 1), " MiB")
+        for way, prefix in [("", ""), (", `--previous`", "previous_"), (", `--previous`, again", "again_")]:
+            if line[f"{prefix}new"] is None:
+                continue
+            yield at_most(job + way, "in new layers", line[f"{prefix}new"] / MIB, round(limit, 1), " MiB")
+            # The roots alone can lie on top.
+            if line["variant"] in ("leaf", "several", "added"):
+                yield at_most(job + way, "above the unchanged chain", line[f"{prefix}above"] / MIB, round(limit, 1), " MiB")
 
 
 def memory(results):
