@@ -113,11 +113,7 @@ pub fn containerize(
     let catalog = request.catalog(&memo, observer);
     let mut platforms = request
         .for_each(ingredients, |ingredients| Platform::gather(&request, ingredients, &nix, &catalog, observer))?;
-    platforms.iter_mut().zip(request.previous_layers(&name, targets.in_registries(), observer)).for_each(
-        |(platform, layers)| {
-            platform.lay_out_on(layers);
-        },
-    );
+    request.lay_out_on_previous(&mut platforms, &name, targets.in_registries(), observer);
     memo.save();
 
     let share = if request.dry_run { request.share.clone().read_only() } else { request.share.clone() };

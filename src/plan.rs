@@ -3,8 +3,8 @@
 //! Store paths lie in disjoint directories, so grouping and order are free. What matters is how much of the next image
 //! is already there. A layer is sent again when any of its paths changes, and classic Docker unpacks a layer again when
 //! anything *below* it changed. A path changes with each path of its own closure; a package that goes takes along what
-//! only it needs. Nothing but the present closure is known, so what a change leaves alone must come out the same from
-//! another closure.
+//! only it needs. As a rule nothing but the present closure is known, so what a change leaves alone must come out the same
+//! from another closure.
 //!
 //! **Grouping** (`grouping`): each path belongs to the package that the user installs with the largest closure among
 //! those that need it. Layers of one owner are joined, those first that least would be sent in vain for: up to a limit
@@ -14,6 +14,9 @@
 //!
 //! **Order** (`order`): from the top, the change that touches least bytes for how often it is to be expected: first
 //! what the user installs, smaller layers higher, then everything else.
+//!
+//! **After an image made before** (`previous`): its layers stay as they are, as far as nothing is gone from them; all
+//! other paths are grouped and ordered like that among themselves, and come on top.
 //!
 //! The environment's own files come above all of these and are no part of this plan. `docs/plan.md` has the figures,
 //! and what no plan can reach.
@@ -25,8 +28,6 @@ mod previous;
 mod set;
 #[cfg(test)]
 mod tests;
-
-use std::mem;
 
 use crate::nix::{Closure, StorePath};
 
@@ -50,9 +51,10 @@ pub struct LayerPlan {
 /// `installed` is what the user installs, as far as that is known beyond the closure's roots: the packages where the
 /// root is an environment that refers to them. Where none of it is in the closure, the roots stand for it.
 ///
-/// `previous` is the plan of an image that was made before, or nothing: see `previous`.
+/// `previous` are the store paths in each layer of an image that was made before, the bottom one first, none where they are
+/// not known; and no layers without such an image.
 ///
-/// The same closure, after the same plan, gives the same plan on any machine and in any order of its input.
+/// The same closure, with the same installed and after the same layers, gives the same plan on any machine and in any order of its input.
 pub fn plan<'a>(
     closure: &Closure,
     installed: impl IntoIterator<Item = &'a StorePath>,
@@ -61,8 +63,8 @@ pub fn plan<'a>(
 ) -> LayerPlan {
     let budget = budget.clamp(1, MAX_LAYERS);
     let graph = Graph::new(closure, installed);
-    let mut kept = Kept::new(&graph, previous, budget);
-    let groups = grouping::group(&graph, mem::take(&mut kept.rest), budget - kept.count());
+    let (kept, rest) = Kept::new(&graph, previous, budget);
+    let groups = grouping::group(&graph, rest, budget - kept.count());
     let layers = kept.with(&graph, order::order(&graph, groups)).into_iter();
     LayerPlan {
         layers: layers.map(|layer| layer.into_iter().map(|at| graph.paths[at].path.clone()).collect()).collect(),

@@ -23,20 +23,25 @@ pub(crate) fn all<'a>(name: &str, graph: &'a Graph) -> Vec<Vec<State<'a>>> {
 
 /// The states of an environment through a series: of two changes one is to the package that was changed last, for that
 /// is what somebody is working on. Of the others six in ten are new versions of what is installed, three of anything
-/// else, and in one a package comes or goes.
+/// else, and in one a package goes, or the one comes back that has gone.
 fn states<'a>(name: &str, graph: &'a Graph) -> Vec<State<'a>> {
     let mut states = vec![State::whole(graph)];
     let roots: Vec<&str> = states[0].roots.iter().copied().collect();
-    let mut last: Option<&str> = None;
+    let (mut last, mut gone): (Option<&str>, Option<&str>) = (None, None);
     for at in 0..CHANGES {
         let state = &states[at];
-        let again = last.filter(|_| chosen(name, at, "again", 2) == 0);
+        let there = state.packages();
+        let again = last.filter(|package| there.contains(package) && chosen(name, at, "again", 2) == 0);
         let kind = chosen(name, at, "kind", 10);
         let next = match (again, kind) {
             (Some(package), _) => state.upgraded(&[package]),
-            (None, 0) => state.toggled(roots[chosen(name, at, "root", roots.len())]),
+            (None, 0) => {
+                let toggled = gone.unwrap_or_else(|| roots[chosen(name, at, "root", roots.len())]);
+                gone = if gone.is_none() { Some(toggled) } else { None };
+                state.toggled(toggled)
+            }
             (None, kind) => {
-                let rest: BTreeSet<&str> = state.packages().difference(&state.roots).copied().collect();
+                let rest: BTreeSet<&str> = there.difference(&state.roots).copied().collect();
                 let among: Vec<&str> = if kind < 7 { &state.roots } else { &rest }.iter().copied().collect();
                 let package = among[chosen(name, at, "package", among.len())];
                 last = Some(package);

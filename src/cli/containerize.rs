@@ -152,7 +152,8 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
 /// The image to lay layers out on, unless it is where nothing may be asked.
 fn previous(args: &args::Containerize, progress: &Progress) -> Option<Previous> {
     let previous = args.layers.previous.clone()?;
-    match previous.reference() {
+    let of_target = args.target.push.first().filter(|_| previous == Previous::SameName);
+    match previous.reference().or(of_target) {
         Some(reference) if args.environment.offline => {
             let message = format!("layers are not laid out on those of '{reference}': --offline asks no registry");
             progress.event(Event::Warning { message });

@@ -244,9 +244,9 @@ fn arguments(args: &Containerize, verbosity: Verbosity, place: &Place, systems: 
     }
     // The layer cache is the one in the volume. Registries are not asked there either.
     match previous {
-        Some(Previous::SameName) => option("previous", "".as_ref()),
-        Some(Previous::Kept(image)) => option("previous", image.as_ref()),
-        Some(Previous::Pushed(_)) | None => {}
+        Some(Previous::SameName) => option("previous", ".".as_ref()),
+        Some(Previous::InStore(image)) => option("previous", image.as_ref()),
+        Some(Previous::InRegistry(_)) | None => {}
     }
     option("max-layers", max_layers.to_string().as_ref());
     option("compression", compression.unwrap_or_default().to_string().as_ref());
@@ -299,7 +299,7 @@ mod tests {
         "--platform=linux/amd64 --platform=linux/arm64 --shell=amd64=/nix/store/x --tag=latest --max-layers=100 \
          --compression=none"
     )]
-    #[case("--previous", "--platform=linux/arm64 --tag=latest --previous= --max-layers=100 --compression=none")]
+    #[case("--previous", "--platform=linux/arm64 --tag=latest --previous=. --max-layers=100 --compression=none")]
     #[case(
         "--previous project:v1",
         "--platform=linux/arm64 --tag=latest --previous=project:v1 --max-layers=100 --compression=none"

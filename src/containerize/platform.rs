@@ -204,7 +204,7 @@ fn package(installed: Installed) -> Option<Package> {
 pub(super) struct Platform {
     ingredients: Ingredients,
     pub(super) closure: Closure,
-    /// The planned layers of the image before.
+    /// The store paths in each layer of the image before.
     previous: Vec<Vec<StorePath>>,
     plan: OnceLock<LayerPlan>,
 }
@@ -242,9 +242,12 @@ impl Platform {
         closure
     }
 
-    /// Has the layers laid out on those of the image before, before they are planned.
-    pub(super) fn lay_out_on(&mut self, previous: Vec<Vec<StorePath>>) {
+    /// Has the layers laid out on those of the image before, before they are planned. Says how many of those have nothing
+    /// that is gone.
+    pub(super) fn lay_out_on(&mut self, previous: Vec<Vec<StorePath>>) -> usize {
         self.previous = previous;
+        let is_whole = |layer: &&Vec<StorePath>| layer.iter().all(|path| self.closure.get(path).is_some());
+        self.previous.iter().filter(|layer| !layer.is_empty()).filter(is_whole).count()
     }
 
     /// The planned layers of which something lies far away; an environment is rendered of what is known of them once

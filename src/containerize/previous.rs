@@ -1,11 +1,13 @@
 //! The image before, whose layers stay where they are as far as they can.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::str::FromStr;
+use std::time::Duration;
 
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 
 use super::Request;
+use super::platform::Platform;
 use crate::blob::Digest;
 use crate::environment::System;
 use crate::event::{Event, Observer, in_one_line};
@@ -13,10 +15,12 @@ use crate::http::Patience;
 use crate::image::{ImageName, planned_layers};
 use crate::nix::StorePath;
 use crate::registry::{self, InvalidReference, Reference, Registries, RegistryError, Repository};
-use crate::store::{ImageRecord, StoreError};
+use crate::store::{ImageRecord, PlatformRecord, StoreError};
 
 /// Readers refuse larger ones (containerd).
 const LONGEST_DOCUMENT: u64 = 8 << 20;
+/// What stands for the image's own name.
+const SAME_NAME: &str = ".";
 
 /// Which image that is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,30 +29,30 @@ pub enum Previous {
     /// the layer store.
     SameName,
     /// One of the layer store, `NAME` or `NAME:TAG`.
-    Kept(String),
+    InStore(String),
     /// One of a registry.
-    Pushed(Reference),
+    InRegistry(Reference),
 }
 
 impl Previous {
     /// The image, if it is one of a registry that is named.
     pub fn reference(&self) -> Option<&Reference> {
         match self {
-            Self::Pushed(reference) => Some(reference),
-            Self::SameName | Self::Kept(_) => None,
+            Self::InRegistry(reference) => Some(reference),
+            Self::SameName | Self::InStore(_) => None,
         }
     }
 }
 
-/// A name with a slash is a registry's; none is the image's own.
+/// A name with a slash is a registry's; a dot stands for the image's own.
 impl FromStr for Previous {
     type Err = InvalidReference;
 
     fn from_str(text: &str) -> Result<Self, InvalidReference> {
         match text {
-            "" => Ok(Self::SameName),
-            name if !name.contains('/') => Ok(Self::Kept(name.to_owned())),
-            reference => reference.parse().map(Self::Pushed),
+            SAME_NAME => Ok(Self::SameName),
+            name if !name.is_empty() && !name.contains('/') => Ok(Self::InStore(name.to_owned())),
+            reference => reference.parse().map(Self::InRegistry),
         }
     }
 }
@@ -59,15 +63,24 @@ enum Unknown {
     /// There is no such image.
     #[error("there is none")]
     Absent,
+    /// The layer store is not in use.
+    #[error("there is no layer cache")]
+    NoStore,
     /// Those of that name are for other platforms.
     #[error("it is for other platforms")]
     ElsewhereOnly,
-    /// What it says of itself names no store paths.
-    #[error("it was not made by this tool, or by an earlier version")]
-    Strange,
-    /// A document is not what its digest says, or cannot be read.
-    #[error("what its registry has of it is damaged")]
+    /// Its history has not one entry a layer, of this tool's.
+    #[error("it is not as layerhold made it")]
+    Foreign,
+    /// The registry has the manifest and not all that belongs to it.
+    #[error("its registry has lost a part of it")]
+    Incomplete,
+    /// A document is not what its digest says, or not of a kind that is understood.
+    #[error("what its registry has of it cannot be understood")]
     Damaged,
+    /// A document did not come to its end.
+    #[error("what its registry has of it did not come")]
+    Broken(#[from] io::Error),
     /// The layer store could not be asked.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -77,48 +90,45 @@ enum Unknown {
 }
 
 impl Request<'_> {
-    /// The planned layers of the image before, for each platform; none where nothing is known of them. That makes this
-    /// image no other than a first one, so it is only said.
+    /// Has the layers of each platform laid out on those of the image before. Where nothing is known of them, this image
+    /// is as a first one, and that is said.
     ///
     /// `pushed_to` is where this image is pushed.
-    pub(super) fn previous_layers<'t>(
+    pub(super) fn lay_out_on_previous<'t>(
         &self,
+        platforms: &mut [Platform],
         name: &ImageName,
         pushed_to: impl Iterator<Item = &'t Reference>,
         observer: &dyn Observer,
-    ) -> Vec<Vec<Vec<StorePath>>> {
-        let Some(previous) = &self.previous else { return vec![Vec::new(); self.systems.len()] };
-        let registries = registry::Settings { patience: Patience::brief(), ..self.registries.clone() };
-        let registries = Registries::new(registries, observer);
-        let (title, found) = self.find_previous(previous, name, pushed_to, &registries);
-        let say = |system: Option<System>, why: &Unknown| {
-            let message = format!("layers are not laid out on those of '{title}': {}", in_one_line(why));
-            let message = system.map_or(message.clone(), |system| self.of_platform(system, &message));
-            // That there is none yet is what everybody begins with.
-            observer.event(match (previous, why) {
-                (Previous::SameName, Unknown::Absent) => Event::Detail { message },
-                _ => Event::Warning { message },
-            });
+    ) {
+        let Some(previous) = &self.previous else { return };
+        // Whoever names none has none at first, and everything changes now and then.
+        let say = |message, is_expected| match previous {
+            _ if observer.cancelled() => {}
+            Previous::SameName if is_expected => observer.event(Event::Detail { message }),
+            _ => observer.event(Event::Warning { message }),
         };
+        let (title, found) = self.find_previous(previous, name, pushed_to, observer);
+        let unknown = |why: &Unknown| format!("layers are not laid out on those of '{title}': {}", in_one_line(why));
         let image = match found {
             Ok(image) => image,
-            Err(why) => {
-                say(None, &why);
-                return vec![Vec::new(); self.systems.len()];
-            }
+            Err(why) => return say(unknown(&why), matches!(why, Unknown::Absent)),
         };
-        let layers_of = |&system: &System| match image.layers_for(system) {
-            Ok(layers) => {
-                let message = format!("layers are laid out on those of '{title}'");
-                observer.event(Event::Detail { message: self.of_platform(system, &message) });
-                layers
+        for (&system, platform) in self.systems.iter().zip(platforms) {
+            match image.layers_for(system) {
+                Err(why) => say(self.of_platform(system, &unknown(&why)), false),
+                Ok((digest, layers)) => match platform.lay_out_on(layers) {
+                    0 => {
+                        let message = format!("no layer of '{title}' ({digest}) stays");
+                        say(self.of_platform(system, &message), true);
+                    }
+                    stay => {
+                        let message = format!("layers are laid out on those of '{title}' ({digest}): {stay} stay");
+                        observer.event(Event::Detail { message: self.of_platform(system, &message) });
+                    }
+                },
             }
-            Err(why) => {
-                say(Some(system), &why);
-                Vec::new()
-            }
-        };
-        self.systems.iter().map(layers_of).collect()
+        }
     }
 
     /// What the image is called, and what there is of it.
@@ -127,88 +137,106 @@ impl Request<'_> {
         previous: &Previous,
         name: &ImageName,
         pushed_to: impl Iterator<Item = &'t Reference>,
-        registries: &Registries<'r>,
+        observer: &'r dyn Observer,
     ) -> (String, Result<Image<'r>, Unknown>) {
-        let kept = |image: &str| (image.to_owned(), self.kept(image));
-        let pushed =
-            |reference: &Reference| (reference.to_string(), Image::of_registry(registries.repository(reference)));
+        let in_store = |image: &str| (image.to_owned(), self.in_store(image));
         match previous {
-            Previous::Kept(image) => kept(image),
-            Previous::Pushed(reference) => pushed(reference),
+            Previous::InStore(image) => in_store(image),
+            Previous::InRegistry(reference) => {
+                // The image goes on without an answer, so one is not waited for as long as elsewhere.
+                let soon = Duration::from_secs(5);
+                let patience = Patience { attempts: 3, longest_wait: soon, stalled_after: soon, ..Patience::default() };
+                let settings = registry::Settings { patience, ..self.registries.clone() };
+                let repository = Registries::new(settings, observer).repository(reference);
+                (reference.to_string(), Image::in_registry(repository))
+            }
             Previous::SameName => {
-                let mut last = None;
-                for found in pushed_to.map(pushed) {
-                    let is_there = !matches!(found, (_, Err(Unknown::Absent)));
-                    last = Some(found);
-                    if is_there {
-                        break;
+                let registries = Registries::new(self.registries.clone(), observer);
+                let mut first_failure = None;
+                for reference in pushed_to {
+                    match Image::in_registry(registries.repository(reference)) {
+                        Ok(image) => return (reference.to_string(), Ok(image)),
+                        // Some registries do not say of an image whether it is not there or not for everybody.
+                        Err(why) => {
+                            let is_worse = matches!(first_failure, None | Some((_, Err(Unknown::Absent))));
+                            if is_worse {
+                                first_failure = Some((reference.to_string(), Err(why)));
+                            }
+                        }
                     }
                 }
-                last.unwrap_or_else(|| kept(&format!("{}:{}", name.repository(), name.tag())))
+                first_failure.unwrap_or_else(|| in_store(&format!("{}:{}", name.repository(), name.tag())))
             }
         }
     }
 
-    fn kept<'r>(&self, image: &str) -> Result<Image<'r>, Unknown> {
-        let record = self.cache.map(|store| store.image_named(image)).transpose()?.flatten();
-        record.map(Image::Kept).ok_or(Unknown::Absent)
+    fn in_store<'r>(&self, image: &str) -> Result<Image<'r>, Unknown> {
+        let store = self.cache.ok_or(Unknown::NoStore)?;
+        store.image_named(image)?.map(Image::InStore).ok_or(Unknown::Absent)
     }
 }
 
 /// An image or an index, as it is described where it is.
 enum Image<'a> {
-    Kept(ImageRecord),
-    Pushed { repository: Repository<'a>, manifest: Vec<u8> },
+    InStore(ImageRecord),
+    InRegistry { repository: Repository<'a>, manifest: Vec<u8> },
 }
 
 impl<'a> Image<'a> {
-    fn of_registry(repository: Repository<'a>) -> Result<Self, Unknown> {
+    fn in_registry(repository: Repository<'a>) -> Result<Self, Unknown> {
         let reference = repository.reference();
         let digest = reference.digest().map(|digest| digest.to_string());
         let name = digest.as_deref().or(reference.tag()).ok_or(Unknown::Absent)?;
         let manifest = repository.manifest(name, LONGEST_DOCUMENT)?.ok_or(Unknown::Absent)?;
-        Ok(Self::Pushed { repository, manifest })
+        Ok(Self::InRegistry { repository, manifest })
     }
 
-    fn layers_for(&self, system: System) -> Result<Vec<Vec<StorePath>>, Unknown> {
-        let config = match self {
-            Self::Kept(record) => {
-                let platform = record.platforms.iter().find(|platform| platform.platform == system.platform());
-                platform.ok_or(Unknown::ElsewhereOnly)?.config.clone().into_bytes()
+    /// The digest of the manifest for this platform, and the store paths in each layer.
+    fn layers_for(&self, system: System) -> Result<(Digest, Vec<Vec<StorePath>>), Unknown> {
+        let (digest, config) = match self {
+            Self::InStore(record) => {
+                let is_wanted = |platform: &&PlatformRecord| platform.platform == system.platform();
+                let platform = record.platforms.iter().find(is_wanted).ok_or(Unknown::ElsewhereOnly)?;
+                (platform.manifest_digest, platform.config.clone().into_bytes())
             }
-            Self::Pushed { repository, manifest } => pushed_config(repository, manifest, system)?,
+            Self::InRegistry { repository, manifest } => {
+                let of_index = manifest_of_index(repository, manifest, system)?;
+                let manifest = of_index.as_ref().unwrap_or(manifest);
+                (Digest::of(manifest), config(repository, manifest)?)
+            }
         };
-        planned_layers(&config).ok_or(Unknown::Strange)
+        let config: ImageConfiguration = serde_json::from_slice(&config).map_err(|_| Unknown::Foreign)?;
+        if format!("{}/{}", config.os(), config.architecture()) != system.platform() {
+            return Err(Unknown::ElsewhereOnly);
+        }
+        Ok((digest, planned_layers(&config).ok_or(Unknown::Foreign)?))
     }
 }
 
-/// The configuration of the image with this manifest, or of the one for `system` in this index.
-fn pushed_config(repository: &Repository<'_>, manifest: &[u8], system: System) -> Result<Vec<u8>, Unknown> {
-    let of_index;
-    let manifest = match serde_json::from_slice::<ImageIndex>(manifest) {
-        Err(_) => manifest,
-        Ok(index) => {
-            let is_wanted = |descriptor: &&Descriptor| {
-                descriptor.platform().as_ref().is_some_and(|platform| {
-                    format!("{}/{}", platform.os(), platform.architecture()) == system.platform()
-                })
-            };
-            let wanted = index.manifests().iter().find(is_wanted).ok_or(Unknown::ElsewhereOnly)?;
-            let digest = wanted.digest().to_string();
-            of_index = repository.manifest(&digest, LONGEST_DOCUMENT)?.ok_or(Unknown::Damaged)?;
-            &of_index
-        }
+/// The manifest of the image for this platform, where `manifest` is an index.
+fn manifest_of_index(repository: &Repository<'_>, manifest: &[u8], system: System) -> Result<Option<Vec<u8>>, Unknown> {
+    let Ok(index) = serde_json::from_slice::<ImageIndex>(manifest) else { return Ok(None) };
+    let is_wanted = |descriptor: &&Descriptor| {
+        let platform = descriptor.platform().as_ref();
+        platform.is_some_and(|platform| format!("{}/{}", platform.os(), platform.architecture()) == system.platform())
     };
+    let wanted = index.manifests().iter().find(is_wanted).ok_or(Unknown::ElsewhereOnly)?;
+    let digest: Digest = wanted.digest().to_string().parse().map_err(|_| Unknown::Damaged)?;
+    let manifest = repository.manifest(&digest.to_string(), LONGEST_DOCUMENT)?;
+    Ok(Some(manifest.ok_or(Unknown::Incomplete)?))
+}
+
+/// The configuration of the image with this manifest.
+fn config(repository: &Repository<'_>, manifest: &[u8]) -> Result<Vec<u8>, Unknown> {
     let manifest: ImageManifest = serde_json::from_slice(manifest).map_err(|_| Unknown::Damaged)?;
-    let (digest, size) = (manifest.config().digest().to_string(), manifest.config().size());
-    let digest: Digest = digest.parse().map_err(|_| Unknown::Damaged)?;
+    let descriptor = manifest.config();
+    let digest: Digest = descriptor.digest().to_string().parse().map_err(|_| Unknown::Damaged)?;
+    let size = descriptor.size();
     if size > LONGEST_DOCUMENT {
         return Err(Unknown::Damaged);
     }
     let mut config = Vec::new();
     let read = repository.read_blob(&digest, size, |blob| blob.take(size).read_to_end(&mut config))?;
-    match read {
-        Some(Ok(_)) if Digest::of(&config) == digest => Ok(config),
-        _ => Err(Unknown::Damaged),
-    }
+    read.ok_or(Unknown::Incomplete)??;
+    if Digest::of(&config) == digest { Ok(config) } else { Err(Unknown::Damaged) }
 }

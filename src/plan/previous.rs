@@ -4,50 +4,50 @@
 //! up to the first that something is gone from; what lies above that one is unpacked again in any order, and is free to
 //! move. What is new comes on top: what was added has changed nothing below it then, and what has changed once is what
 //! changes again. That is how lists order themselves (move to front, Sleator and Tarjan 1985), but here the layers have
-//! sizes: one stays above another that is much larger.
+//! sizes: a little of what has not changed stays above, so that small layers need not take turns with large ones.
 
 use super::graph::Graph;
 use crate::nix::StorePath;
 
-/// So many times as large a new layer is at least as one that stays above it. Of 1 to 64 it is what the series of changes
-/// in `benches/plan.rs` cost least with, on the whole.
-const MUCH_LARGER: u128 = 4;
-/// So many layers what is new has at least, if it has as many paths, where the budget is used up: were there only one,
-/// each change would add to the same layer.
+/// What stays above a new layer is at most one part in so many of it: a change that comes again unpacks at most 1.05
+/// times what was new when it came first. The series of changes in `benches/plan.rs` would cost least with a quarter, some
+/// 5 per cent less.
+const PARTS: u128 = 20;
+/// So many layers are made free where none is left, of a budget four times that or more: were it one, each change would
+/// add to the same layer from then on.
 const ROOM: usize = 8;
 
 /// The layers of an image that was made before, as far as the closure still has all that is in them. Paths are numbered
-/// as in the graph, and every one is in one of the three.
+/// as in the graph.
 pub(super) struct Kept {
     /// Those that stay where they are, the bottom one first: none below them is gone.
-    pub(super) in_place: Vec<Vec<usize>>,
+    in_place: Vec<Vec<usize>>,
     /// Those above one that is gone, in the same order.
-    pub(super) displaced: Vec<Vec<usize>>,
-    /// All other paths, in ascending order.
-    pub(super) rest: Vec<usize>,
+    displaced: Vec<Vec<usize>>,
 }
 
 impl Kept {
-    /// Of `layers`, the bottom one first, as many as the budget has room for; those on top go first.
-    pub(super) fn new(graph: &Graph<'_>, layers: &[Vec<StorePath>], budget: usize) -> Self {
+    /// Of `layers`, the bottom one first, as many as the budget has room for, those on top going first; and all paths that
+    /// are in none of them, in ascending order. A layer of which nothing is known counts as gone.
+    pub(super) fn new(graph: &Graph<'_>, layers: &[Vec<StorePath>], budget: usize) -> (Self, Vec<usize>) {
         let mut is_kept = vec![false; graph.paths.len()];
-        let mut kept = Self { in_place: Vec::new(), displaced: Vec::new(), rest: Vec::new() };
-        let mut is_gone = false;
-        for layer in layers.iter().filter(|layer| !layer.is_empty()) {
+        let mut kept = Self { in_place: Vec::new(), displaced: Vec::new() };
+        let mut is_any_gone = false;
+        for layer in layers {
             let members = layer.iter().map(|path| graph.number(path).filter(|&at| !is_kept[at]));
             match members.collect::<Option<Vec<usize>>>() {
-                Some(mut members) => {
+                Some(mut members) if !members.is_empty() => {
                     members.iter().for_each(|&at| is_kept[at] = true);
                     members.sort_unstable();
                     members.dedup();
-                    if is_gone { kept.displaced.push(members) } else { kept.in_place.push(members) }
+                    if is_any_gone { kept.displaced.push(members) } else { kept.in_place.push(members) }
                 }
-                None => is_gone = true,
+                _ => is_any_gone = true,
             }
         }
-        kept.rest = (0..graph.paths.len()).filter(|&at| !is_kept[at]).collect();
-        kept.make_room(budget);
-        kept
+        let mut rest: Vec<usize> = (0..graph.paths.len()).filter(|&at| !is_kept[at]).collect();
+        kept.make_room(&mut rest, budget);
+        (kept, rest)
     }
 
     /// How many layers stay.
@@ -55,28 +55,33 @@ impl Kept {
         self.in_place.len() + self.displaced.len()
     }
 
-    fn make_room(&mut self, budget: usize) {
-        while self.count() + self.rest.len().min(ROOM) > budget {
-            let Some(top) = self.displaced.pop().or_else(|| self.in_place.pop()) else { break };
-            self.rest.extend(top);
+    fn make_room(&mut self, rest: &mut Vec<usize>, budget: usize) {
+        if self.count() < budget || (self.count() == budget && rest.is_empty()) {
+            return;
         }
-        self.rest.sort_unstable();
+        let room = ROOM.min(budget / 4).max(1);
+        while self.count() + room > budget {
+            let Some(top) = self.displaced.pop().or_else(|| self.in_place.pop()) else { break };
+            rest.extend(top);
+        }
+        rest.sort_unstable();
     }
 
-    /// All layers, the bottom one first, with those of the rest in the order given.
+    /// These layers and the new ones, all with the bottom one first.
     pub(super) fn with(self, graph: &Graph<'_>, mut new: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
         let bytes = |layer: &Vec<usize>| layer.iter().map(|&at| u128::from(graph.size(at))).sum::<u128>();
-        let Self { mut in_place, mut displaced, .. } = self;
-        let mut from_top = Vec::new();
-        loop {
-            let stays_above = match (displaced.last(), new.last()) {
-                (None, None) => break,
-                (Some(displaced), Some(new)) => bytes(displaced).saturating_mul(MUCH_LARGER) <= bytes(new),
-                (displaced, _) => displaced.is_some(),
-            };
-            from_top.extend(if stays_above { displaced.pop() } else { new.pop() });
+        let Self { in_place: mut layers, mut displaced } = self;
+        let (mut from_top, mut above) = (Vec::new(), 0_u128);
+        while let Some(next) = new.pop() {
+            let most = bytes(&next) / PARTS;
+            while let Some(layer) = displaced.pop_if(|layer| above + bytes(layer) <= most) {
+                above += bytes(&layer);
+                from_top.push(layer);
+            }
+            from_top.push(next);
         }
-        in_place.extend(from_top.into_iter().rev());
-        in_place
+        layers.extend(displaced);
+        layers.extend(from_top.into_iter().rev());
+        layers
     }
 }

@@ -116,7 +116,12 @@ proptest! {
     #[test]
     fn sizes_near_the_largest_number_overflow_nothing(packages in packages(u64::MAX - 9..u64::MAX, 60), budget in 1usize..=9) {
         let closure = packages.closure();
-        check_partition(&closure, &plan_of(&closure, budget), budget)?;
+        let first = plan_of(&closure, budget);
+        check_partition(&closure, &first, budget)?;
+        if let Some(last) = packages.nodes.len().checked_sub(1) {
+            let changed = packages.with_new(last / 2).closure();
+            check_partition(&changed, &plan_after(&changed, &first, budget), budget)?;
+        }
     }
 
     /// Whatever the budget: with the sizes the same, a new version changes the layers that it is in and no other, and
@@ -196,18 +201,38 @@ proptest! {
         prop_assert_eq!(&second, &plan_after(&changed, &second, budget));
     }
 
-    /// Where layers are left: what has all of its paths stays, and in its order.
+    /// Where layers are left: what has all of its paths stays, in its order, and in its place up to the first that has not.
     #[test]
-    fn layers_that_lost_nothing_stay_in_their_order(
+    fn layers_that_lost_nothing_stay(packages in packages(0..64 * MIB, 60), changed in any::<prop::sample::Index>()) {
+        prop_assume!(!packages.nodes.is_empty());
+        let changed = packages.with_new(changed.index(packages.nodes.len())).closure();
+        let before = plan_of(&packages.closure(), MAX_LAYERS);
+        let after = plan_after(&changed, &before, MAX_LAYERS);
+        let is_whole = |layer: &Vec<StorePath>| layer.iter().all(|path| changed.get(path).is_some());
+        let in_place = before.iter().take_while(|layer| is_whole(layer)).count();
+        prop_assert_eq!(&after[..in_place], &before[..in_place]);
+        let stay: Vec<_> = before.into_iter().filter(is_whole).collect();
+        let kept: Vec<_> = after.into_iter().filter(|layer| stay.contains(layer)).collect();
+        prop_assert_eq!(kept, stay);
+    }
+
+    /// Where layers are left: a change that comes again unpacks little more than was new when it came first.
+    #[test]
+    fn what_changes_again_lies_near_the_top(
         packages in packages(0..64 * MIB, 60), changed in any::<prop::sample::Index>(),
     ) {
         prop_assume!(!packages.nodes.is_empty());
-        let changed = packages.with_new(changed.index(packages.nodes.len())).closure();
-        let mut stay = plan_of(&packages.closure(), MAX_LAYERS);
-        stay.retain(|layer| layer.iter().all(|path| changed.get(path).is_some()));
-        let mut layers = plan_after(&changed, &plan_of(&packages.closure(), MAX_LAYERS), MAX_LAYERS);
-        layers.retain(|layer| stay.contains(layer));
-        prop_assert_eq!(layers, stay);
+        let once = packages.with_new(changed.index(packages.nodes.len()));
+        let bytes = |layers: &[Vec<StorePath>]| -> u64 {
+            layers.iter().flatten().map(|path| once.closure().get(path).unwrap().nar_size).sum()
+        };
+        let before = plan_of(&packages.closure(), MAX_LAYERS);
+        let after = plan_after(&once.closure(), &before, MAX_LAYERS);
+        let new: Vec<_> = after.iter().filter(|layer| !before.contains(layer)).cloned().collect();
+        // A layer that the second change leaves alone may lie below those that it does not.
+        let is_touched = |layer: &Vec<StorePath>| layer.iter().any(|path| packages.closure().get(path).is_none());
+        let lowest = after.iter().position(is_touched).unwrap();
+        prop_assert!(bytes(&after[lowest..]) * 20 <= bytes(&new) * 21);
     }
 
     /// Where layers are left: a package that comes changes nothing below it.
@@ -221,33 +246,61 @@ proptest! {
         prop_assert_eq!(&before[..], &after[..before.len()]);
     }
 
+    /// Each layer has a path that is gone, and others that are not.
     #[test]
-    fn a_plan_after_one_with_nothing_in_common_is_as_after_none(packages in packages(0..64 * MIB, 100), budget in 1usize..=127) {
-        let others: Vec<_> = (1000..1100).map(|n| vec![packages.path(n)]).collect();
+    fn a_plan_after_one_of_which_no_layer_is_left_is_as_after_none(
+        packages in packages(0..64 * MIB, 100), budget in 1usize..=127,
+    ) {
         let closure = packages.closure();
-        prop_assert_eq!(plan_after(&closure, &others, budget), plan_of(&closure, budget));
+        let mut before = plan_of(&closure, budget);
+        (1000..).zip(&mut before).for_each(|(n, layer)| layer.push(packages.path(n)));
+        prop_assert_eq!(plan_after(&closure, &before, budget), plan_of(&closure, budget));
     }
 }
 
 #[test]
-fn what_changes_comes_on_top_but_below_what_is_much_smaller() {
-    let sizes = [40 * MIB, 30 * MIB, 10 * MIB, 9 * MIB, 7 * MIB];
+fn what_changes_comes_on_top_but_below_a_little() {
+    let sizes = [40 * MIB, 30 * MIB, 10 * MIB, MIB, MIB - MIB / 4];
     let packages = Packages::new(&sizes.map(|size| (size, &[] as &[usize])));
     let before = plan_of(&packages.closure(), 100);
     assert_eq!(before, packages.layers(&[&[0], &[1], &[2], &[3], &[4]]));
+    // Of 30 MiB a twentieth: the next one would be more.
     let changed = packages.with_new(1);
-    assert_eq!(plan_after(&changed.closure(), &before, 100), changed.layers(&[&[0], &[2], &[3], &[1], &[4]]));
+    let after = plan_after(&changed.closure(), &before, 100);
+    assert_eq!(after, changed.layers(&[&[0], &[2], &[3], &[1], &[4]]));
 }
 
 #[test]
-fn where_the_budget_is_used_up_the_layers_on_top_are_made_anew() {
+fn a_layer_of_which_nothing_is_known_is_gone() {
+    let sizes = [40 * MIB, 30 * MIB, 20 * MIB, 10 * MIB];
+    let packages = Packages::new(&sizes.map(|size| (size, &[] as &[usize])));
+    let mut before = plan_of(&packages.closure(), 100);
+    assert_eq!(before, packages.layers(&[&[0], &[1], &[2], &[3]]));
+    before[1].clear();
+    assert_eq!(plan_after(&packages.closure(), &before, 100), packages.layers(&[&[0], &[2], &[3], &[1]]));
+}
+
+#[test]
+fn what_is_new_shares_layers_before_any_is_made_free() {
     let packages = Packages::new(&[(60 * MIB, &[] as &[usize]); 20]);
     let roots: Vec<usize> = (0..20).collect();
-    let before = plan_of(&packages.closure_of(&roots[..19]), 19);
-    let after = plan_after(&packages.closure_of(&roots), &before, 19);
-    // Eight layers are made free; the nine paths for them are joined two by two, for all of them cost the same.
-    assert_eq!(after[..11], before[..11]);
-    assert_eq!(after[11..].iter().map(Vec::len).collect::<Vec<_>>(), [1, 2, 2, 2, 2]);
+    let before = plan_of(&packages.closure_of(&roots[..17]), 18);
+    assert_eq!(before.len(), 17);
+    let after = plan_after(&packages.closure_of(&roots), &before, 18);
+    assert_eq!(after[..17], before[..]);
+    assert_eq!(after[17].len(), 3);
+}
+
+#[test]
+fn where_no_layer_is_left_those_on_top_are_made_anew() {
+    let packages = Packages::new(&[(60 * MIB, &[] as &[usize]); 40]);
+    let roots: Vec<usize> = (0..40).collect();
+    for (budget, stay) in [(39, 31), (19, 15), (8, 6), (3, 2), (1, 0)] {
+        let before = plan_of(&packages.closure_of(&roots[..budget]), budget);
+        let after = plan_after(&packages.closure_of(&roots[..=budget]), &before, budget);
+        assert_eq!(after.iter().take_while(|layer| before.contains(layer)).count(), stay, "of {budget}");
+        assert!(after.len() > stay && after.len() <= budget, "{} of {budget}", after.len());
+    }
 }
 
 #[test]

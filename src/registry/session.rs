@@ -304,17 +304,25 @@ impl<'a> Session<'a> {
         Ok(tags.into_iter().collect())
     }
 
-    /// All of an answer's body, of at most `most` bytes.
+    /// All of an answer's body, of at most `most` bytes; it comes as fast as a download must.
     pub(super) async fn body(&self, what: &str, mut response: Response, most: u64) -> Result<Vec<u8>, RegistryError> {
-        let after = self.patience.stalled_after;
+        let Patience { stalled_after: after, window, .. } = self.patience;
         let reading = async {
             let mut bytes = Vec::new();
             loop {
-                let piece = timeout(after, response.chunk()).await.map_err(|_| FetchError::Stalled { after })?;
-                let Some(piece) = piece.map_err(from_reqwest)? else { return Ok(bytes) };
-                bytes.extend_from_slice(&piece);
-                if bytes.len() as u64 > most {
-                    return Err(FetchError::TooLong { most });
+                let enough = bytes.len() + window;
+                let filling = async {
+                    while bytes.len() < enough {
+                        let Some(piece) = response.chunk().await.map_err(from_reqwest)? else { return Ok(true) };
+                        bytes.extend_from_slice(&piece);
+                        if bytes.len() as u64 > most {
+                            return Err(FetchError::TooLong { most });
+                        }
+                    }
+                    Ok(false)
+                };
+                if timeout(after, filling).await.map_err(|_| FetchError::Stalled { after })?? {
+                    return Ok(bytes);
                 }
             }
         };

@@ -347,8 +347,10 @@ impl LayerStore {
 
     /// Of the images with this name, `NAME` or `NAME:TAG`, the one that was made last.
     pub fn image_named(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
-        let images = self.images()?.into_iter().map(|image| image.record);
-        Ok(images.filter(|image| gc::means(name, image)).max_by_key(|image| image.used_at))
+        let images = self.images()?.into_iter().filter(|image| gc::means(name, &image.record));
+        // Several may be made in one second: their records are written one after the other.
+        let written = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        Ok(images.max_by_key(|image| (image.record.used_at, written(&image.path))).map(|image| image.record))
     }
 
     /// The layers' blobs of a recorded image, by the digest of its manifest or of its index; none where there is no such

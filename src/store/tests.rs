@@ -199,6 +199,19 @@ fn image(name: &str, used_at: u64, layers: &[&LayerRecord]) -> ImageRecord {
     }
 }
 
+#[test]
+fn of_images_made_in_one_second_the_last_one_has_the_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = LayerStore::open(directory.path()).unwrap();
+    let images = [1, 2, 3, 4, 5, 2, 1].map(|n: u8| ImageRecord { image_id: Digest::of(&[n]), ..image("app", 7, &[]) });
+    for image in images {
+        // Longer than the tick of the system's clock.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        store.record_image(&image).unwrap();
+        assert_eq!(store.image_named("app").unwrap().map(|found| found.image_id), Some(image.image_id));
+    }
+}
+
 /// A store with two images that share a layer, and a layer that nobody has.
 fn filled_store(directory: &Path) -> (LayerStore, [LayerRecord; 4]) {
     let store = LayerStore::open(directory).unwrap();

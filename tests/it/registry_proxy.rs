@@ -75,6 +75,8 @@ pub(crate) enum Fault {
     Silence,
     /// The answer ends after so many bytes of its body.
     CutAnswer(u64),
+    /// The answer's body comes a byte at a time, for as long as the client waits.
+    Trickle,
     /// The digest in the answer is another one.
     OtherDigest,
     /// One bit of the answer's body is another one.
@@ -461,6 +463,13 @@ impl State {
             _ => {}
         }
         self.count(asked.request, 0, 0, body.len() as u64);
+        if matches!(fault, Some(Fault::Trickle)) {
+            for byte in &body {
+                client.write_all(&[*byte])?;
+                thread::sleep(Duration::from_millis(200));
+            }
+            return Ok(false);
+        }
         client.write_all(&body)?;
         client.flush()?;
         let is_delimited = answer.length().is_some() || answer.get("transfer-encoding").is_some() || !has_body;
