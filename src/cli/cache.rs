@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::json;
@@ -11,7 +10,7 @@ use super::args::{CacheCommand, GcArgs};
 use super::failure::Failure;
 use super::progress::Progress;
 use super::table::Table;
-use super::{share, size, surroundings};
+use super::{config, share, size, surroundings};
 use crate::blob::Digest;
 use crate::event::{Event, Observer};
 use crate::nix::StorePath;
@@ -22,11 +21,6 @@ impl From<StoreError> for Failure {
         let hint = error.hint();
         Self::new(error, hint)
     }
-}
-
-/// Seconds since the epoch.
-pub(super) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Runs one of the commands.
@@ -68,7 +62,12 @@ pub(super) fn collect_if_over(store: &LayerStore, bytes: u64, max_size: u64, jus
     if bytes <= max_size {
         return;
     }
-    let policy = GcPolicy { max_size: Some(max_size), just_made: Some(just_made), now: now(), ..GcPolicy::default() };
+    let policy = GcPolicy {
+        max_size: Some(max_size),
+        just_made: Some(just_made),
+        now: surroundings::now(),
+        ..GcPolicy::default()
+    };
     match store.gc(&policy) {
         Ok(plan) => {
             let (freed, images) = (size::human(plan.freed()), plan.images.len());
@@ -97,7 +96,7 @@ fn warn_if_over(plan: &GcPlan, progress: &Progress) {
 fn gc(store: &LayerStore, args: &GcArgs, progress: &Progress) -> Result<(), Failure> {
     let max_size = match args.max_size {
         Some(size) => size,
-        None => surroundings::cache_max_size(store.root())?,
+        None => config::cache_max_size(store.root())?,
     };
     let policy = GcPolicy {
         max_size: Some(max_size),
@@ -106,7 +105,7 @@ fn gc(store: &LayerStore, args: &GcArgs, progress: &Progress) -> Result<(), Fail
         keep_last: args.keep_last,
         keep: args.keep.clone(),
         just_made: None,
-        now: now(),
+        now: surroundings::now(),
     };
     let plan = if args.dry_run { store.plan_gc(&policy)? } else { store.gc(&policy)? };
     if args.json {
@@ -189,7 +188,7 @@ fn list_images(store: &LayerStore, json: bool) -> Result<(), Failure> {
     if json {
         return print_json(&rows);
     }
-    let now = now();
+    let now = surroundings::now();
     let mut table = Table::new(&[
         "NAME",
         "TAG",

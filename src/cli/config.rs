@@ -1,4 +1,4 @@
-//! The tool's own settings: `config.toml` in the configuration directory.
+//! The tool's own settings: `config.toml` in the configuration directory, and the variables that go before it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::failure::Failure;
-use super::surroundings::config_home;
+use super::size;
+use super::surroundings::{config_home, variable};
+
+/// Most bytes that the layer store takes unless somebody says otherwise.
+const DEFAULT_CACHE_SIZE: u64 = 20 << 30;
 
 /// What the file may hold.
 #[derive(Debug, Default, Deserialize)]
@@ -60,6 +64,23 @@ impl Config {
             Err(error) => Err(invalid(&file, error.to_string().trim_end())),
         }
     }
+}
+
+/// The most bytes that the layer store may take: `LAYERHOLD_CACHE_MAX_SIZE`, else `cache.max-size` in the config file,
+/// else 20 GiB or a tenth of the disk, whichever is less.
+pub(super) fn cache_max_size(cache: &Path) -> Result<u64, Failure> {
+    if let Some(value) = variable("LAYERHOLD_CACHE_MAX_SIZE") {
+        let hint = "name a size: LAYERHOLD_CACHE_MAX_SIZE=50GiB layerhold ...".to_owned();
+        return size::parse(&value.to_string_lossy())
+            .map_err(|error| Failure::usage(format!("LAYERHOLD_CACHE_MAX_SIZE: {error}"), Some(hint)));
+    }
+    if let Some((file, config)) = Config::read()?
+        && let Some(value) = config.cache.max_size
+    {
+        return size::parse(&value).map_err(|error| invalid(&file, &format!("cache.max-size: {error}")));
+    }
+    let disk = rustix::fs::statvfs(cache).map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
+    Ok(DEFAULT_CACHE_SIZE.min(disk / 10))
 }
 
 /// The file holds something that it should not.

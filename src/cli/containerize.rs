@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use super::args;
 use super::cache;
+use super::config;
 use super::failure::Failure;
 use super::interrupt;
 use super::platforms;
@@ -38,7 +39,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
     let active = std::env::var_os(ACTIVE_ENVIRONMENTS).map(|value| value.to_string_lossy().into_owned());
     let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
     let cache = surroundings::open_cache_if_possible(progress);
-    let cache_cap = cache.as_ref().map(|cache| surroundings::cache_max_size(cache.root())).transpose()?;
+    let cache_cap = cache.as_ref().map(|cache| config::cache_max_size(cache.root())).transpose()?;
     let to_stdout = args.target.file.as_ref().is_some_and(|file| file.as_os_str() == "-");
     if args.json && to_stdout {
         return Err(Failure::usage(

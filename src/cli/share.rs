@@ -8,11 +8,10 @@ use std::path::Path;
 use serde_json::json;
 
 use super::args::{GcArgs, RegistryArgs, ShareArgs};
-use super::cache::now;
 use super::config::{self, Config};
 use super::failure::Failure;
 use super::progress::Progress;
-use super::surroundings::variable;
+use super::surroundings::{now, variable};
 use super::table::Table;
 use super::{registries, size, substituters};
 use crate::event::{Event, Observer};

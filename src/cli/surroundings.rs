@@ -1,19 +1,15 @@
-//! What the process was started in: directories, limits and settings from environment variables and the config file.
+//! What the process was started in: the time, directories and settings from environment variables.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::config::{self, Config};
 use super::failure::Failure;
-use super::size;
 use crate::environment::{
     CATALOG_URL, FLOXHUB_GIT_URL, FLOXHUB_TOKEN, FLOXHUB_URL, FloxHubSettings, RemoteAccess, Secret,
 };
 use crate::event::{Event, Observer};
 use crate::store::LayerStore;
-
-/// Most bytes that the layer store takes unless somebody says otherwise.
-const DEFAULT_CACHE_SIZE: u64 = 20 << 30;
 
 /// A variable's value; one that is set to nothing counts as not set, as the XDG specification wants it.
 pub(super) fn variable(name: &str) -> Option<PathBuf> {
@@ -107,21 +103,9 @@ pub(super) fn remote_access(cache: Option<&LayerStore>, offline: bool) -> Remote
     }
 }
 
-/// The most bytes that the layer store may take: `LAYERHOLD_CACHE_MAX_SIZE`, else `cache.max-size` in the config file,
-/// else 20 GiB or a tenth of the disk, whichever is less.
-pub(super) fn cache_max_size(cache: &Path) -> Result<u64, Failure> {
-    if let Some(value) = variable("LAYERHOLD_CACHE_MAX_SIZE") {
-        let hint = "name a size: LAYERHOLD_CACHE_MAX_SIZE=50GiB layerhold ...".to_owned();
-        return size::parse(&value.to_string_lossy())
-            .map_err(|error| Failure::usage(format!("LAYERHOLD_CACHE_MAX_SIZE: {error}"), Some(hint)));
-    }
-    if let Some((file, config)) = Config::read()?
-        && let Some(value) = config.cache.max_size
-    {
-        return size::parse(&value).map_err(|error| config::invalid(&file, &format!("cache.max-size: {error}")));
-    }
-    let disk = rustix::fs::statvfs(cache).map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
-    Ok(DEFAULT_CACHE_SIZE.min(disk / 10))
+/// Seconds since the epoch.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The XDG specification's directory for configuration.

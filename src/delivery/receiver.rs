@@ -132,7 +132,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let loaded = dir.path().join("loaded");
         let target = Target::Runtime(fake(Runtime::Docker, dir.path()));
-        sabotage(dir.path(), "load", "cat > part; mv part loaded; exit 0");
+        // A file for each run: the shell is killed in the first one, and its cat may go on for a moment.
+        sabotage(dir.path(), "load", "cat > part.$$; mv part.$$ loaded; exit 0");
         receive(&target, &[b"half"], false).unwrap();
         assert!(!loaded.exists(), "a load that is given up is killed before it sees the end");
         receive(&target, &[b"who", b"le"], true).unwrap();
