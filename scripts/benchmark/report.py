@@ -137,7 +137,8 @@ def target_table(results):
     return [
         "## Targets",
         "",
-        f"{summary}. Those on bytes are 1.05 times the changed store paths and 1 MB.",
+        *filled(f"{summary}; {sum(1 for verdict in found if '--previous' in verdict.job)} are those on bytes once more, with "
+                "`--previous`. Those on bytes are 1.05 times the changed store paths and 1 MB."),
         "",
         *table(
             ["job", "target", "measured", ""],
