@@ -242,7 +242,7 @@ fn a_registry_that_fails_costs_a_warning_and_half_a_minute_at_most() {
     "#);
 }
 
-/// What a runtime unpacks again is what it is sent: layers that lie above nothing new are known to it.
+/// What lies above nothing new is known to the runtime, in the same chain.
 fn only_what_is_new_goes_in(runtime: Peer) {
     let project = Project::new(&unique_name("previous"));
     project.sandbox.provide(runtime.program);
@@ -254,10 +254,15 @@ fn only_what_is_new_goes_in(runtime: Peer) {
         let mut command = project.command(&environment, &["--runtime", runtime.program, "--json"]);
         serde_json::from_slice(&command.args(args).assert().success().get_output().stdout).unwrap()
     };
+    let chain = || -> Vec<String> { serde_json::from_str(&image.inspect("{{json .RootFS.Layers}}")).unwrap() };
     run(&[&bash, &tools], &["--previous"]);
+    let before = chain();
     let after = run(&[&bash, &tools, &added], &["--previous"]);
     let (sent, most) = (after["bytes_sent"].as_u64().unwrap(), (3 << 20) + 500_000);
     assert!(sent <= most, "{sent} of {most}: {after:#}");
+    // All but the image's own files, which are in two layers on top.
+    let same = before.len() - 2;
+    assert_eq!(chain()[..same], before[..same], "{after:#}");
     assert_eq!(image.run(&[], &["sh", "-c", "wc -c </nix/environment/share/added"]).trim(), (3 << 20).to_string());
 }
 
