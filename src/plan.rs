@@ -54,7 +54,8 @@ pub struct LayerPlan {
 /// `previous` are the store paths in each layer of an image that was made before, the bottom one first, none where they are
 /// not known; and no layers without such an image.
 ///
-/// The same closure, with the same installed and after the same layers, gives the same plan on any machine and in any order of its input.
+/// The same closure, with the same installed and after the same layers, gives the same plan on any machine and in any
+/// order of its input.
 pub fn plan<'a>(
     closure: &Closure,
     installed: impl IntoIterator<Item = &'a StorePath>,

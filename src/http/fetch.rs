@@ -43,13 +43,6 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// What a run waits for at most that can go on without an answer. A registry may stumble over two who do the same at
-    /// once.
-    pub(crate) fn brief() -> Self {
-        let soon = Duration::from_secs(2);
-        Self { attempts: 2, longest_wait: soon, stalled_after: soon, ..Self::default() }
-    }
-
     /// How long to wait after the `failures`-th failure; none where it is of no use.
     pub(crate) fn wait(&self, error: &FetchError, failures: u32) -> Option<Duration> {
         if !error.is_passing() || failures >= self.attempts {

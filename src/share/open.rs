@@ -1,6 +1,7 @@
 //! From an address to the depot there.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use object_store::local::LocalFileSystem;
 use tokio::runtime::{Builder, Runtime};
@@ -16,6 +17,12 @@ use crate::substitute::AwsCredentials;
 
 /// Connections to an object store that are kept.
 const CONNECTIONS: usize = 16;
+
+/// What a build waits for at most: an answer, soon, or none. A registry may stumble over two who do the same at once.
+fn quick() -> Patience {
+    let soon = Duration::from_secs(2);
+    Patience { attempts: 2, longest_wait: soon, stalled_after: soon, ..Patience::default() }
+}
 
 /// Who asks shared caches.
 #[derive(Clone, Default)]
@@ -40,7 +47,7 @@ pub(super) struct Opener<'a> {
 
 impl<'a> Opener<'a> {
     pub(super) fn new(keyring: Keyring, observer: &'a dyn Observer) -> Self {
-        let hasty = registry::Settings { patience: Patience::brief(), ..keyring.registries.clone() };
+        let hasty = registry::Settings { patience: quick(), ..keyring.registries.clone() };
         Self {
             client: Arc::new(Client::new(CONNECTIONS, keyring.registries.certificates.clone())),
             quick: Registries::new(hasty, observer),
@@ -86,6 +93,6 @@ impl<'a> Opener<'a> {
                 Arc::clone(self.runtime.get_or_init(|| made))
             }
         };
-        Ok(Box::new(ObjectDepot::new(store, prefix, runtime, self.observer, (Patience::brief(), Patience::default()))))
+        Ok(Box::new(ObjectDepot::new(store, prefix, runtime, self.observer, (quick(), Patience::default()))))
     }
 }
