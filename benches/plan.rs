@@ -6,10 +6,12 @@
 //! depends on it by less than 512 bytes. For each kind of change the first table shows, in MiB and on average: the
 //! bytes of the changed store paths (what must be new whatever the plan), the bytes in layers that the image before did
 //! not have, and the bytes from the lowest such layer upwards, which classic Docker unpacks again; also where the plan
-//! knows the image before (`--previous`). The second shows for how many changes either is within its bound, 1.05 times the
-//! bytes that must be new and 1 MB, beside what hindsight could do. The third shows the same as the first for series of
-//! changes (`plan/series.rs`), of which each begins with a plan that knows none before. The fourth shows the time that a
-//! plan takes as closures grow.
+//! knows the image before (`--previous`) and all that is in it can still be had. The second shows for how many changes
+//! either is within its bound, 1.05 times the bytes that must be new and 1 MB, beside what hindsight could do. The third
+//! shows the same as the first for series of changes (`plan/series.rs`), of which each begins with a plan that knows none
+//! before; by how many per cent images are larger for what is gone and still in them, on average and at most; and the
+//! figures where nothing that is gone can be had (`no ballast`). The fourth shows the time that a plan takes as closures
+//! grow.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 #![allow(clippy::print_stdout, reason = "the table is what this bench is for")]
 
@@ -26,7 +28,7 @@ use std::time::Instant;
 
 use environments::{Graph, State, copies, read_graph};
 use layerhold::nix::{Closure, StorePath};
-use layerhold::plan::plan;
+use layerhold::plan::{Previous, plan};
 
 /// Layers for store paths: the default budget without those of own files.
 const BUDGET: usize = layerhold::plan::DEFAULT_LAYERS - 2;
@@ -35,16 +37,19 @@ const POPULARITY_BUDGET: usize = layerhold::plan::DEFAULT_LAYERS - 1;
 
 type Layers = Vec<Vec<StorePath>>;
 
-/// Makes a plan of a closure, and of the layers of the image before, if there was one.
-type Planner = fn(&Closure, &Layers) -> Layers;
+/// The lengths of store paths in bytes.
+type Sizes = BTreeMap<StorePath, u64>;
+
+/// Makes a plan of a closure, and of the layers of the image before, if there was one, with the sizes of what is in them.
+type Planner = fn(&Closure, &Layers, &Sizes) -> Layers;
 
 /// The planners, each with the width of its column: this plan, the same after the image before, and others'.
 const PLANNERS: [(&str, usize, Planner); 5] = [
-    ("this plan", 14, |closure, _| plan(closure, [], &[], BUDGET).layers),
-    ("--previous", 14, |closure, previous| plan(closure, [], previous, BUDGET).layers),
-    ("popularity", 15, |closure, _| popularity(closure)),
-    ("one path a layer", 18, |closure, _| one_path_a_layer(closure)),
-    ("one layer", 15, |closure, _| vec![closure.paths().map(|info| info.path.clone()).collect()]),
+    ("this plan", 14, |closure, _, _| plan(closure, [], &Previous::default(), BUDGET).layers),
+    ("--previous", 14, |closure, previous, sizes| plan(closure, [], &previous_of(previous, sizes), BUDGET).layers),
+    ("popularity", 15, |closure, _, _| popularity(closure)),
+    ("one path a layer", 18, |closure, _, _| one_path_a_layer(closure)),
+    ("one layer", 15, |closure, _, _| vec![closure.paths().map(|info| info.path.clone()).collect()]),
 ];
 
 /// What changes of one kind cost, summed up.
@@ -124,12 +129,22 @@ fn bytes(closure: &Closure, layer: &[StorePath]) -> u64 {
 }
 
 /// Bytes in layers that `before` lacks, and bytes from the lowest of them upwards.
-fn cost(closure: &Closure, before: &Layers, after: &Layers) -> (u64, u64) {
-    let bytes = |layer: &Vec<StorePath>| bytes(closure, layer);
+fn cost(sizes: &Sizes, before: &Layers, after: &Layers) -> (u64, u64) {
+    let bytes = |layer: &Vec<StorePath>| layer.iter().map(|path| sizes[path]).sum::<u64>();
     let known: BTreeSet<_> = before.iter().collect();
     let new = after.iter().filter(|layer| !known.contains(layer)).map(bytes).sum();
     let unchanged = before.iter().zip(after).take_while(|(before, after)| before == after).count();
     (new, after[unchanged..].iter().map(bytes).sum())
+}
+
+/// The image before, of which everything can still be had.
+fn previous_of(layers: &Layers, sizes: &Sizes) -> Previous {
+    Previous { layers: layers.clone(), gone: sizes.clone() }
+}
+
+/// The sizes of a closure's paths.
+fn sizes_of(closure: &Closure) -> Sizes {
+    closure.paths().map(|info| (info.path.clone(), info.nar_size)).collect()
 }
 
 /// The bytes of what is new, whatever the plan.
@@ -177,10 +192,13 @@ fn measure(graph: &Graph) -> BTreeMap<&'static str, Sums> {
         sums.count += 1;
         sums.must += must;
         for ((_, _, planner), costs) in PLANNERS.iter().zip(&mut sums.costs) {
-            let before = planner(&old, &Vec::new());
-            costs.add(cost(&new, &before, &planner(&new, &before)), bound, name);
+            let mut sizes = sizes_of(&old);
+            let before = planner(&old, &Vec::new(), &sizes);
+            let after = planner(&new, &before, &sizes);
+            sizes.extend(sizes_of(&new));
+            costs.add(cost(&sizes, &before, &after), bound, name);
         }
-        let layers = plan(&old, [], &[], BUDGET).layers;
+        let layers = plan(&old, [], &Previous::default(), BUDGET).layers;
         let is_touched = |layer: &Vec<StorePath>| layer.iter().any(|path| new.get(path).is_none());
         sums.touched.push((0..layers.len()).filter(|&at| is_touched(&layers[at])).collect());
         let (size, new_size) = (before.size(name), after.size(name));
@@ -196,7 +214,8 @@ fn mib(bytes: u64) -> f64 {
 /// The first table's rows for one closure. An order for packages that come or go would know which, so has no row.
 fn print_costs(name: &str, graph: &Graph, kinds: &BTreeMap<&str, Sums>) {
     let closure = State::whole(graph).closure();
-    let sizes: Vec<u64> = plan(&closure, [], &[], BUDGET).layers.iter().map(|layer| bytes(&closure, layer)).collect();
+    let sizes: Vec<u64> =
+        plan(&closure, [], &Previous::default(), BUDGET).layers.iter().map(|layer| bytes(&closure, layer)).collect();
     for (kind, sums) in kinds {
         let average = |bytes: u64| mib(bytes / sums.count);
         let best = match *kind {
@@ -237,7 +256,16 @@ fn print_bounds(name: &str, kinds: &BTreeMap<&str, Sums>) {
     }
 }
 
-/// The third table's row for one closure.
+/// As `--previous` where nothing that is gone can be had.
+const WITHOUT_BALLAST: (&str, usize, Planner) =
+    ("no ballast", 13, |closure, previous, _| plan(closure, [], &previous_of(previous, &Sizes::new()), BUDGET).layers);
+
+/// The third table's columns.
+fn series_planners() -> impl Iterator<Item = (&'static str, usize, Planner)> {
+    PLANNERS[..2].iter().copied().chain([WITHOUT_BALLAST]).chain(PLANNERS[2..].iter().copied())
+}
+
+/// The third table's row for one closure; of `--previous` also what its images carry along, on average and at most.
 fn print_series(name: &str, graph: &Graph) {
     let series: Vec<Vec<Closure>> =
         series::all(name, graph).iter().map(|states| states.iter().map(State::closure).collect()).collect();
@@ -245,18 +273,28 @@ fn print_series(name: &str, graph: &Graph) {
     let average = |bytes: u64| mib(bytes / changes);
     let pairs = series.iter().flat_map(|closures| closures.windows(2));
     print!("{name:10} {:>6.1}", average(pairs.map(|pair| bytes_to_send(&pair[0], &pair[1])).sum()));
-    for (_, width, planner) in PLANNERS {
+    for (at, (_, width, planner)) in series_planners().enumerate() {
         let (mut new, mut above) = (0, 0);
+        let mut ballast = Vec::new();
         for closures in &series {
-            let mut layers = planner(&closures[0], &Vec::new());
+            let mut sizes = sizes_of(&closures[0]);
+            let mut layers = planner(&closures[0], &Vec::new(), &sizes);
             for closure in &closures[1..] {
-                let next = planner(closure, &layers);
-                let costs = cost(closure, &layers, &next);
+                let next = planner(closure, &layers, &sizes);
+                sizes.extend(sizes_of(closure));
+                let costs = cost(&sizes, &layers, &next);
                 (new, above) = (new + costs.0, above + costs.1);
+                let needed: u64 = closure.paths().map(|info| info.nar_size).sum();
+                let held: u64 = next.iter().flatten().map(|path| sizes[path]).sum();
+                ballast.push((held - needed) as f64 / needed as f64 * 100.0);
                 layers = next;
             }
         }
         print!("{:>width$}", format!("{:.1} / {:.0}", average(new), average(above)));
+        if at == 1 {
+            let most = ballast.iter().copied().fold(0.0, f64::max);
+            print!("{:>9}", format!("{:.0} / {most:.0}", ballast.iter().sum::<f64>() / ballast.len() as f64));
+        }
     }
     println!();
 }
@@ -269,7 +307,7 @@ fn print_growth(text: &str) {
         let mut times: Vec<f64> = (0..9)
             .map(|_| {
                 let started = Instant::now();
-                std::hint::black_box(plan(&closure, [], &[], BUDGET));
+                std::hint::black_box(plan(&closure, [], &Previous::default(), BUDGET));
                 started.elapsed().as_secs_f64() * 1000.0
             })
             .collect();
@@ -310,7 +348,12 @@ fn main() {
 
     println!();
     print!("{:10} {:>6}", "closure", "must");
-    PLANNERS.iter().for_each(|(name, width, _)| print!("{name:>width$}"));
+    for (at, (name, width, _)) in series_planners().enumerate() {
+        print!("{name:>width$}");
+        if at == 1 {
+            print!("{:>9}", "% more");
+        }
+    }
     println!();
     measured.iter().for_each(|(name, graph, _)| print_series(name, graph));
 

@@ -113,7 +113,7 @@ pub fn containerize(
     let catalog = request.catalog(&memo, observer);
     let mut platforms = request
         .for_each(ingredients, |ingredients| Platform::gather(&request, ingredients, &nix, &catalog, observer))?;
-    request.lay_out_on_previous(&mut platforms, &name, targets.in_registries(), observer);
+    request.lay_out_on_previous(&mut platforms, &name, targets.in_registries(), &nix, observer);
     memo.save();
 
     let share = if request.dry_run { request.share.clone().read_only() } else { request.share.clone() };

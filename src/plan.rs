@@ -15,8 +15,8 @@
 //! **Order** (`order`): from the top, the change that touches least bytes for how often it is to be expected: first
 //! what the user installs, smaller layers higher, then everything else.
 //!
-//! **After an image made before** (`previous`): its layers stay as they are, as far as nothing is gone from them; all
-//! other paths are grouped and ordered like that among themselves, and come on top.
+//! **After an image made before** (`previous`): its layers stay as they are, what is gone from them hidden by whiteouts as
+//! long as that is little; all other paths are grouped and ordered like that among themselves, and come on top.
 //!
 //! The environment's own files come above all of these and are no part of this plan. `docs/plan.md` has the figures,
 //! and what no plan can reach.
@@ -29,10 +29,12 @@ mod set;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use crate::nix::{Closure, StorePath};
 
 use graph::Graph;
-use previous::Kept;
+use previous::{Kept, Layer};
 
 /// Most layers that an image may have: overlayfs takes 128 lower directories, and runtimes keep one for themselves.
 pub const MAX_LAYERS: usize = 127;
@@ -44,6 +46,20 @@ pub const DEFAULT_LAYERS: usize = 100;
 pub struct LayerPlan {
     /// The layers. None is empty; the paths of each are ordered by name.
     pub layers: Vec<Vec<StorePath>>,
+    /// Those that layers still hold and the closure does not, each once, ordered by name: a whiteout has to hide each.
+    pub hidden: Vec<StorePath>,
+    /// How many of the layers are the image's before.
+    pub kept: usize,
+}
+
+/// The layers of an image that was made before.
+#[derive(Clone, Debug, Default)]
+pub struct Previous {
+    /// The store paths in each, the bottom one first; none where they are not known.
+    pub layers: Vec<Vec<StorePath>>,
+    /// Of the store paths in them that the closure does not have, those that can still be had, with their NARs' lengths in
+    /// bytes.
+    pub gone: BTreeMap<StorePath, u64>,
 }
 
 /// Distributes a closure over at most `budget` layers, one at least and [`MAX_LAYERS`] at most.
@@ -51,23 +67,29 @@ pub struct LayerPlan {
 /// `installed` is what the user installs, as far as that is known beyond the closure's roots: the packages where the
 /// root is an environment that refers to them. Where none of it is in the closure, the roots stand for it.
 ///
-/// `previous` are the store paths in each layer of an image that was made before, the bottom one first, none where they are
-/// not known; and no layers without such an image.
+/// `previous` is an image that was made before, with no layers where there is none.
 ///
-/// The same closure, with the same installed and after the same layers, gives the same plan on any machine and in any
-/// order of its input.
+/// The same closure, with the same installed and after the same image, of which the same can be had, gives the same plan on
+/// any machine and in any order of its input.
 pub fn plan<'a>(
     closure: &Closure,
     installed: impl IntoIterator<Item = &'a StorePath>,
-    previous: &[Vec<StorePath>],
+    previous: &Previous,
     budget: usize,
 ) -> LayerPlan {
     let budget = budget.clamp(1, MAX_LAYERS);
     let graph = Graph::new(closure, installed);
     let (kept, rest) = Kept::new(&graph, previous, budget);
-    let groups = grouping::group(&graph, rest, budget - kept.count());
-    let layers = kept.with(&graph, order::order(&graph, groups)).into_iter();
-    LayerPlan {
-        layers: layers.map(|layer| layer.into_iter().map(|at| graph.paths[at].path.clone()).collect()).collect(),
-    }
+    let count = kept.count();
+    let groups = grouping::group(&graph, rest, budget - count);
+    let layers = kept.with(&graph, order::order(&graph, groups));
+    let mut hidden: Vec<_> = layers.iter().flat_map(|layer| layer.ballast.iter().cloned()).collect();
+    hidden.sort_unstable();
+    let store_paths = |layer: Layer| {
+        let members = layer.members.iter().map(|&at| graph.paths[at].path.clone());
+        let mut store_paths: Vec<_> = members.chain(layer.ballast).collect();
+        store_paths.sort_unstable();
+        store_paths
+    };
+    LayerPlan { layers: layers.into_iter().map(store_paths).collect(), hidden, kept: count }
 }

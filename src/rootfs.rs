@@ -67,6 +67,12 @@ impl RootFs {
         self.insert(path, RootNode { kind: RootNodeKind::Symlink(target.into()), mode: 0o777, uid: 0, gid: 0 });
     }
 
+    /// Hides what layers below have at `path` (OCI image specification, layer.md, "Whiteouts").
+    pub fn whiteout(&mut self, path: &[u8]) {
+        let name = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+        self.file([&path[..name], b".wh.", &path[name..]].concat(), 0o644, []);
+    }
+
     /// The node at `path`.
     pub fn get(&self, path: &[u8]) -> Option<&RootNode> {
         self.0.get(path)

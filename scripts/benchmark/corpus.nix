@@ -4,14 +4,14 @@ let
   packages = builtins.fromJSON (builtins.readFile ./packages.json);
   variants = builtins.fromJSON (builtins.readFile ./variants.json);
 
-  # The packages in changed get another revision, and so another store path, as does all that depends on them.
-  build = changed:
+  # The packages in changed get that revision, and so another store path, as does all that depends on them.
+  build = changed: changedTo:
     let
       package = name: { version, archive, sha256, needs }: derivation {
         name = "${name}-${version}";
         inherit archive sha256;
         needs = map (need: built.${need}) needs;
-        revision = if builtins.elem name changed then 2 else 1;
+        revision = if builtins.elem name changed then changedTo else 1;
         system = builtins.currentSystem;
         builder = "/bin/bash";
         PATH = "/usr/bin:/bin";
@@ -30,8 +30,8 @@ let
       built = builtins.mapAttrs package packages;
     in built;
 in rec {
-  roots = builtins.mapAttrs (variant: { roots, changed }:
-    let built = build changed;
+  roots = builtins.mapAttrs (variant: { roots, changed, revision }:
+    let built = build changed revision;
     in builtins.listToAttrs (map (name: { inherit name; value = built.${name}; }) roots)) variants;
   all = builtins.concatMap builtins.attrValues (builtins.attrValues roots);
   paths = builtins.mapAttrs (variant: builtins.mapAttrs (name: package: package.outPath)) roots;

@@ -3,7 +3,7 @@
 import json
 import tarfile
 
-from corpus import VARIANTS
+from corpus import AGAIN, VARIANTS
 from nar import nar_size
 from place import MOST_LAYERS, run
 from stream_layered_image import popularity_layers
@@ -21,15 +21,14 @@ def count_new_bytes(place, results):
     layers_of_base = image_layers(place, "base")
     popular_base = popularity_layers(base, MOST_LAYERS)
     for variant in VARIANTS:
-        if variant == "base":
+        if variant == "base" or variant in AGAIN.values():
             continue
         closure = place.store.closure(variant)
         changed = [info for info in closure if info.path not in known]
         layers = image_layers(place, variant)
         place.warm()
         after_base = described_layers(place, variant, "--previous")
-        # Back to what it was, after that: the same packages change once more.
-        again = described_layers(place, "base", "--previous") if VARIANTS[variant][1] else None
+        again = described_layers(place, AGAIN[variant], "--previous") if variant in AGAIN else None
         popular = popularity_layers(closure, MOST_LAYERS)
         popular_sizes = [sum(sizes[path] for path in paths) for paths in popular]
         as_tar, environment = sizes_as_tar(place, variant), environment_size(place)
@@ -46,6 +45,7 @@ def count_new_bytes(place, results):
             "above": bytes_above(layers_of_base, layers),
             "previous_new": new_bytes(layers_of_base, after_base),
             "previous_above": bytes_above(layers_of_base, after_base),
+            "previous_more": total(after_base) - total(layers),
             "again_new": None if again is None else new_bytes(after_base, again),
             "again_above": None if again is None else bytes_above(after_base, again),
             "popularity_new": sum(s for paths, s in zip(popular, popular_sizes) if paths not in popular_base),
@@ -99,6 +99,11 @@ def store_path(member):
     """The store path that a member is in, `nix/store/...`; `None` for others."""
     parts = member.name.split("/")
     return "/".join(parts[:3]) if parts[:2] == ["nix", "store"] and len(parts) > 2 and parts[2] else None
+
+
+def total(layers):
+    """The bytes of all layers."""
+    return sum(size for _, size in layers)
 
 
 def new_bytes(before, after):

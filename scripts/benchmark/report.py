@@ -175,8 +175,8 @@ def section(results, title, jobs):
 
 def plan_table(results):
     """Bytes after each kind of change."""
-    keys = ["changed", "environment", "changed_as_tar", "new", "above", "previous_new", "previous_above", "again_new",
-            "again_above", "popularity_new"]
+    keys = ["changed", "environment", "changed_as_tar", "new", "above", "previous_new", "previous_above",
+            "previous_more", "again_new", "again_above", "popularity_new"]
     rows = [
         [line["variant"], line["changed_paths"], *("" if line[key] is None else f"{line[key] / MIB:.1f}" for key in keys),
          line["layers"]]
@@ -190,11 +190,11 @@ def plan_table(results):
                 "three for a target of more than 100 bytes. *As layers*: the same store paths, each as a layer of its own, "
                 "less than which no image of layers can do with. *New*: in layers that the image before did not have. "
                 "*Above*: from the lowest such layer upwards, which classic Docker unpacks again. *Previous*: the same two "
-                "with `--previous`. *Again*: the same two, with `--previous`, when the packages are after that as they were "
-                "in the first image. *Popularity*: new with nixpkgs' plan, without its top layer."),
+                "with `--previous`, and by how much that image is *larger* than without. *Again*: with `--previous`, when "
+                "the same packages change once more after that. *Popularity*: new with nixpkgs' plan, without its top layer."),
         "",
         *(table(["variant", "changed store paths", "their bytes", "environment", "as layers", "new", "above",
-                 "previous: new", "above", "again: new", "above", "popularity", "layers"], rows) if rows else ["Not measured.", ""]),
+                 "previous: new", "above", "larger", "again: new", "above", "popularity", "layers"], rows) if rows else ["Not measured.", ""]),
     ]
 
 

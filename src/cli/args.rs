@@ -260,7 +260,8 @@ pub(super) struct LayerArgs {
     /// NAME[:TAG] of the layer cache or REGISTRY/NAME[:TAG] [default without a value: the one that has had this image's
     /// name until now, with --push in the registry, else in the layer cache]
     ///
-    /// The image depends on that one then. Where there is none it is the same as without.
+    /// The image depends on that one then, and may be larger by an eighth: what is gone stays in its layer, hidden. Where
+    /// there is none it is the same as without.
     #[arg(long, value_name = "IMAGE", num_args = 0..=1, default_missing_value = ".")]
     pub(super) previous: Option<Previous>,
     /// Most layers that the image may have, 2 to 127

@@ -261,13 +261,17 @@ fn list_paths(store: &LayerStore, json: bool) -> Result<(), Failure> {
 }
 
 fn why(store: &LayerStore, wanted: &str, json: bool) -> Result<(), Failure> {
-    let rows = store.why(&parse_wanted(wanted)?)?;
+    let asked_for = parse_wanted(wanted)?;
+    let rows = store.why(&asked_for)?;
     if json {
         print_json(&rows)?;
     } else {
         for row in &rows {
-            let through =
-                if row.through.is_empty() { String::new() } else { format!(" through {}", row.through.join(" -> ")) };
+            let through = match (&asked_for, row.through.as_slice()) {
+                (Wanted::StorePath(_), []) => ", hidden: nothing in it needs it any more".to_owned(),
+                (Wanted::Digest(_), []) => String::new(),
+                (_, through) => format!(" through {}", through.join(" -> ")),
+            };
             let layer = row.layer.map(|digest| format!(" in layer {}", &digest.hex()[..12])).unwrap_or_default();
             print_line(&format!("{}{layer}{through}", row.image))?;
         }

@@ -14,7 +14,7 @@ use crate::environment::{
 use crate::error::Error;
 use crate::event::{Event, Observer, Stage};
 use crate::image::{ImageName, ImageSpec};
-use crate::nix::{Closure, ClosureError, Source, StorePath};
+use crate::nix::{Closure, ClosureError, PathInfo, Source, StorePath};
 use crate::pack::LayerContents;
 use crate::plan::{self, LayerPlan};
 use crate::rootfs::RootFs;
@@ -204,8 +204,10 @@ fn package(installed: Installed) -> Option<Package> {
 pub(super) struct Platform {
     ingredients: Ingredients,
     pub(super) closure: Closure,
-    /// The store paths in each layer of the image before.
-    previous: Vec<Vec<StorePath>>,
+    /// The image before.
+    previous: plan::Previous,
+    /// What layers of it hold and the closure does not.
+    gone: BTreeMap<StorePath, PathInfo>,
     plan: OnceLock<LayerPlan>,
 }
 
@@ -228,7 +230,13 @@ impl Platform {
                 closure = Self::closure(&ingredients, nix, observer)?;
             }
         }
-        Ok(Self { ingredients, closure, previous: Vec::new(), plan: OnceLock::new() })
+        Ok(Self {
+            ingredients,
+            closure,
+            previous: plan::Previous::default(),
+            gone: BTreeMap::new(),
+            plan: OnceLock::new(),
+        })
     }
 
     fn closure(ingredients: &Ingredients, nix: &Reach<'_>, observer: &dyn Observer) -> Result<Closure, ClosureError> {
@@ -242,12 +250,20 @@ impl Platform {
         closure
     }
 
-    /// Has the layers laid out on those of the image before, before they are planned. Says how many of those have nothing
-    /// that is gone.
-    pub(super) fn lay_out_on(&mut self, previous: Vec<Vec<StorePath>>) -> usize {
-        self.previous = previous;
-        let is_whole = |layer: &&Vec<StorePath>| layer.iter().all(|path| self.closure.get(path).is_some());
-        self.previous.iter().filter(|layer| !layer.is_empty()).filter(is_whole).count()
+    /// Plans the layers, laid out on these of the image before; `gone` is what they hold and the closure does not, as far
+    /// as it can be had.
+    pub(super) fn lay_out_on(
+        &mut self,
+        layers: Vec<Vec<StorePath>>,
+        gone: BTreeMap<StorePath, PathInfo>,
+        max_layers: usize,
+    ) -> LaidOut {
+        let sizes = gone.iter().map(|(path, info)| (path.clone(), info.nar_size)).collect();
+        self.previous = plan::Previous { layers, gone: sizes };
+        self.gone = gone;
+        let plan = self.plan(max_layers);
+        let ballast = plan.hidden.iter().filter_map(|path| self.gone.get(path)).map(|info| info.nar_size).sum();
+        LaidOut { kept: plan.kept, hidden: plan.hidden.len(), ballast }
     }
 
     /// The planned layers of which something lies far away; an environment is rendered of what is known of them once
@@ -275,7 +291,8 @@ impl Platform {
         let (realised, plan) = rayon::join(|| self.realise(environment, source), || self.plan(max_layers));
         let mut realised =
             realised.map_err(|error| error.with_shell(|| shell_at_hand(source, self.ingredients.system)))?;
-        let (links, own) = (mem::take(&mut realised.links), mem::take(&mut realised.own));
+        let (links, mut own) = (mem::take(&mut realised.links), mem::take(&mut realised.own));
+        plan.hidden.iter().for_each(|path| own.whiteout(format!("nix/store/{}", path.base_name()).as_bytes()));
         let own = match own_layers(max_layers) {
             1 => vec![own.over(links)],
             _ => vec![links, own],
@@ -309,8 +326,20 @@ impl Platform {
     }
 
     fn layer(&self, paths: &[StorePath]) -> LayerContents<'_> {
-        LayerContents::StorePaths(paths.iter().filter_map(|path| self.closure.get(path)).collect())
+        LayerContents::StorePaths(
+            paths.iter().filter_map(|path| self.closure.get(path).or_else(|| self.gone.get(path))).collect(),
+        )
     }
+}
+
+/// What stays of an image before.
+pub(super) struct LaidOut {
+    /// How many of its layers.
+    pub(super) kept: usize,
+    /// How many store paths in them are hidden.
+    pub(super) hidden: usize,
+    /// Their length in bytes, as NARs.
+    pub(super) ballast: u64,
 }
 
 /// All that the image's layers and its configuration are made of.

@@ -1,5 +1,6 @@
 //! The image before, whose layers stay where they are as far as they can.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::str::FromStr;
 use std::time::Duration;
@@ -7,15 +8,17 @@ use std::time::Duration;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 
 use super::Request;
-use super::platform::Platform;
-use crate::blob::Digest;
+use super::platform::{LaidOut, Platform};
+use crate::blob::{DiffId, Digest, LayerKey};
 use crate::environment::System;
 use crate::event::{Event, Observer, in_one_line};
 use crate::http::Patience;
-use crate::image::{ImageName, planned_layers};
-use crate::nix::StorePath;
+use crate::image::{ImageName, ToldLayer, told_layers};
+use crate::nix::{Closure, PathInfo, StorePath};
+use crate::pack::{Compression, LayerContents};
 use crate::registry::{self, InvalidReference, Reference, Registries, RegistryError, Repository};
 use crate::store::{ImageRecord, PlatformRecord, StoreError};
+use crate::substitute::Reach;
 
 /// Readers refuse larger ones (containerd).
 const LONGEST_DOCUMENT: u64 = 8 << 20;
@@ -99,6 +102,7 @@ impl Request<'_> {
         platforms: &mut [Platform],
         name: &ImageName,
         pushed_to: impl Iterator<Item = &'t Reference>,
+        nix: &Reach<'_>,
         observer: &dyn Observer,
     ) {
         let Some(previous) = &self.previous else { return };
@@ -117,18 +121,56 @@ impl Request<'_> {
         for (&system, platform) in self.systems.iter().zip(platforms) {
             match image.layers_for(system) {
                 Err(why) => say(self.of_platform(system, &unknown(&why)), false),
-                Ok((digest, layers)) => match platform.lay_out_on(layers) {
-                    0 => {
+                Ok((digest, layers)) => {
+                    let gone = self.gone_and_at_hand(&layers, &platform.closure, nix);
+                    let layers = layers.into_iter().map(|layer| layer.store_paths).collect();
+                    let LaidOut { kept, hidden, ballast } = platform.lay_out_on(layers, gone, self.max_layers);
+                    if kept == 0 {
                         let message = format!("no layer of '{title}' ({digest}) stays");
                         say(self.of_platform(system, &message), true);
+                        continue;
                     }
-                    stay => {
-                        let message = format!("layers are laid out on those of '{title}' ({digest}): {stay} stay");
-                        observer.event(Event::Detail { message: self.of_platform(system, &message) });
+                    let mut message = format!("layers are laid out on those of '{title}' ({digest}): {kept} stay");
+                    if hidden > 0 {
+                        let are = if hidden == 1 { "is" } else { "are" };
+                        message += &format!(
+                            ", and hide {hidden} that {are} gone ({:.1} MiB)",
+                            ballast as f64 / f64::from(1 << 20)
+                        );
                     }
-                },
+                    observer.event(Event::Detail { message: self.of_platform(system, &message) });
+                }
             }
         }
+    }
+
+    /// What these layers hold and the closure does not, where the layer of the layer store that was made of it is the one
+    /// that the image has, and it could be made again of what this machine's Nix store has.
+    ///
+    /// The layer store vouches for it: nothing gets into an image because somebody else's image names it.
+    fn gone_and_at_hand(
+        &self,
+        layers: &[ToldLayer],
+        closure: &Closure,
+        nix: &Reach<'_>,
+    ) -> BTreeMap<StorePath, PathInfo> {
+        let Some(store) = self.cache else { return BTreeMap::new() };
+        let is_gone = |path: &StorePath| closure.get(path).is_none();
+        let local = |path: &StorePath| nix.local_info(path).ok().flatten();
+        let info = |path: &StorePath| closure.get(path).cloned().or_else(|| local(path));
+        let lossy = layers.iter().filter(|layer| layer.store_paths.iter().any(is_gone));
+        let lossy = lossy.filter_map(|layer| {
+            let infos: Vec<PathInfo> = layer.store_paths.iter().map(info).collect::<Option<_>>()?;
+            Some((layer.diff_id, infos))
+        });
+        let is_known = |(diff_id, infos): &(DiffId, Vec<PathInfo>)| {
+            let contents = LayerContents::StorePaths(infos.iter().collect());
+            let keys: Vec<LayerKey> = Compression::all().map(|compression| contents.key(compression)).collect();
+            let records = store.lookup(&keys).unwrap_or_default();
+            records.iter().flatten().any(|record| record.diff_id == *diff_id)
+        };
+        let infos = lossy.filter(is_known).flat_map(|(_, infos)| infos);
+        infos.filter(|info| is_gone(&info.path)).map(|info| (info.path.clone(), info)).collect()
     }
 
     /// What the image is called, and what there is of it.
@@ -191,8 +233,8 @@ impl<'a> Image<'a> {
         Ok(Self::InRegistry { repository, manifest })
     }
 
-    /// The digest of the manifest for this platform, and the store paths in each layer.
-    fn layers_for(&self, system: System) -> Result<(Digest, Vec<Vec<StorePath>>), Unknown> {
+    /// The digest of the manifest for this platform, and the layers.
+    fn layers_for(&self, system: System) -> Result<(Digest, Vec<ToldLayer>), Unknown> {
         let (digest, config) = match self {
             Self::InStore(record) => {
                 let is_wanted = |platform: &&PlatformRecord| platform.platform == system.platform();
@@ -209,7 +251,7 @@ impl<'a> Image<'a> {
         if format!("{}/{}", config.os(), config.architecture()) != system.platform() {
             return Err(Unknown::ElsewhereOnly);
         }
-        Ok((digest, planned_layers(&config).ok_or(Unknown::Foreign)?))
+        Ok((digest, told_layers(&config).ok_or(Unknown::Foreign)?))
     }
 }
 

@@ -5,6 +5,7 @@
 use oci_spec::image::{History, ImageConfiguration};
 
 use super::layer::Layer;
+use crate::blob::DiffId;
 use crate::nix::StorePath;
 
 /// What an entry says made its layer.
@@ -33,16 +34,30 @@ pub(super) fn of(layers: &[Layer], created: &str) -> Vec<History> {
     layers.iter().map(entry).collect()
 }
 
-/// The store paths of each layer, the bottom one first, as the configuration of an image says that was made here; `None`
-/// for any other image. A layer has none of which the history does not name all, or that holds none.
-pub fn planned_layers(config: &ImageConfiguration) -> Option<Vec<Vec<StorePath>>> {
+/// A layer as the configuration of an image tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToldLayer {
+    /// The digest of its uncompressed tar.
+    pub diff_id: DiffId,
+    /// The store paths in it; none where not all of them are named, or it holds none.
+    pub store_paths: Vec<StorePath>,
+}
+
+/// The layers of an image that was made here, the bottom one first, as its configuration tells of them; `None` for any
+/// other image.
+pub fn told_layers(config: &ImageConfiguration) -> Option<Vec<ToldLayer>> {
     let history = config.history().as_ref()?;
     let is_ours = |entry: &History| entry.created_by().as_deref() == Some(CREATED_BY);
-    if history.len() != config.rootfs().diff_ids().len() || !history.iter().all(is_ours) {
+    let diff_ids = config.rootfs().diff_ids();
+    if history.len() != diff_ids.len() || !history.iter().all(is_ours) {
         return None;
     }
-    let comments = history.iter().map(|entry| entry.comment().as_deref().unwrap_or_default());
-    Some(comments.map(|comment| store_paths(comment).unwrap_or_default()).collect())
+    let layer = |(entry, diff_id): (&History, &String)| {
+        let comment = entry.comment().as_deref().unwrap_or_default();
+        let store_paths = store_paths(comment).unwrap_or_default();
+        Some(ToldLayer { diff_id: DiffId(diff_id.parse().ok()?), store_paths })
+    };
+    history.iter().zip(diff_ids).map(layer).collect()
 }
 
 /// The base names of a layer's store paths, as many as fit.
@@ -73,7 +88,7 @@ fn store_paths(comment: &str) -> Option<Vec<StorePath>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blob::{DiffId, Digest};
+    use crate::blob::Digest;
     use crate::image::{ImageName, ImageSpec, LayerMediaType};
     use rstest::rstest;
 
@@ -90,6 +105,10 @@ mod tests {
 
     fn config(layers: &[Layer]) -> ImageConfiguration {
         ImageSpec::new(ImageName::new("hello", "latest").unwrap(), "arm64").configuration(layers)
+    }
+
+    fn told_paths(config: &ImageConfiguration) -> Option<Vec<Vec<StorePath>>> {
+        Some(told_layers(config)?.into_iter().map(|layer| layer.store_paths).collect())
     }
 
     #[test]
@@ -112,7 +131,9 @@ mod tests {
     #[test]
     fn what_the_layers_hold_is_read_again() {
         let layers = [layer(paths(5000)), layer(paths(1)), layer(Vec::new())];
-        assert_eq!(planned_layers(&config(&layers)), Some(vec![paths(5000), paths(1), Vec::new()]));
+        assert_eq!(told_paths(&config(&layers)), Some(vec![paths(5000), paths(1), Vec::new()]));
+        let told = told_layers(&config(&layers)).unwrap();
+        assert!(told.iter().zip(&layers).all(|(told, layer)| told.diff_id == layer.diff_id));
     }
 
     #[test]
@@ -121,7 +142,7 @@ mod tests {
         let config = config(&layers);
         let length = serde_json::to_vec(&config).unwrap().len();
         assert!(length < 3 << 20, "{length}");
-        let named = planned_layers(&config).unwrap();
+        let named = told_paths(&config).unwrap();
         assert_eq!(named.len(), 100);
         assert_eq!(named[7], paths(200));
         assert_eq!(named.iter().filter(|layer| layer.is_empty()).count(), 99);
@@ -137,6 +158,6 @@ mod tests {
             r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":{diff_ids}}},{rest}}}"#
         );
         let expected = (diff_ids == "[]").then(Vec::new);
-        assert_eq!(planned_layers(&serde_json::from_str(&config).unwrap()), expected);
+        assert_eq!(told_layers(&serde_json::from_str(&config).unwrap()), expected);
     }
 }

@@ -10,7 +10,7 @@ mod name;
 mod timestamp;
 
 pub use config::ImageSpec;
-pub use history::planned_layers;
+pub use history::{ToldLayer, told_layers};
 pub use index::{ImageIndex, Images};
 pub use layer::{Layer, LayerMediaType, UnknownMediaType};
 pub use name::{ImageName, NameError};

@@ -79,8 +79,26 @@ fn plan_of(closure: &Closure, budget: usize) -> Vec<Vec<StorePath>> {
     plan_after(closure, &[], budget)
 }
 
+/// Where nothing that is gone can be had.
 fn plan_after(closure: &Closure, previous: &[Vec<StorePath>], budget: usize) -> Vec<Vec<StorePath>> {
-    plan(closure, [], previous, budget).layers
+    plan(closure, [], &Previous { layers: previous.to_vec(), gone: BTreeMap::new() }, budget).layers
+}
+
+/// Where all that is gone can be had.
+fn plan_over(closure: &Closure, before: &Closure, previous: &[Vec<StorePath>], budget: usize) -> LayerPlan {
+    let gone = before.paths().map(|info| (info.path.clone(), info.nar_size)).collect();
+    plan(closure, [], &Previous { layers: previous.to_vec(), gone }, budget)
+}
+
+/// The bytes of store paths of either closure.
+fn bytes<'a>(closures: [&Closure; 2], paths: impl IntoIterator<Item = &'a StorePath>) -> u64 {
+    let size = |path| closures.iter().find_map(|closure| closure.get(path)).unwrap().nar_size;
+    paths.into_iter().map(size).sum()
+}
+
+/// The bytes of the paths that the second closure has and the first has not.
+fn new_bytes(before: &Closure, after: &Closure) -> u64 {
+    after.paths().filter(|info| before.get(&info.path).is_none()).map(|info| info.nar_size).sum()
 }
 
 prop_compose! {
@@ -246,6 +264,71 @@ proptest! {
         prop_assert_eq!(&before[..], &after[..before.len()]);
     }
 
+    /// Whatever the image before is said to have been, and whatever of it can be had: each path is there once, what is
+    /// hidden is what the closure does not have, and that is not much.
+    #[test]
+    fn ballast_is_hidden_and_little(
+        packages in packages(0..1 << 30, 120),
+        previous in prop::collection::vec(prop::collection::vec(0usize..150, 0..6), 0..150),
+        gone in prop::collection::btree_map(100usize..150, 0u64..1 << 30, 0..50),
+        budget in 1usize..=127,
+    ) {
+        let layers = previous.iter().map(|layer| layer.iter().map(|&n| packages.path(n)).collect()).collect();
+        let gone = gone.into_iter().map(|(n, size)| (packages.path(n), size)).collect();
+        let previous = Previous { layers, gone };
+        let closure = packages.closure();
+        let planned = plan(&closure, [], &previous, budget);
+        prop_assert!(planned.layers.iter().all(|layer| layer.is_sorted()));
+        let is_hidden = |path: &&StorePath| closure.get(path).is_none();
+        let mut hidden: Vec<_> = planned.layers.iter().flatten().filter(is_hidden).cloned().collect();
+        hidden.sort();
+        prop_assert_eq!(&hidden, &planned.hidden);
+        let ballast: u64 = hidden.iter().map(|path| previous.gone[path]).sum();
+        let whole: u64 = closure.paths().map(|info| info.nar_size).sum();
+        prop_assert!(ballast <= whole / 8);
+        let there = planned.layers.iter().map(|layer| layer.iter().filter(|path| !is_hidden(path)).cloned().collect());
+        let there: Vec<Vec<StorePath>> = there.filter(|layer: &Vec<_>| !layer.is_empty()).collect();
+        prop_assert!(planned.layers.len() <= budget);
+        check_partition(&closure, &there, budget)?;
+        let again = Previous { layers: planned.layers.clone(), gone: previous.gone.clone() };
+        prop_assert_eq!(plan(&closure, [], &again, budget).layers, planned.layers);
+    }
+
+    /// Where layers are left: a change to at most an eighth of the bytes unpacks no more than 1.05 times what it makes new,
+    /// the first time as well as when it comes again.
+    #[test]
+    fn a_change_costs_itself(packages in packages(MIB..64 * MIB, 60), changed in any::<prop::sample::Index>()) {
+        prop_assume!(!packages.nodes.is_empty());
+        let changed = packages.with_new(changed.index(packages.nodes.len()));
+        let (first, second) = (packages.closure(), changed.closure());
+        let new = new_bytes(&first, &second);
+        let whole: u64 = second.paths().map(|info| info.nar_size).sum();
+        prop_assume!(new <= whole / 8);
+        let unpacked = |before: &[Vec<StorePath>], after: &[Vec<StorePath>]| {
+            let same = before.iter().zip(after).take_while(|(before, after)| before == after).count();
+            bytes([&first, &second], after[same..].iter().flatten())
+        };
+        let before = plan_of(&first, MAX_LAYERS);
+        let after = plan_over(&second, &first, &before, MAX_LAYERS).layers;
+        prop_assert!(unpacked(&before, &after) * 20 <= new * 21);
+        // Back again.
+        let back = plan_over(&first, &second, &after, MAX_LAYERS).layers;
+        prop_assert!(unpacked(&after, &back) * 20 <= new * 21);
+    }
+
+    /// Where layers are left: a package that goes moves nothing, if it is not much of the whole.
+    #[test]
+    fn what_goes_is_hidden(packages in packages(MIB..64 * MIB, 60)) {
+        let roots = packages.tops();
+        prop_assume!(roots.len() > 1);
+        let (with, without) = (packages.closure_of(&roots), packages.closure_of(&roots[1..]));
+        let whole: u64 = without.paths().map(|info| info.nar_size).sum();
+        prop_assume!(new_bytes(&without, &with) <= whole / 8);
+        let before = plan_of(&with, MAX_LAYERS);
+        let after = plan_over(&without, &with, &before, MAX_LAYERS);
+        prop_assert_eq!(&after.layers[..], &before[..after.layers.len()]);
+    }
+
     /// Each layer has a path that is gone, and others that are not.
     #[test]
     fn a_plan_after_one_of_which_no_layer_is_left_is_as_after_none(
@@ -304,6 +387,62 @@ fn where_no_layer_is_left_those_on_top_are_made_anew() {
 }
 
 #[test]
+fn what_is_gone_is_hidden_where_it_lies_deep() {
+    let sizes = [100 * MIB, 40 * MIB, 30 * MIB, 10 * MIB, MIB];
+    let packages = Packages::new(&sizes.map(|size| (size, &[] as &[usize])));
+    let (first, changed) = (packages.closure(), packages.with_new(3));
+    let before = plan_of(&first, 100);
+    assert_eq!(before, packages.layers(&[&[0], &[1], &[2], &[3], &[4]]));
+    let after = plan_over(&changed.closure(), &first, &before, 100);
+    assert_eq!(after.layers, [&before[..], &changed.layers(&[&[3]])].concat());
+    assert_eq!((after.hidden, after.kept), (vec![packages.path(3)], 5));
+    // It comes back: what was hidden is there, and what came instead lies on top of everything and goes.
+    let back = plan_over(&first, &changed.closure(), &after.layers, 100);
+    assert_eq!((back.layers, back.hidden), (before.clone(), Vec::new()));
+    // 40 MiB are more than an eighth of what there is.
+    let changed = packages.with_new(1);
+    let after = plan_over(&changed.closure(), &first, &before, 100);
+    assert_eq!(after.layers, changed.layers(&[&[0], &[2], &[3], &[1], &[4]]));
+    assert_eq!((after.hidden, after.kept), (Vec::new(), 4));
+}
+
+#[test]
+fn ballast_with_little_above_it_goes() {
+    let sizes = [400 * MIB, 30 * MIB, MIB];
+    let packages = Packages::new(&sizes.map(|size| (size, &[] as &[usize])));
+    let before = plan_of(&packages.closure(), 100);
+    assert_eq!(before, packages.layers(&[&[0], &[1], &[2]]));
+    let changed = packages.with_new(1);
+    let after = plan_over(&changed.closure(), &packages.closure(), &before, 100);
+    assert_eq!(after.layers, changed.layers(&[&[0], &[1], &[2]]));
+}
+
+#[test]
+fn ballast_that_cannot_be_had_goes_with_its_layer() {
+    let sizes = [400 * MIB, 30 * MIB, 20 * MIB];
+    let packages = Packages::new(&sizes.map(|size| (size, &[] as &[usize])));
+    let before = plan_of(&packages.closure(), 100);
+    let changed = packages.with_new(1);
+    let after = plan_after(&changed.closure(), &before, 100);
+    assert_eq!(after, changed.layers(&[&[0], &[2], &[1]]));
+}
+
+/// Eight layers of ballast lie below 31 others, of which eight are on top, and there may be 39.
+#[test]
+fn ballast_goes_for_room_where_that_costs_less_than_to_make_layers_anew() {
+    for (on_top, hidden, kept) in [(60 * MIB, 0, 31), (MIB, 8, 31)] {
+        let size = |at| if at < 23 { 60 * MIB } else { on_top };
+        let nodes: Vec<(u64, &[usize])> = (0..32).map(|at| (size(at), &[] as &[usize])).collect();
+        let packages = Packages::new(&nodes);
+        let gone: Vec<StorePath> = (100..108).map(|n| packages.path(n)).collect();
+        let layers = gone.iter().cloned().chain((0..31).map(|n| packages.path(n))).map(|path| vec![path]).collect();
+        let gone = gone.into_iter().map(|path| (path, MIB)).collect();
+        let after = plan(&packages.closure(), [], &Previous { layers, gone }, 39);
+        assert_eq!((after.hidden.len(), after.kept), (hidden, kept), "{on_top}");
+    }
+}
+
+#[test]
 fn what_the_user_installs_lies_on_top_the_smallest_highest() {
     let packages =
         Packages::new(&[(100 * MIB, &[]), (10 * MIB, &[0]), (50 * MIB, &[0]), (30 * MIB, &[1]), (70 * MIB, &[1])]);
@@ -318,7 +457,10 @@ fn an_environment_does_not_hide_what_is_installed() {
         Packages::new(&[(40 * MIB, &[]), (30 * MIB, &[0]), (70 * MIB, &[1]), (50 * MIB, &[0]), (MIB, &[2, 3])]);
     let closure = packages.closure();
     let installed = [packages.path(2), packages.path(3), Packages::new(&[]).path(9)];
-    assert_eq!(plan(&closure, &installed, &[], 100).layers, packages.layers(&[&[0], &[1], &[2], &[3], &[4]]));
+    assert_eq!(
+        plan(&closure, &installed, &Previous::default(), 100).layers,
+        packages.layers(&[&[0], &[1], &[2], &[3], &[4]])
+    );
 }
 
 #[test]

@@ -81,7 +81,8 @@ pub struct WhyRow {
     /// The layer that has it; absent where the image itself was asked for, or the layer is gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<Digest>,
-    /// The shortest way through references: from what the user installed to what was asked for. Empty for a layer.
+    /// The shortest way through references: from what the user installed to what was asked for. Empty for a layer, and for
+    /// a store path that nothing needs any more, which a layer of an image before holds and a whiteout hides.
     pub through: Vec<String>,
 }
 
@@ -209,18 +210,21 @@ impl LayerStore {
                     }
                 }
                 Wanted::StorePath(base_name) => {
-                    if let Some(through) = way_to(&image, base_name) {
-                        let layer = image
-                            .layers
-                            .iter()
-                            .filter_map(|key| layers.get(key))
-                            .find(|(record, _)| record.contents.iter().any(|content| content.name == *base_name));
-                        rows.push(row(layer.map(|(record, _)| record.digest), through));
+                    let has_it =
+                        |record: &LayerRecord| record.contents.iter().any(|content| content.name == *base_name);
+                    let records = image.layers.iter().filter_map(|key| layers.get(key)).map(|(record, _)| record);
+                    let layer = records.filter(|record| has_it(record)).map(|record| record.digest).next();
+                    let through = way_to(&image, base_name);
+                    if layer.is_some() || through.is_some() {
+                        rows.push(row(layer, through.unwrap_or_default()));
                     }
                 }
             }
         })?;
-        rows.sort_by(|a, b| (&a.image, a.image_id).cmp(&(&b.image, b.image_id)));
+        // Who needs it comes before who only carries it along.
+        rows.sort_by(|a, b| {
+            (a.through.is_empty(), &a.image, a.image_id).cmp(&(b.through.is_empty(), &b.image, b.image_id))
+        });
         Ok(rows)
     }
 

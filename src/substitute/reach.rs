@@ -46,7 +46,8 @@ impl<'a> Reach<'a> {
         self.local.as_ref().map_or(Ok(Vec::new()), |local| local.named(wanted))
     }
 
-    fn local_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+    /// What the local store says of a path that it has and vouches for.
+    pub fn local_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
         self.local.as_ref().map_or(Ok(None), |local| local.path_info(path))
     }
 

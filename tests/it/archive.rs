@@ -163,9 +163,30 @@ impl Archive {
         nodes
     }
 
-    /// The image's file system: the layers over each other.
+    /// The image's file system: the layers over each other, without what whiteouts hide.
     pub(crate) fn root(&self) -> BTreeMap<Vec<u8>, LayerEntry> {
-        (0..self.layer_digests().len()).flat_map(|at| self.layer(at)).collect()
+        let mut root: BTreeMap<Vec<u8>, LayerEntry> = BTreeMap::new();
+        for at in 0..self.layer_digests().len() {
+            let (whiteouts, nodes): (Vec<_>, Vec<_>) =
+                self.layer(at).into_iter().partition(|(path, _)| hidden_by(path).is_some());
+            for (path, whiteout) in whiteouts {
+                assert_eq!(whiteout.kind, EntryKind::File(Vec::new()));
+                let hidden = hidden_by(&path).unwrap();
+                let is_hidden =
+                    |path: &[u8]| path.strip_prefix(&*hidden).is_some_and(|rest| matches!(rest, [] | [b'/', ..]));
+                let before = root.len();
+                root.retain(|path, _| !is_hidden(path));
+                assert!(root.len() < before, "{} hides nothing", String::from_utf8_lossy(&path));
+            }
+            root.extend(nodes);
+        }
+        root
+    }
+
+    /// What whiteouts hide, by path from the root.
+    pub(crate) fn hidden(&self) -> Vec<String> {
+        let layers = (0..self.layer_digests().len()).flat_map(|at| self.layer(at));
+        layers.filter_map(|(path, _)| String::from_utf8(hidden_by(&path)?).ok()).collect()
     }
 
     /// The store paths that the image holds, in full.
@@ -205,6 +226,12 @@ impl Platforms {
     pub(crate) fn layer_digests(&self) -> std::collections::BTreeSet<String> {
         self.images.iter().flat_map(|(_, image)| image.layer_digests()).collect()
     }
+}
+
+/// What a path hides if it is a whiteout's.
+fn hidden_by(path: &[u8]) -> Option<Vec<u8>> {
+    let name = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    Some([&path[..name], path[name..].strip_prefix(b".wh.")?].concat())
 }
 
 /// The files of an archive, every blob what its name says.

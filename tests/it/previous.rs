@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::archive::Archive;
 use crate::containerize::containerize;
 use crate::flox_fixture::{BareStore, FloxEnv, Tree};
 use crate::peers::{LoadedImage, Peer, peer, unique_name};
@@ -54,6 +55,14 @@ impl Project {
         serde_json::from_slice(&output).unwrap()
     }
 
+    /// What a run says with `-v`.
+    fn said(&self, environment: &FloxEnv, args: &[&str]) -> String {
+        let mut command = self.sandbox.cmd();
+        command.args(["-v", "containerize", "-f", "image.tar", "--store"]).arg(self.store.root());
+        let output = command.arg("-d").arg(environment.dir()).args(args).assert().success().get_output().clone();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     /// What a run says, and then the image is as without `--previous`.
     fn warning(&self, environment: &FloxEnv, args: &[&str]) -> String {
         let expected = self.described(environment, &["--tag", "fresh"]);
@@ -91,20 +100,83 @@ fn what_is_new_comes_on_top_and_the_rest_stays() {
     let after = project.described(&more, &["--previous"]);
     assert_eq!(packages(&after), ["tool5-1", "tool4-1", "tool3-1", "tool2-1", "tool1-1", "added"]);
 
-    // With -v it is said.
-    let mut command = project.sandbox.cmd();
-    command.args(["-v", "containerize", "-f", "image.tar", "--tag", "next", "--previous", "app:latest"]);
-    command.arg("--store").arg(project.store.root()).arg("-d").arg(more.dir());
-    let said = String::from_utf8_lossy(&command.assert().success().get_output().stderr).into_owned();
+    let said = project.said(&more, &["--tag", "next", "--previous", "app:latest"]);
     let digest = after["manifest_digest"].as_str().unwrap();
     assert!(said.contains(&format!("layers are laid out on those of 'app:latest' ({digest}): 6 stay")), "{said}");
 
-    // The same again is the same again; a package that is changed again and again costs itself alone.
+    // The same again is the same again; a package that is changed again and again costs itself alone. Three mebibytes of
+    // sixteen are too much to be carried along.
     assert_eq!(project.described(&more, &["--previous"])["image_id"], after["image_id"]);
     let changed = project.described(&project.environment([1, 1, 2, 1, 1], &[&added]), &["--previous"]);
     assert_eq!(packages(&changed), ["tool5-1", "tool4-1", "tool2-1", "tool1-1", "added", "tool3-2"]);
     let gone = project.described(&project.environment([1, 1, 2, 1, 1], &[]), &["--previous", "app:latest"]);
     assert_eq!(packages(&gone), ["tool5-1", "tool4-1", "tool2-1", "tool1-1", "tool3-2"]);
+}
+
+/// Forty mebibytes, of which three are little.
+#[test]
+fn a_little_that_is_gone_is_hidden_where_it_lies() {
+    let project = Project::new("app");
+    let (large, old) = (project.package("tool-large", 40), project.package("tool3-1", 3));
+    let archive = || Archive::open(&project.sandbox.path("work/image.tar"));
+    project.described(&project.environment([1; 5], &[&large]), &[]);
+    let before = ["tool-large", "tool5-1", "tool4-1", "tool3-1", "tool2-1", "tool1-1"];
+
+    let changed = project.environment([1, 1, 2, 1, 1], &[&large]);
+    let fresh = project.described(&changed, &["--tag", "fresh"]);
+    assert_eq!(packages(&fresh), ["tool-large", "tool5-1", "tool4-1", "tool3-2", "tool2-1", "tool1-1"]);
+    let (fresh, expected) = (archive(), archive().root());
+    assert_eq!(fresh.hidden(), [""; 0]);
+    let after = project.described(&changed, &["--previous"]);
+    assert_eq!(packages(&after), [&before[..], &["tool3-2"]].concat());
+    assert_eq!(archive().hidden(), [old.trim_start_matches('/')]);
+    assert!(archive().root() == expected, "the layers over each other are the same file system");
+    // Who asks for it is told.
+    let why = project.sandbox.cmd().args(["cache", "why", &old]).assert().success().get_output().stdout.clone();
+    insta::assert_snapshot!(project.sandbox.tidy(&String::from_utf8(why).unwrap()), @r"
+    app:latest in layer 10135c3ba9ec through 70r64qv3crjncqir64rn4diqc8s62rb1-tool3-1
+    app:latest in layer 10135c3ba9ec, hidden: nothing in it needs it any more
+    ");
+    let said = project.said(&changed, &["--tag", "next", "--previous", "app:latest"]);
+    assert!(said.contains("7 stay, and hide 1 that is gone (3.0 MiB)"), "{said}");
+
+    // The same again is the same again; what comes again lies on top, and carries nothing more along.
+    assert_eq!(project.described(&changed, &["--previous"])["image_id"], after["image_id"]);
+    let again = project.described(&project.environment([1, 1, 3, 1, 1], &[&large]), &["--previous"]);
+    assert_eq!(packages(&again), [&before[..], &["tool3-3"]].concat());
+    assert_eq!(archive().hidden(), [old.trim_start_matches('/')]);
+    // Back where it began, nothing is hidden; and a package that comes and goes moves nothing.
+    let more = project.environment([1; 5], &[&large, &project.package("added", 1)]);
+    assert_eq!(packages(&project.described(&more, &["--previous"])), [&before[..], &["added"]].concat());
+    assert_eq!(archive().hidden(), [""; 0]);
+    let less = project.environment([1; 5], &[&large]);
+    assert_eq!(packages(&project.described(&less, &["--previous"])), before);
+}
+
+#[test]
+fn what_is_gone_goes_where_it_cannot_be_had_or_nothing_vouches_for_it() {
+    let project = Project::new("app");
+    let (large, old) = (project.package("tool-large", 40), project.package("tool3-1", 3));
+    let first = project.environment([1; 5], &[&large]);
+    project.described(&first, &[]);
+    let changed = || project.environment([1, 1, 2, 1, 1], &[&large]);
+    let moved = ["tool-large", "tool5-1", "tool4-1", "tool2-1", "tool1-1", "tool3-2"];
+    // A machine that never made the layer may have the store path all the same.
+    let layout = project.sandbox.path("registry");
+    let program = peer!(docker_registry);
+    let server = program.start(&layout, Setup::default());
+    let reference = server.reference("team/app:1");
+    project.command(&first, &["--push", &reference]).assert().success();
+    let cache = tempfile::tempdir().unwrap();
+    let mut elsewhere = project.command(&changed(), &["--json", "-f", "image.tar", "--previous", &reference]);
+    let output = elsewhere.env("LAYERHOLD_CACHE", cache.path()).assert().success().get_output().stdout.clone();
+    assert_eq!(packages(&serde_json::from_slice(&output).unwrap()), moved);
+    // Here it did.
+    let here = project.described(&changed(), &["--previous", &reference, "--tag", "next"]);
+    assert_eq!(packages(&here).len(), moved.len() + 1);
+
+    std::fs::remove_dir_all(project.store.real(&old)).unwrap();
+    assert_eq!(packages(&project.described(&changed(), &["--previous", "app:latest"])), moved);
 }
 
 #[test]
@@ -264,6 +336,21 @@ fn only_what_is_new_goes_in(runtime: Peer) {
     let same = before.len() - 2;
     assert_eq!(chain()[..same], before[..same], "{after:#}");
     assert_eq!(image.run(&[], &["sh", "-c", "wc -c </nix/environment/share/added"]).trim(), (3 << 20).to_string());
+
+    // A new version of what lies deeper: the old one stays there, and nobody sees it.
+    let before = chain();
+    let old = project.package("tool1-1", 1);
+    let see = |path: &str| image.run(&[], &["sh", "-c", &format!("if [ -e {path} ]; then echo yes; else echo no; fi")]);
+    assert_eq!(see(&old).trim(), "yes");
+    let environment = project.environment([2, 1, 1, 1, 1], &[&bash, &tools, &added]);
+    let mut command = project.command(&environment, &["--runtime", runtime.program, "--json", "--previous"]);
+    let output = command.assert().success().get_output().stdout.clone();
+    let after: Value = serde_json::from_slice(&output).unwrap();
+    let (sent, most) = (after["bytes_sent"].as_u64().unwrap(), (1 << 20) + 500_000);
+    assert!(sent <= most, "{sent} of {most}: {after:#}");
+    let same = before.len() - 2;
+    assert_eq!(chain()[..same], before[..same], "{after:#}");
+    assert_eq!((see(&old).trim(), see(&project.package("tool1-2", 1)).trim()), ("no", "yes"));
 }
 
 #[test]
