@@ -4,7 +4,7 @@
 //! index by `scripts/closure-graphs`; the plan was tuned on web and native and on no other. A change to a package gives
 //! it and all that depends on it new store paths, as in Nix; it becomes up to 5 per cent larger or smaller, what
 //! depends on it by less than 512 bytes. For each kind of change the first table shows, in MiB and on average: the
-//! bytes of the changed store paths (what must be new whatever the plan), the bytes in layers that the image before did
+//! bytes of the changed store paths (new whatever the plan, unless a layer has hidden them until now), the bytes in layers that the image before did
 //! not have, and the bytes from the lowest such layer upwards, which classic Docker unpacks again; also where the plan
 //! knows the image before (`--previous`) and all that is in it can still be had. The second shows for how many changes
 //! either is within its bound, 1.05 times the bytes that must be new and 1 MB, beside what hindsight could do. The third

@@ -9,7 +9,7 @@ use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest}
 
 use super::Request;
 use super::platform::{LaidOut, Platform};
-use crate::blob::{DiffId, Digest, LayerKey};
+use crate::blob::{DiffId, Digest};
 use crate::environment::System;
 use crate::event::{Event, Observer, in_one_line};
 use crate::http::Patience;
@@ -17,7 +17,7 @@ use crate::image::{ImageName, ToldLayer, told_layers};
 use crate::nix::{Closure, PathInfo, StorePath};
 use crate::pack::{Compression, LayerContents};
 use crate::registry::{self, InvalidReference, Reference, Registries, RegistryError, Repository};
-use crate::store::{ImageRecord, PlatformRecord, StoreError};
+use crate::store::{ImageRecord, LayerRecord, PlatformRecord, StoreError};
 use crate::substitute::Reach;
 
 /// Readers refuse larger ones (containerd).
@@ -122,7 +122,7 @@ impl Request<'_> {
             match image.layers_for(system) {
                 Err(why) => say(self.of_platform(system, &unknown(&why)), false),
                 Ok((digest, layers)) => {
-                    let gone = self.gone_and_at_hand(&layers, &platform.closure, nix);
+                    let gone = self.gone_and_at_hand(name, &layers, &platform.closure, nix);
                     let layers = layers.into_iter().map(|layer| layer.store_paths).collect();
                     let LaidOut { kept, hidden, ballast } = platform.lay_out_on(layers, gone, self.max_layers);
                     if kept == 0 {
@@ -144,32 +144,34 @@ impl Request<'_> {
         }
     }
 
-    /// What these layers hold and the closure does not, where the layer of the layer store that was made of it is the one
-    /// that the image has, and it could be made again of what this machine's Nix store has.
-    ///
-    /// The layer store vouches for it: nothing gets into an image because somebody else's image names it.
+    /// What these layers hold and the closure does not, from the bottom up to the first that cannot stay. A layer can where
+    /// this machine's Nix store has all that is in it, and the layer store knows it, with its diff ID, of another image of
+    /// this `name`: who moves a tag can have an image carry along nothing but what those have had.
     fn gone_and_at_hand(
         &self,
+        name: &ImageName,
         layers: &[ToldLayer],
         closure: &Closure,
         nix: &Reach<'_>,
     ) -> BTreeMap<StorePath, PathInfo> {
-        let Some(store) = self.cache else { return BTreeMap::new() };
         let is_gone = |path: &StorePath| closure.get(path).is_none();
-        let local = |path: &StorePath| nix.local_info(path).ok().flatten();
-        let info = |path: &StorePath| closure.get(path).cloned().or_else(|| local(path));
-        let lossy = layers.iter().filter(|layer| layer.store_paths.iter().any(is_gone));
-        let lossy = lossy.filter_map(|layer| {
+        let lossy: Vec<_> = layers.iter().filter(|layer| layer.store_paths.iter().any(is_gone)).collect();
+        let Some(store) = self.cache.filter(|_| !lossy.is_empty()) else { return BTreeMap::new() };
+        // A store that fails is given up, with a warning, when layers are looked up.
+        let known = store.layers_of_all_named(name.repository()).unwrap_or_default();
+        let known: BTreeMap<DiffId, &LayerRecord> = known.iter().map(|record| (record.diff_id, record)).collect();
+        let at_hand = |layer: &&ToldLayer| -> Option<Vec<PathInfo>> {
+            let record = known.get(&layer.diff_id)?;
+            let names = layer.store_paths.iter().map(StorePath::base_name);
+            if !names.eq(record.contents.iter().map(|content| content.name.as_str())) {
+                return None;
+            }
+            let info = |path: &StorePath| closure.get(path).cloned().or_else(|| nix.local_info(path).ok().flatten());
             let infos: Vec<PathInfo> = layer.store_paths.iter().map(info).collect::<Option<_>>()?;
-            Some((layer.diff_id, infos))
-        });
-        let is_known = |(diff_id, infos): &(DiffId, Vec<PathInfo>)| {
             let contents = LayerContents::StorePaths(infos.iter().collect());
-            let keys: Vec<LayerKey> = Compression::all().map(|compression| contents.key(compression)).collect();
-            let records = store.lookup(&keys).unwrap_or_default();
-            records.iter().flatten().any(|record| record.diff_id == *diff_id)
+            Compression::all().any(|compression| contents.key(compression) == record.key).then_some(infos)
         };
-        let infos = lossy.filter(is_known).flat_map(|(_, infos)| infos);
+        let infos = lossy.iter().map_while(at_hand).flatten();
         infos.filter(|info| is_gone(&info.path)).map(|info| (info.path.clone(), info)).collect()
     }
 

@@ -150,10 +150,11 @@ mod tests {
 
     #[rstest]
     #[case::no_history(r#"[]"#, r#""history":[]"#)]
-    #[case::without_one(r#"["sha256:0"]"#, r#""author":"somebody""#)]
-    #[case::of_others(r#"["sha256:0"]"#, r#""history":[{"created_by":"/bin/sh -c #(nop) ADD file","comment":""}]"#)]
-    #[case::with_a_layer_on_top(r#"["sha256:0","sha256:1"]"#, r#""history":[{"created_by":"layerhold containerize"}]"#)]
+    #[case::without_one(r#"[DIGEST]"#, r#""author":"somebody""#)]
+    #[case::of_others(r#"[DIGEST]"#, r#""history":[{"created_by":"/bin/sh -c #(nop) ADD file","comment":""}]"#)]
+    #[case::with_a_layer_on_top(r#"[DIGEST,DIGEST]"#, r#""history":[{"created_by":"layerhold containerize"}]"#)]
     fn of_other_images_nothing_is_known(#[case] diff_ids: &str, #[case] rest: &str) {
+        let diff_ids = diff_ids.replace("DIGEST", &format!(r#""{}""#, Digest::of(b"")));
         let config = format!(
             r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":{diff_ids}}},{rest}}}"#
         );

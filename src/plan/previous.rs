@@ -5,9 +5,9 @@
 //! changes again. That is how lists order themselves (move to front, Sleator and Tarjan 1985).
 //!
 //! A layer stays as well where some or all of its paths are gone from the closure: whiteouts hide them. They are ballast,
-//! of which an image carries a share at most; and it drops what has too little above it to be worth its bytes. From the
-//! first layer that has to go, what lies above it is unpacked again in any order, and is free to move. Layers have sizes: a
-//! little of it stays above what is new, so that small layers need not take turns with large ones.
+//! of which an image carries a share at most, and drops what has little above it beside what is new. From the first layer
+//! that has to go, what lies above it is unpacked again in any order, and is free to move. Layers have sizes: a little of it
+//! stays above what is new, so that small layers need not take turns with large ones.
 
 use std::collections::BTreeSet;
 
@@ -15,9 +15,9 @@ use super::Previous;
 use super::graph::Graph;
 use crate::nix::StorePath;
 
-/// What stays above a new layer is at most one part in so many of it, and so is what is unpacked again to be rid of
-/// ballast that nothing else makes go: a change that comes again unpacks at most 1.05 times what was new when it came
-/// first.
+/// What stays above a new layer is at most one part in so many of it: a change that comes again unpacks at most 1.05 times
+/// what was new when it came first. And what is unpacked again to be rid of ballast is at most one part in so many of what
+/// is new.
 const PARTS: u128 = 20;
 /// Of the closure's size at most one part in so many is ballast.
 const BALLAST: u128 = 8;
@@ -59,7 +59,7 @@ impl Kept {
         let mut in_place = before.layers.iter().take_while(|layer| layer.is_some()).count();
         in_place = before.with_little_ballast(in_place);
         in_place = before.with_room(in_place, budget);
-        in_place = before.without_what_lies_near_the_top(in_place);
+        in_place = before.without_what_is_cheap_to_drop(in_place);
 
         let mut kept = Self { in_place: Vec::new(), displaced: Vec::new() };
         for (at, layer) in before.layers.into_iter().enumerate() {
@@ -90,6 +90,9 @@ impl Kept {
         while self.count() + room(budget) > budget {
             let Some(top) = self.displaced.pop().or_else(|| self.in_place.pop()) else { break };
             rest.extend(top.members);
+        }
+        if self.displaced.is_empty() {
+            while self.in_place.pop_if(|layer| layer.members.is_empty()).is_some() {}
         }
         rest.sort_unstable();
     }
@@ -155,6 +158,11 @@ impl<'g> Before<'g> {
         layers.into_iter().flatten().map(|layer| layer.bytes(self.graph)).sum()
     }
 
+    /// The bytes of the closure.
+    fn all(&self) -> u128 {
+        (0..self.graph.paths.len()).map(|at| u128::from(self.graph.size(at))).sum()
+    }
+
     /// How many layers stay if `in_place` of them do where they are.
     fn count(&self, in_place: usize) -> usize {
         in_place + self.layers[in_place..].iter().flatten().filter(|layer| layer.ballast.is_empty()).count()
@@ -169,8 +177,7 @@ impl<'g> Before<'g> {
 
     /// As many of these as carry no more ballast than an image may.
     fn with_little_ballast(&self, in_place: usize) -> usize {
-        let closure: u128 = (0..self.graph.paths.len()).map(|at| u128::from(self.graph.size(at))).sum();
-        let mut ballast = 0;
+        let (closure, mut ballast) = (self.all(), 0);
         let layers = self.layers[..in_place].iter().flatten();
         let fit = layers.take_while(|layer| {
             ballast += layer.ballast_bytes;
@@ -192,14 +199,17 @@ impl<'g> Before<'g> {
         if self.bytes(&self.layers[fewer..in_place]) <= ANEW * anew { fewer } else { in_place }
     }
 
-    /// These without the ballast that has little above it.
-    fn without_what_lies_near_the_top(&self, in_place: usize) -> usize {
-        let (mut fewer, mut ballast, mut above) = (in_place, 0, 0);
+    /// These without the ballast that has little above it, beside what the closure has and no layer does.
+    fn without_what_is_cheap_to_drop(&self, in_place: usize) -> usize {
+        let new = self.all() - self.bytes(&self.layers);
+        let (mut fewer, mut above) = (in_place, 0);
         for at in (0..in_place).rev() {
             let Some(layer) = &self.layers[at] else { continue };
-            ballast += layer.ballast_bytes;
             above += layer.bytes(self.graph);
-            if !layer.ballast.is_empty() && above * PARTS <= ballast {
+            if above * PARTS > new {
+                break;
+            }
+            if !layer.ballast.is_empty() {
                 fewer = at;
             }
         }

@@ -353,6 +353,14 @@ impl LayerStore {
         Ok(images.max_by_key(|image| (image.record.used_at, written(&image.path))).map(|image| image.record))
     }
 
+    /// The layers of all images with this name, whatever their tags.
+    pub fn layers_of_all_named(&self, repository: &str) -> Result<Vec<LayerRecord>, StoreError> {
+        let images = self.images()?.into_iter().filter(|image| image.record.name == repository);
+        let keys: BTreeSet<LayerKey> = images.flat_map(|image| image.record.layers).collect();
+        let keys: Vec<LayerKey> = keys.into_iter().collect();
+        Ok(self.lookup(&keys)?.into_iter().flatten().collect())
+    }
+
     /// The layers' blobs of a recorded image, by the digest of its manifest or of its index; none where there is no such
     /// image.
     pub fn blobs_of_image(&self, manifest: &Digest) -> Result<BTreeSet<Digest>, StoreError> {

@@ -163,14 +163,23 @@ impl LayerStore {
 
     /// What every store path costs, the dearest first.
     pub fn path_rows(&self) -> Result<Vec<PathRow>, StoreError> {
+        let layers = self.layers_by_key()?;
         let mut images: BTreeMap<String, usize> = BTreeMap::new();
-        self.each_image(|image| {
-            for node in image.record.graph {
-                *images.entry(node.name).or_default() += 1;
+        self.each_image(|StoredImage { record: image, .. }| {
+            // What an image hides it has all the same, and it is in no graph.
+            let held = image.layers.iter().filter_map(|key| layers.get(key)).flat_map(|(record, _)| &record.contents);
+            let names: BTreeSet<&str> = image
+                .graph
+                .iter()
+                .map(|node| node.name.as_str())
+                .chain(held.map(|content| content.name.as_str()))
+                .collect();
+            for name in names {
+                *images.entry(name.to_owned()).or_default() += 1;
             }
         })?;
         let mut rows: BTreeMap<String, PathRow> = BTreeMap::new();
-        for (record, on_disk) in self.layers_by_key()?.into_values() {
+        for (record, on_disk) in layers.into_values() {
             let whole: u64 = record.contents.iter().map(|content| content.size).sum();
             for content in record.contents {
                 let row = rows.entry(content.name.clone()).or_insert_with(|| PathRow {

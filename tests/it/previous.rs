@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::archive::Archive;
+use crate::archive::{Archive, Platforms};
 use crate::containerize::containerize;
 use crate::flox_fixture::{BareStore, FloxEnv, Tree};
 use crate::peers::{LoadedImage, Peer, peer, unique_name};
@@ -35,11 +35,16 @@ impl Project {
 
     /// Five packages of one to five mebibytes, these versions of them, and more.
     fn environment(&self, versions: [u32; 5], more: &[&str]) -> FloxEnv {
+        self.environment_named(&self.name, versions, more)
+    }
+
+    /// The same, of another name.
+    fn environment_named(&self, name: &str, versions: [u32; 5], more: &[&str]) -> FloxEnv {
         let five = (1..).zip(versions).map(|(n, version)| self.package(&format!("tool{n}-{version}"), n));
         let paths: Vec<String> = five.chain(more.iter().map(|path| (*path).to_owned())).collect();
         let ids: Vec<String> = (0..paths.len()).map(|n| format!("tool{n}")).collect();
         let installs: Vec<_> = ids.iter().zip(&paths).map(|(id, path)| (id.as_str(), path.as_str())).collect();
-        FloxEnv::of_store_paths(self.sandbox.path("project"), &self.name, &installs, "")
+        FloxEnv::of_store_paths(self.sandbox.path(format!("project-{name}")), name, &installs, "")
     }
 
     fn command(&self, environment: &FloxEnv, args: &[&str]) -> assert_cmd::Command {
@@ -155,28 +160,64 @@ fn a_little_that_is_gone_is_hidden_where_it_lies() {
 
 #[test]
 fn what_is_gone_goes_where_it_cannot_be_had_or_nothing_vouches_for_it() {
+    let program = peer!(docker_registry);
     let project = Project::new("app");
     let (large, old) = (project.package("tool-large", 40), project.package("tool3-1", 3));
-    let first = project.environment([1; 5], &[&large]);
-    project.described(&first, &[]);
-    let changed = || project.environment([1, 1, 2, 1, 1], &[&large]);
     let moved = ["tool-large", "tool5-1", "tool4-1", "tool2-1", "tool1-1", "tool3-2"];
+    let changed = || project.environment([1, 1, 2, 1, 1], &[&large]);
+    // Of an image of another name nothing is carried along.
+    project.described(&project.environment_named("other", [1; 5], &[&large]), &[]);
+    assert_eq!(packages(&project.described(&changed(), &["--previous", "other", "--tag", "next"])), moved);
+
     // A machine that never made the layer may have the store path all the same.
-    let layout = project.sandbox.path("registry");
-    let program = peer!(docker_registry);
-    let server = program.start(&layout, Setup::default());
+    let server = program.start(&project.sandbox.path("registry"), Setup::default());
     let reference = server.reference("team/app:1");
-    project.command(&first, &["--push", &reference]).assert().success();
+    project.command(&project.environment([1; 5], &[&large]), &["--push", &reference]).assert().success();
     let cache = tempfile::tempdir().unwrap();
     let mut elsewhere = project.command(&changed(), &["--json", "-f", "image.tar", "--previous", &reference]);
     let output = elsewhere.env("LAYERHOLD_CACHE", cache.path()).assert().success().get_output().stdout.clone();
     assert_eq!(packages(&serde_json::from_slice(&output).unwrap()), moved);
-    // Here it did.
+    // Here it did, of whatever compression.
     let here = project.described(&changed(), &["--previous", &reference, "--tag", "next"]);
-    assert_eq!(packages(&here).len(), moved.len() + 1);
+    assert_eq!(packages(&here), [&["tool-large", "tool5-1", "tool4-1", "tool3-1"][..], &moved[3..]].concat());
 
     std::fs::remove_dir_all(project.store.real(&old)).unwrap();
-    assert_eq!(packages(&project.described(&changed(), &["--previous", "app:latest"])), moved);
+    assert_eq!(packages(&project.described(&changed(), &["--previous", &reference, "--tag", "next"])), moved);
+}
+
+/// Few layers, several platforms, another codec, and once more to a registry.
+#[test]
+fn what_is_hidden_is_hidden_in_every_kind_of_image() {
+    let program = peer!(docker_registry);
+    let project = Project::new("app");
+    let server = program.start(&project.sandbox.path("registry"), Setup::default());
+    let (large, old) = (project.package("tool-large", 40), project.package("tool3-1", 3));
+    let hidden = [old.trim_start_matches('/')];
+    let first = || project.environment([1; 5], &[&large]);
+    let file = project.sandbox.path("work/image.tar");
+    for (tag, options) in [("few", &["--max-layers", "8"][..]), ("zstd", &["--compression", "zstd"])] {
+        project.described(&first(), &[options, &["--tag", tag]].concat());
+        let changed = project.environment([1, 1, 2, 1, 1], &[&large]);
+        project.described(&changed, &[options, &["--tag", "fresh"]].concat());
+        let expected = Archive::open(&file).root();
+        let after = project.described(&changed, &[options, &["--tag", tag, "--previous"]].concat());
+        let archive = Archive::open(&file);
+        assert_eq!(archive.hidden(), hidden, "{tag}: {after:#}");
+        assert!(archive.root() == expected, "{tag}");
+        // What was made once is pushed as it was made.
+        let reference = server.reference(&format!("team/app:{tag}"));
+        let mut push = project.sandbox.cmd();
+        push.args(["push", "--json", &format!("app:{tag}"), &reference, "--store"]).arg(project.store.root());
+        let pushed: Value = serde_json::from_slice(&push.assert().success().get_output().stdout).unwrap();
+        assert_eq!(pushed["image_id"], after["image_id"], "{tag}");
+    }
+    let both = ["--platform", "linux/amd64,linux/arm64"];
+    project.described(&first(), &both);
+    project.described(&project.environment([1, 1, 2, 1, 1], &[&large]), &[&both[..], &["--previous"]].concat());
+    let archive = Platforms::open(&file);
+    for platform in ["linux/amd64", "linux/arm64"] {
+        assert_eq!(archive.image(platform).hidden(), hidden, "{platform}");
+    }
 }
 
 #[test]
