@@ -5,6 +5,7 @@
 //! ```
 
 mod again;
+mod own_files;
 mod platform;
 mod previous;
 mod record;

@@ -84,8 +84,119 @@ impl RootFs {
         below
     }
 
+    /// What has to lie over `below` so that both together are this tree: the nodes that it has otherwise or not at all, with
+    /// the directories that they are in, and whiteouts for what this tree has not. `None` where a directory is something
+    /// else in the other one: not all readers agree on a whiteout beside what takes its place.
+    pub fn changes_from(&self, below: &Self) -> Option<Self> {
+        let is_directory = |node: &RootNode| node.kind == RootNodeKind::Directory;
+        let mut changes = Self::new();
+        let mut with_parents = |path: &[u8], change: &mut dyn FnMut(&mut Self)| {
+            for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+                if let Some(parent) = self.get(&path[..at]) {
+                    changes.insert(&path[..at], parent.clone());
+                }
+            }
+            change(&mut changes);
+        };
+        for (path, node) in self.iter() {
+            match below.get(path) {
+                Some(other) if is_directory(other) != is_directory(node) => return None,
+                Some(other) if other == node => {}
+                _ => with_parents(path, &mut |changes| changes.insert(path, node.clone())),
+            }
+        }
+        for (path, _) in below.iter().filter(|(path, _)| self.get(path).is_none()) {
+            let parent = path.iter().rposition(|&byte| byte == b'/').map(|slash| &path[..slash]);
+            if parent.is_none_or(|parent| self.get(parent).is_some()) {
+                with_parents(path, &mut |changes| changes.whiteout(path));
+            }
+        }
+        Some(changes)
+    }
+
+    /// How many nodes it has.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Every node with its path, parents first.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &RootNode)> {
         self.0.iter().map(|(path, node)| (path.as_slice(), node))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Some of a few paths, links and directories.
+    fn tree() -> impl Strategy<Value = RootFs> {
+        let nodes = prop::collection::btree_map("[ab](/[ab]){0,3}", 0u8..4, 0..12);
+        nodes.prop_map(|nodes| {
+            let mut tree = RootFs::new();
+            for (path, kind) in nodes {
+                let mut above = path.match_indices('/').map(|(at, _)| &path[..at]);
+                if above
+                    .any(|above| tree.get(above.as_bytes()).is_some_and(|node| node.kind != RootNodeKind::Directory))
+                {
+                    continue;
+                }
+                match kind {
+                    0 => tree.directory(path, 0o755),
+                    1 => tree.directory(path, 0o700),
+                    other => tree.symlink(path, [other]),
+                }
+            }
+            tree
+        })
+    }
+
+    /// What readers make of two layers.
+    fn shown(below: &RootFs, above: &RootFs) -> RootFs {
+        let name = |path: &[u8]| path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+        let mut shown = below.clone();
+        for (path, _) in above.iter() {
+            let (parent, file) = path.split_at(name(path));
+            if let Some(hidden) = file.strip_prefix(b".wh.") {
+                let hidden = [parent, hidden].concat();
+                let is_hidden =
+                    |path: &[u8]| path.strip_prefix(&*hidden).is_some_and(|rest| matches!(rest, [] | [b'/', ..]));
+                shown.0.retain(|path, _| !is_hidden(path));
+            }
+        }
+        let nodes = above.iter().filter(|(path, _)| !path[name(path)..].starts_with(b".wh."));
+        shown.0.extend(nodes.map(|(path, node)| (path.to_vec(), node.clone())));
+        shown
+    }
+
+    proptest! {
+        #[test]
+        fn a_tree_is_another_and_its_changes_from_that(before in tree(), after in tree()) {
+            match after.changes_from(&before) {
+                Some(changes) => prop_assert_eq!(shown(&before, &changes), after),
+                None => {
+                    let is_directory = |tree: &RootFs, path: &[u8]| Some(tree.get(path)?.kind == RootNodeKind::Directory);
+                    let is_other = |(path, _): (&[u8], &RootNode)| {
+                        is_directory(&before, path).is_some_and(|was| is_directory(&after, path) != Some(was))
+                    };
+                    prop_assert!(after.iter().any(is_other));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn changes_are_what_is_different_and_what_is_gone() {
+        let (mut before, mut after) = (RootFs::new(), RootFs::new());
+        for (tree, names) in [(&mut before, ["bin/a", "bin/b", "share/x/y"]), (&mut after, ["bin/a", "bin/c", "lib/z"])]
+        {
+            names.into_iter().for_each(|name| tree.symlink(name, "target"));
+        }
+        let changes = after.changes_from(&before).unwrap();
+        let paths: Vec<_> = changes.iter().map(|(path, _)| String::from_utf8_lossy(path)).collect();
+        assert_eq!(paths, [".wh.share", "bin", "bin/.wh.b", "bin/c", "lib", "lib/z"]);
+        assert_eq!(before.changes_from(&before), Some(RootFs::new()));
     }
 }

@@ -1,13 +1,13 @@
 //! An image that was made before, to a registry: out of the layer store, without its environment.
 
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::Report;
+use super::own_files;
 use super::sources::reach;
 use super::targets::{Delivery, Targets};
-use crate::blob::DiffId;
 use crate::delivery::{Means, Target};
 use crate::error::{AgainError, Error};
 use crate::event::Observer;
@@ -15,7 +15,7 @@ use crate::image::{Image, ImageError, ImageName, Images};
 use crate::layers::{Layers, MadeBefore, Trouble, Workshop};
 use crate::memo::Memo;
 use crate::nix::{PathInfo, Source, StorePath};
-use crate::pack::{Compression, LayerContents, Packer, read_own_files};
+use crate::pack::{Compression, LayerContents, Packer};
 use crate::registry::{self, Reference, Registries};
 use crate::rootfs::RootFs;
 use crate::store::{ImageRecord, LayerRecord, LayerStore, PlatformRecord};
@@ -148,21 +148,11 @@ impl Ingredients {
     fn own_files(cache: &LayerStore, record: &LayerRecord, title: &str) -> Result<Ingredient, Error> {
         let incomplete =
             || AgainError::Incomplete { image: title.to_owned(), what: "the layer of its own files is not kept" };
-        if !record.has_blob {
-            return Err(incomplete().into());
-        }
-        let blob = cache.read_blob(&record.digest, record.size, None)?;
-        let mut tar = Vec::new();
-        let read = Compression::reader(&record.media_type, blob).and_then(|mut blob| blob.read_to_end(&mut tar));
-        read.map_err(|_| incomplete())?;
-        let root = read_own_files(&tar).map_err(|_| incomplete())?;
+        let root = own_files::kept(cache, record)?.ok_or_else(incomplete)?;
         let names = root.iter().filter_map(|(path, _)| std::str::from_utf8(path.strip_prefix(b"nix/store/")?).ok());
         let names = names.filter(|name| !name.contains('/'));
         let store_paths = names.filter_map(|name| format!("/nix/store/{name}").parse().ok()).collect();
-        match DiffId(crate::blob::Digest::of(&tar)) == record.diff_id {
-            true => Ok(Ingredient::OwnFiles { root, store_paths }),
-            false => Err(incomplete().into()),
-        }
+        Ok(Ingredient::OwnFiles { root, store_paths })
     }
 
     fn contents(&self) -> Vec<LayerContents<'_>> {

@@ -23,6 +23,9 @@ use crate::substitute::Reach;
 /// With fewer layers than that none can be spared for what seldom changes among an image's own files.
 const FEW_LAYERS: usize = 10;
 
+/// Of the root's links at most one part in so many lies elsewhere than in their layer.
+const OTHER_LINKS: usize = 4;
+
 /// How many layers an image's own files get: one for the root's links, which seldom change, and one for the rest.
 fn own_layers(max_layers: usize) -> usize {
     if max_layers < FEW_LAYERS { 1 } else { 2 }
@@ -208,6 +211,8 @@ pub(super) struct Platform {
     previous: plan::Previous,
     /// What layers of it hold and the closure does not.
     gone: BTreeMap<StorePath, PathInfo>,
+    /// The links in its root.
+    links: Option<RootFs>,
     plan: OnceLock<LayerPlan>,
 }
 
@@ -235,6 +240,7 @@ impl Platform {
             closure,
             previous: plan::Previous::default(),
             gone: BTreeMap::new(),
+            links: None,
             plan: OnceLock::new(),
         })
     }
@@ -251,16 +257,17 @@ impl Platform {
     }
 
     /// Plans the layers, laid out on these of the image before; `gone` is what they hold and the closure does not, as far
-    /// as it can be had.
+    /// as it can be had, and `links` is what its root's links are, where their layer may stay.
     pub(super) fn lay_out_on(
         &mut self,
         layers: Vec<Vec<StorePath>>,
         gone: BTreeMap<StorePath, PathInfo>,
+        links: Option<RootFs>,
         max_layers: usize,
     ) -> LaidOut {
         let sizes = gone.iter().map(|(path, info)| (path.clone(), info.nar_size)).collect();
         self.previous = plan::Previous { layers, gone: sizes };
-        self.gone = gone;
+        (self.gone, self.links) = (gone, links);
         let plan = self.plan(max_layers);
         let ballast = plan.hidden.iter().filter_map(|path| self.gone.get(path)).map(|info| info.nar_size).sum();
         LaidOut { kept: plan.kept, hidden: plan.hidden.len(), ballast }
@@ -295,9 +302,21 @@ impl Platform {
         plan.hidden.iter().for_each(|path| own.whiteout(format!("nix/store/{}", path.base_name()).as_bytes()));
         let own = match own_layers(max_layers) {
             1 => vec![own.over(links)],
-            _ => vec![links, own],
+            _ => self.over_the_links_before(links, own),
         };
         Ok(Composed { platform: self, plan, realised, own })
+    }
+
+    /// The layers of own files. Where most of the root's links are those of the image before, their layer stays as it is,
+    /// and the top layer has what is different.
+    fn over_the_links_before(&self, links: RootFs, own: RootFs) -> Vec<RootFs> {
+        if let Some(before) = self.links.as_ref().filter(|before| **before != links)
+            && let Some(top) = own.clone().over(links.clone()).changes_from(before)
+            && top.count() <= own.count() + links.count() / OTHER_LINKS
+        {
+            return vec![before.clone(), top];
+        }
+        vec![links, own]
     }
 
     /// The image's own files: the environment's tree, its activation, accounts.

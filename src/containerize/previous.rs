@@ -8,6 +8,7 @@ use std::time::Duration;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 
 use super::Request;
+use super::own_files;
 use super::platform::{LaidOut, Platform};
 use crate::blob::{DiffId, Digest};
 use crate::environment::System;
@@ -17,6 +18,7 @@ use crate::image::{ImageName, ToldLayer, told_layers};
 use crate::nix::{Closure, PathInfo, StorePath};
 use crate::pack::{Compression, LayerContents};
 use crate::registry::{self, InvalidReference, Reference, Registries, RegistryError, Repository};
+use crate::rootfs::RootFs;
 use crate::store::{ImageRecord, LayerRecord, PlatformRecord, StoreError};
 use crate::substitute::Reach;
 
@@ -118,13 +120,17 @@ impl Request<'_> {
             Ok(image) => image,
             Err(why) => return say(unknown(&why), matches!(why, Unknown::Absent)),
         };
+        // A store that fails is given up, with a warning, when layers are looked up.
+        let known = self.cache.and_then(|store| store.layers_of_all_named(name.repository()).ok()).unwrap_or_default();
+        let known = known.into_iter().map(|record| (record.diff_id, record)).collect();
         for (&system, platform) in self.systems.iter().zip(platforms) {
             match image.layers_for(system) {
                 Err(why) => say(self.of_platform(system, &unknown(&why)), false),
                 Ok((digest, layers)) => {
-                    let gone = self.gone_and_at_hand(name, &layers, &platform.closure, nix);
+                    let gone = self.gone_and_at_hand(&known, &layers, &platform.closure, nix);
+                    let links = self.links_at_hand(&known, &layers);
                     let layers = layers.into_iter().map(|layer| layer.store_paths).collect();
-                    let LaidOut { kept, hidden, ballast } = platform.lay_out_on(layers, gone, self.max_layers);
+                    let LaidOut { kept, hidden, ballast } = platform.lay_out_on(layers, gone, links, self.max_layers);
                     if kept == 0 {
                         let message = format!("no layer of '{title}' ({digest}) stays");
                         say(self.of_platform(system, &message), true);
@@ -145,22 +151,18 @@ impl Request<'_> {
     }
 
     /// What these layers hold and the closure does not, from the bottom up to the first that cannot stay. A layer can where
-    /// this machine's Nix store has all that is in it, and the layer store knows it, with its diff ID, of another image of
-    /// this `name`: who moves a tag can have an image carry along nothing but what those have had.
+    /// this machine's Nix store has all that is in it, and it is one of the `known` ones, of another image of this name: who
+    /// moves a tag can have an image carry along nothing but what those have had.
     fn gone_and_at_hand(
         &self,
-        name: &ImageName,
+        known: &BTreeMap<DiffId, LayerRecord>,
         layers: &[ToldLayer],
         closure: &Closure,
         nix: &Reach<'_>,
     ) -> BTreeMap<StorePath, PathInfo> {
         let is_gone = |path: &StorePath| closure.get(path).is_none();
-        let lossy: Vec<_> = layers.iter().filter(|layer| layer.store_paths.iter().any(is_gone)).collect();
-        let Some(store) = self.cache.filter(|_| !lossy.is_empty()) else { return BTreeMap::new() };
-        // A store that fails is given up, with a warning, when layers are looked up.
-        let known = store.layers_of_all_named(name.repository()).unwrap_or_default();
-        let known: BTreeMap<DiffId, &LayerRecord> = known.iter().map(|record| (record.diff_id, record)).collect();
-        let at_hand = |layer: &&ToldLayer| -> Option<Vec<PathInfo>> {
+        let lossy = layers.iter().filter(|layer| layer.store_paths.iter().any(is_gone));
+        let at_hand = |layer: &ToldLayer| -> Option<Vec<PathInfo>> {
             let record = known.get(&layer.diff_id)?;
             let names = layer.store_paths.iter().map(StorePath::base_name);
             if !names.eq(record.contents.iter().map(|content| content.name.as_str())) {
@@ -171,8 +173,15 @@ impl Request<'_> {
             let contents = LayerContents::StorePaths(infos.iter().collect());
             Compression::all().any(|compression| contents.key(compression) == record.key).then_some(infos)
         };
-        let infos = lossy.iter().map_while(at_hand).flatten();
+        let infos = lossy.map_while(at_hand).flatten();
         infos.filter(|info| is_gone(&info.path)).map(|info| (info.path.clone(), info)).collect()
+    }
+
+    /// The links in the root of an image with these layers: they have the layer below the top one.
+    fn links_at_hand(&self, known: &BTreeMap<DiffId, LayerRecord>, layers: &[ToldLayer]) -> Option<RootFs> {
+        let [.., links, _] = layers else { return None };
+        let record = known.get(&links.diff_id).filter(|record| record.contents.is_empty())?;
+        own_files::kept(self.cache?, record).ok()?
     }
 
     /// What the image is called, and what there is of it.

@@ -185,6 +185,35 @@ fn what_is_gone_goes_where_it_cannot_be_had_or_nothing_vouches_for_it() {
     assert_eq!(packages(&project.described(&changed(), &["--previous", &reference, "--tag", "next"])), moved);
 }
 
+/// Names come and go in the root; the layer of the others stays.
+#[test]
+fn what_the_root_has_more_or_less_lies_in_the_top_layer() {
+    let project = Project::new("app");
+    let programs = |name: &str, count: usize| {
+        let tree = (0..count).fold(Tree::new(), |tree, n| tree.program(format!("bin/{name}{n}"), name));
+        project.store.add(name, &tree)
+    };
+    let (many, few, other) = (programs("many", 40), programs("few", 3), programs("other", 30));
+    let file = project.sandbox.path("work/image.tar");
+    let made = |more: &[&str], args: &[&str]| {
+        project.described(&project.environment([1; 5], more), args);
+        Archive::open(&file)
+    };
+    let links = |archive: &Archive| archive.layer_digests().iter().rev().nth(1).cloned().unwrap();
+    let first = made(&[&many], &[]);
+    for (more, stays) in [(&[&many, &few][..], true), (&[&many], true), (&[&many, &other], false), (&[&few], false)] {
+        let more: Vec<&str> = more.iter().map(|path| path.as_str()).collect();
+        let expected = made(&more, &["--tag", "fresh"]);
+        let after = made(&more, &["--tag", "next", "--previous", "app:latest"]);
+        assert!(after.root() == expected.root(), "{more:?}");
+        assert_eq!(links(&after) == links(&first), stays, "{more:?}");
+        let again = made(&more, &["--tag", "next", "--previous", "app:next"]);
+        assert_eq!(again.image_id(), after.image_id(), "{more:?}");
+    }
+    let gone = made(&[], &["--previous", "app:latest"]);
+    assert_eq!(gone.hidden(), [""; 0], "too much of the links for that");
+}
+
 /// Few layers, several platforms, another codec, and once more to a registry.
 #[test]
 fn what_is_hidden_is_hidden_in_every_kind_of_image() {
