@@ -228,8 +228,11 @@ impl Platforms {
     }
 }
 
-/// What a path hides if it is a whiteout's.
+/// What a path hides if it is a whiteout's. Inside a store path there is none of ours: a package may have odd names.
 fn hidden_by(path: &[u8]) -> Option<Vec<u8>> {
+    if path.strip_prefix(b"nix/store/").is_some_and(|inside| inside.contains(&b'/')) {
+        return None;
+    }
     let name = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     Some([&path[..name], path[name..].strip_prefix(b".wh.")?].concat())
 }

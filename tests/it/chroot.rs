@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use layerhold::environment::{ActivateMode, Manifest};
 use rstest::rstest;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use image::{Image, Run, image, image_of_everything, image_with};
 
@@ -125,12 +127,15 @@ fn spawn(mut command: Command) -> Child {
 }
 
 /// Reads until `wanted` came, for at most 20 seconds.
-fn read_until(from: &mut impl Read, wanted: &str) -> String {
+fn read_until(from: &mut (impl Read + AsFd), wanted: &str) -> String {
     let mut seen = Vec::new();
     let mut byte = [0];
     let end = Instant::now() + Duration::from_secs(20);
     while !text(&seen).contains(wanted) {
-        assert!(Instant::now() < end, "no '{wanted}' in '{}'", text(&seen));
+        // Whoever says nothing more is not waited for any longer than whoever says something else.
+        let left = end.saturating_duration_since(Instant::now());
+        let ready = poll(&mut [PollFd::new(from, PollFlags::IN)], Some(&left.try_into().unwrap())).unwrap();
+        assert!(ready > 0, "no '{wanted}' in '{}'", text(&seen));
         match from.read(&mut byte) {
             Ok(1) => seen.push(byte[0]),
             other => panic!("no '{wanted}' in '{}': {other:?}", text(&seen)),

@@ -201,6 +201,7 @@ fn a_shell_on_a_terminal_ends_when_the_container_is_stopped() {
     let Some(image) = image(&manifest) else { return };
     let mut shell = Pty::start(container(&image, Run { env: &[("TERM", "dumb")], ..Run::default() }, &[]));
     read_until(&mut shell.terminal, "flox [floxenv] ");
+    wait_for(&image, "tmp/up");
     // What is typed is the shell's: neither it nor the services end.
     shell.terminal.write_all(b"sleep 100\n").unwrap();
     read_until(&mut shell.terminal, "sleep 100\r\n");
