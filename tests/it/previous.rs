@@ -185,6 +185,28 @@ fn what_is_gone_goes_where_it_cannot_be_had_or_nothing_vouches_for_it() {
     assert_eq!(packages(&project.described(&changed(), &["--previous", &reference, "--tag", "next"])), moved);
 }
 
+#[test]
+fn umoci_does_not_unpack_what_is_hidden() {
+    let umoci = peer!(umoci);
+    let project = Project::new("app");
+    let (large, old) = (project.package("tool-large", 40), project.package("tool3-1", 3));
+    let (layout, bundle) = (project.sandbox.path("layout"), project.sandbox.path("bundle"));
+    for version in [1, 2] {
+        let environment = project.environment([1, 1, version, 1, 1], &[&large]);
+        let mut command = project.command(&environment, &["--compression", "gzip", "--previous", "--layout"]);
+        command.arg(&layout).assert().success();
+    }
+    umoci.run([
+        "unpack",
+        "--rootless",
+        "--image",
+        &format!("{}:app:latest", layout.display()),
+        bundle.to_str().unwrap(),
+    ]);
+    let is_there = |path: &str| bundle.join("rootfs").join(path.trim_start_matches('/')).exists();
+    assert_eq!((is_there(&old), is_there(&project.package("tool3-2", 3)), is_there(&large)), (false, true, true));
+}
+
 /// Names come and go in the root; the layer of the others stays.
 #[test]
 fn what_the_root_has_more_or_less_lies_in_the_top_layer() {
