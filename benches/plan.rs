@@ -4,14 +4,14 @@
 //! index by `scripts/closure-graphs`; the plan was tuned on web and native and on no other. A change to a package gives
 //! it and all that depends on it new store paths, as in Nix; it becomes up to 5 per cent larger or smaller, what
 //! depends on it by less than 512 bytes. For each kind of change the first table shows, in MiB and on average: the
-//! bytes of the changed store paths (new whatever the plan, unless a layer has hidden them until now), the bytes in layers that the image before did
-//! not have, and the bytes from the lowest such layer upwards, which classic Docker unpacks again; also where the plan
-//! knows the image before (`--previous`) and all that is in it can still be had. The second shows for how many changes
-//! either is within its bound, 1.05 times the bytes that must be new and 1 MB, beside what hindsight could do. The third
-//! shows the same as the first for series of changes (`plan/series.rs`), of which each begins with a plan that knows none
-//! before; by how many per cent images are larger for what is gone and still in them, on average and at most; and the
-//! figures where nothing that is gone can be had (`no ballast`). The fourth shows the time that a plan takes as closures
-//! grow.
+//! bytes of the changed store paths (new whatever the plan, unless a layer has hidden them until now), the bytes in
+//! layers that the image before did not have, and the bytes from the lowest such layer upwards, which classic Docker
+//! unpacks again; also where the plan knows the image before (`--previous`) and all that is in it can still be had. The
+//! second shows for how many changes either is within its bound, 1.05 times the bytes that must be new and 1 MB, beside
+//! what hindsight could do. The third shows the same as the first for series of changes (`plan/series.rs`), of which
+//! each begins with a plan that knows none before; by how many per cent images are larger for what is gone and still in
+//! them, on average and at most; and the figures where nothing that is gone can be had (`no ballast`). The fourth shows
+//! the time that a plan takes as closures grow.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 #![allow(clippy::print_stdout, reason = "the table is what this bench is for")]
 

@@ -302,15 +302,19 @@ impl Platform {
         plan.hidden.iter().for_each(|path| own.whiteout(format!("nix/store/{}", path.base_name()).as_bytes()));
         let own = match own_layers(max_layers) {
             1 => vec![own.over(links)],
-            _ => self.over_the_links_before(links, own),
+            _ => self.over_the_links_before(plan, links, own),
         };
         Ok(Composed { platform: self, plan, realised, own })
     }
 
     /// The layers of own files. Where most of the root's links are those of the image before, their layer stays as it is,
-    /// and the top layer has what is different.
-    fn over_the_links_before(&self, links: RootFs, own: RootFs) -> Vec<RootFs> {
-        if let Some(before) = self.links.as_ref().filter(|before| **before != links)
+    /// and the top layer has what is different: but only if all below stays as well, for a chained store would unpack it
+    /// again all the same, and another machine would make another image for nothing.
+    fn over_the_links_before(&self, plan: &LayerPlan, links: RootFs, own: RootFs) -> Vec<RootFs> {
+        // That of the links and the top layer are the image's before as well.
+        let below = self.previous.layers.len().saturating_sub(2);
+        let is_below_the_same = plan.kept == plan.layers.len() && plan.kept == below;
+        if let Some(before) = self.links.as_ref().filter(|before| is_below_the_same && **before != links)
             && let Some(top) = own.clone().over(links.clone()).changes_from(before)
             && top.count() <= own.count() + links.count() / OTHER_LINKS
         {

@@ -18,7 +18,7 @@ use crate::image::{ImageName, ToldLayer, told_layers};
 use crate::nix::{Closure, PathInfo, StorePath};
 use crate::pack::{Compression, LayerContents};
 use crate::registry::{self, InvalidReference, Reference, Registries, RegistryError, Repository};
-use crate::rootfs::RootFs;
+use crate::rootfs::{RootFs, RootNode, RootNodeKind};
 use crate::store::{ImageRecord, LayerRecord, PlatformRecord, StoreError};
 use crate::substitute::Reach;
 
@@ -120,13 +120,18 @@ impl Request<'_> {
             Ok(image) => image,
             Err(why) => return say(unknown(&why), matches!(why, Unknown::Absent)),
         };
-        // A store that fails is given up, with a warning, when layers are looked up.
-        let known = self.cache.and_then(|store| store.layers_of_all_named(name.repository()).ok()).unwrap_or_default();
-        let known = known.into_iter().map(|record| (record.diff_id, record)).collect();
         for (&system, platform) in self.systems.iter().zip(platforms) {
             match image.layers_for(system) {
                 Err(why) => say(self.of_platform(system, &unknown(&why)), false),
                 Ok((digest, layers)) => {
+                    let known = match self.layers_of(name, &layers, &platform.closure) {
+                        Ok(known) => known,
+                        Err(error) => {
+                            let message = format!("nothing stays that is gone from '{title}': {}", in_one_line(&error));
+                            say(self.of_platform(system, &message), false);
+                            BTreeMap::new()
+                        }
+                    };
                     let gone = self.gone_and_at_hand(&known, &layers, &platform.closure, nix);
                     let links = self.links_at_hand(&known, &layers);
                     let layers = layers.into_iter().map(|layer| layer.store_paths).collect();
@@ -148,6 +153,23 @@ impl Request<'_> {
                 }
             }
         }
+    }
+
+    /// What the layer store knows of the layers of all images of this name, by their diff IDs, where something is gone from
+    /// these.
+    fn layers_of(
+        &self,
+        name: &ImageName,
+        layers: &[ToldLayer],
+        closure: &Closure,
+    ) -> Result<BTreeMap<DiffId, LayerRecord>, StoreError> {
+        let is_gone = |path: &StorePath| closure.get(path).is_none();
+        let is_any_gone = layers.iter().any(|layer| layer.store_paths.iter().any(is_gone));
+        let Some(store) = self.cache.filter(|_| is_any_gone) else { return Ok(BTreeMap::new()) };
+        let mut known = store.layers_of_all_named(name.repository())?;
+        // Of several codecs the one whose bytes are kept, if there is one.
+        known.sort_by_key(|record| record.has_blob);
+        Ok(known.into_iter().map(|record| (record.diff_id, record)).collect())
     }
 
     /// What these layers hold and the closure does not, from the bottom up to the first that cannot stay. A layer can where
@@ -177,11 +199,17 @@ impl Request<'_> {
         infos.filter(|info| is_gone(&info.path)).map(|info| (info.path.clone(), info)).collect()
     }
 
-    /// The links in the root of an image with these layers: they have the layer below the top one.
+    /// The links in the root of an image with these layers, where they have the layer below the top one. It is taken for
+    /// theirs only if it has nothing else: a top layer's whiteouts would hide what this image needs.
     fn links_at_hand(&self, known: &BTreeMap<DiffId, LayerRecord>, layers: &[ToldLayer]) -> Option<RootFs> {
         let [.., links, _] = layers else { return None };
         let record = known.get(&links.diff_id).filter(|record| record.contents.is_empty())?;
-        own_files::kept(self.cache?, record).ok()?
+        let links = own_files::kept(self.cache?, record).ok()??;
+        let is_link = |(path, node): (&[u8], &RootNode)| {
+            !matches!(node.kind, RootNodeKind::File(_)) && path.split(|&byte| byte == b'/').next() != Some(b"nix")
+        };
+        let is_plain = links.iter().all(is_link);
+        is_plain.then_some(links)
     }
 
     /// What the image is called, and what there is of it.

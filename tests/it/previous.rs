@@ -1,5 +1,7 @@
 //! `--previous`: layers that stay where the image before has them.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -207,33 +209,111 @@ fn umoci_does_not_unpack_what_is_hidden() {
     assert_eq!((is_there(&old), is_there(&project.package("tool3-2", 3)), is_there(&large)), (false, true, true));
 }
 
-/// Names come and go in the root; the layer of the others stays.
+/// Names that go are hidden, and the layer of the others stays.
 #[test]
-fn what_the_root_has_more_or_less_lies_in_the_top_layer() {
+fn the_layer_of_the_roots_links_stays_where_names_go() {
     let project = Project::new("app");
     let programs = |name: &str, count: usize| {
-        let tree = (0..count).fold(Tree::new(), |tree, n| tree.program(format!("bin/{name}{n}"), name));
-        project.store.add(name, &tree)
+        // Large enough not to lie on top of everything, and small enough to be hidden.
+        let tree = Tree::new().file(format!("lib/{name}"), vec![0; 4 << 20]);
+        project.store.add(name, &(0..count).fold(tree, |tree, n| tree.program(format!("bin/{name}{n}"), name)))
     };
+    let large = project.package("tool-large", 40);
     let (many, few, other) = (programs("many", 40), programs("few", 3), programs("other", 30));
     let file = project.sandbox.path("work/image.tar");
-    let made = |more: &[&str], args: &[&str]| {
-        project.described(&project.environment([1; 5], more), args);
+    let made = |more: &[&String], args: &[&str]| {
+        let more: Vec<&str> = more.iter().map(|path| path.as_str()).chain([large.as_str()]).collect();
+        project.described(&project.environment([1; 5], &more), args);
         Archive::open(&file)
     };
     let links = |archive: &Archive| archive.layer_digests().iter().rev().nth(1).cloned().unwrap();
-    let first = made(&[&many], &[]);
-    for (more, stays) in [(&[&many, &few][..], true), (&[&many], true), (&[&many, &other], false), (&[&few], false)] {
-        let more: Vec<&str> = more.iter().map(|path| path.as_str()).collect();
-        let expected = made(&more, &["--tag", "fresh"]);
-        let after = made(&more, &["--tag", "next", "--previous", "app:latest"]);
+    let first = made(&[&many, &few, &other], &[]);
+    let cases = [
+        // What goes, what is new.
+        (&[&many, &other][..], true),
+        (&[&few, &other], false),
+        (&[&many, &other, &programs("new", 1)], false),
+        (&[&many, &few, &other], true),
+    ];
+    for (more, stays) in cases {
+        let expected = made(more, &["--tag", "fresh"]);
+        let after = made(more, &["--tag", "next", "--previous", "app:latest"]);
         assert!(after.root() == expected.root(), "{more:?}");
         assert_eq!(links(&after) == links(&first), stays, "{more:?}");
-        let again = made(&more, &["--tag", "next", "--previous", "app:next"]);
+        let again = made(more, &["--tag", "next", "--previous", "app:next"]);
         assert_eq!(again.image_id(), after.image_id(), "{more:?}");
     }
-    let gone = made(&[], &["--previous", "app:latest"]);
-    assert_eq!(gone.hidden(), [""; 0], "too much of the links for that");
+    let less = made(&[&many, &other], &["--previous", "app:latest"]);
+    assert_eq!(less.hidden().iter().filter(|path| path.starts_with("bin/few")).count(), 3);
+    let back = made(&[&many, &few, &other], &["--previous", "app:latest"]);
+    assert_eq!(back.image_id(), first.image_id());
+}
+
+/// A registry that has one image, whatever it is asked for.
+fn serve(image: &Archive, config: &Value) -> String {
+    let config = serde_json::to_vec(config).unwrap();
+    let mut manifest = image.manifest.clone();
+    manifest["config"]["digest"] = layerhold::blob::Digest::of(&config).to_string().into();
+    manifest["config"]["size"] = config.len().into();
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let reference = format!("127.0.0.1:{}/team/app:1", listener.local_addr().unwrap().port());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // A request comes in one piece; who begins with TLS hears that there is none.
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap_or(0);
+            let line = String::from_utf8_lossy(&request[..length]);
+            let (kind, body) = match &*line {
+                line if line.contains("/manifests/") => ("application/vnd.oci.image.manifest.v1+json", &manifest[..]),
+                line if line.contains("/blobs/") => ("application/octet-stream", &config[..]),
+                _ => ("application/json", &b"{}"[..]),
+            };
+            let head = format!("Content-Type: {kind}\r\nContent-Length: {}\r\nConnection: close", body.len());
+            // Whoever has heard enough closes.
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\n{head}\r\n\r\n").and_then(|()| stream.write_all(body));
+        }
+    });
+    reference
+}
+
+/// Who can move a tag can name layers of this machine's in any order.
+#[test]
+fn a_top_layer_is_not_taken_for_that_of_the_links() {
+    let project = Project::new("app");
+    let (large, old) = (project.package("tool-large", 40), project.package("tool3-1", 3));
+    // What is gone in the end: otherwise nobody looks.
+    let more = project.package("more", 4);
+    let file = project.sandbox.path("work/image.tar");
+    for (tag, options) in [("few", &["--max-layers", "9"][..]), ("many", &[])] {
+        project.described(&project.environment([1; 5], &[&large, &more]), &[options, &["--tag", tag]].concat());
+        let honest = Archive::open(&file);
+        let changed = project.environment([1, 1, 2, 1, 1], &[&large, &more]);
+        project.described(&changed, &[options, &["--tag", tag, "--previous"]].concat());
+        let hiding = Archive::open(&file);
+        assert_eq!(hiding.hidden(), [old.trim_start_matches('/')]);
+        let mut config = honest.config.clone();
+        let diff_ids = config["rootfs"]["diff_ids"].as_array_mut().unwrap();
+        let below_the_top = diff_ids.len() - 1;
+        let top = hiding.config["rootfs"]["diff_ids"].as_array().unwrap().last().unwrap().clone();
+        diff_ids.insert(below_the_top, top);
+        let history = config["history"].as_array_mut().unwrap();
+        let mut own = history.last().unwrap().clone();
+        own["comment"] = "the image's own files".into();
+        history.insert(below_the_top, own);
+        let reference = serve(&honest, &config);
+        let less = project.environment([1; 5], &[&large]);
+        project.described(&less, &["--tag", "victim", "--previous", &reference]);
+        let victim = Archive::open(&file);
+        assert!(victim.store_paths().contains(&old), "{tag}");
+        assert_eq!(victim.hidden(), [more.trim_start_matches('/')], "{tag}");
+        let is_whiteout_of_it =
+            |path: &Vec<u8>| path.ends_with(format!(".wh.{}", &old["/nix/store/".len()..]).as_bytes());
+        for at in 0..victim.layer_digests().len() {
+            assert!(!victim.layer(at).keys().any(is_whiteout_of_it), "{tag}");
+        }
+    }
 }
 
 /// Few layers, several platforms, another codec, and once more to a registry.
@@ -412,6 +492,7 @@ fn only_what_is_new_goes_in(runtime: Peer) {
     project.sandbox.provide(runtime.program);
     let image = LoadedImage::new(runtime, format!("{}:latest", project.name));
     let (Some(bash), Some(tools)) = (project.store.add_bash(), project.store.add_tools()) else { return };
+    let small = project.store.add("small", &Tree::new().program("bin/small", "small"));
     let added = project.package("added", 3);
     let run = |more: &[&str], args: &[&str]| -> Value {
         let environment = project.environment([1; 5], more);
@@ -419,9 +500,9 @@ fn only_what_is_new_goes_in(runtime: Peer) {
         serde_json::from_slice(&command.args(args).assert().success().get_output().stdout).unwrap()
     };
     let chain = || -> Vec<String> { serde_json::from_str(&image.inspect("{{json .RootFS.Layers}}")).unwrap() };
-    run(&[&bash, &tools], &["--previous"]);
+    run(&[&bash, &tools, &small], &["--previous"]);
     let before = chain();
-    let after = run(&[&bash, &tools, &added], &["--previous"]);
+    let after = run(&[&bash, &tools, &small, &added], &["--previous"]);
     let (sent, most) = (after["bytes_sent"].as_u64().unwrap(), (3 << 20) + 500_000);
     assert!(sent <= most, "{sent} of {most}: {after:#}");
     // All but the image's own files, which are in two layers on top.
@@ -434,15 +515,25 @@ fn only_what_is_new_goes_in(runtime: Peer) {
     let old = project.package("tool1-1", 1);
     let see = |path: &str| image.run(&[], &["sh", "-c", &format!("if [ -e {path} ]; then echo yes; else echo no; fi")]);
     assert_eq!(see(&old).trim(), "yes");
-    let environment = project.environment([2, 1, 1, 1, 1], &[&bash, &tools, &added]);
-    let mut command = project.command(&environment, &["--runtime", runtime.program, "--json", "--previous"]);
-    let output = command.assert().success().get_output().stdout.clone();
-    let after: Value = serde_json::from_slice(&output).unwrap();
+    let run = |more: &[&str]| -> Value {
+        let environment = project.environment([2, 1, 1, 1, 1], more);
+        let mut command = project.command(&environment, &["--runtime", runtime.program, "--json", "--previous"]);
+        serde_json::from_slice(&command.assert().success().get_output().stdout).unwrap()
+    };
+    let after = run(&[&bash, &tools, &small, &added]);
     let (sent, most) = (after["bytes_sent"].as_u64().unwrap(), (1 << 20) + 500_000);
     assert!(sent <= most, "{sent} of {most}: {after:#}");
     let same = before.len() - 2;
     assert_eq!(chain()[..same], before[..same], "{after:#}");
     assert_eq!((see(&old).trim(), see(&project.package("tool1-2", 1)).trim()), ("no", "yes"));
+
+    // A package that goes is hidden, and so is its name in the root: everything but the top layer stays.
+    let before = chain();
+    assert_eq!(see("/bin/small").trim(), "yes");
+    let after = run(&[&bash, &tools, &added]);
+    let same = before.len() - 1;
+    assert_eq!(chain()[..same], before[..same], "{after:#}");
+    assert_eq!((see(&small).trim(), see("/bin/small").trim()), ("no", "no"));
 }
 
 #[test]
