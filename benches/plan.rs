@@ -40,7 +40,8 @@ type Layers = Vec<Vec<StorePath>>;
 /// The lengths of store paths in bytes.
 type Sizes = BTreeMap<StorePath, u64>;
 
-/// Makes a plan of a closure, and of the layers of the image before, if there was one, with the sizes of what is in them.
+/// Makes a plan of a closure, and of the layers of the image before, if there was one, with the sizes of what is in
+/// them.
 type Planner = fn(&Closure, &Layers, &Sizes) -> Layers;
 
 /// The planners, each with the width of its column: this plan, the same after the image before, and others'.

@@ -3,8 +3,8 @@
 //! Store paths lie in disjoint directories, so grouping and order are free. What matters is how much of the next image
 //! is already there. A layer is sent again when any of its paths changes, and classic Docker unpacks a layer again when
 //! anything *below* it changed. A path changes with each path of its own closure; a package that goes takes along what
-//! only it needs. As a rule nothing but the present closure is known, so what a change leaves alone must come out the same
-//! from another closure.
+//! only it needs. As a rule nothing but the present closure is known, so what a change leaves alone must come out the
+//! same from another closure.
 //!
 //! **Grouping** (`grouping`): each path belongs to the package that the user installs with the largest closure among
 //! those that need it. Layers of one owner are joined, those first that least would be sent in vain for: up to a limit
@@ -57,8 +57,8 @@ pub struct LayerPlan {
 pub struct Previous {
     /// The store paths in each, the bottom one first; none where they are not known.
     pub layers: Vec<Vec<StorePath>>,
-    /// Of the store paths in them that the closure does not have, those that can still be had, with their NARs' lengths in
-    /// bytes.
+    /// Of the store paths in them that the closure does not have, those that can still be had, with their NARs' lengths
+    /// in bytes.
     pub gone: BTreeMap<StorePath, u64>,
 }
 
@@ -69,8 +69,8 @@ pub struct Previous {
 ///
 /// `previous` is an image that was made before, with no layers where there is none.
 ///
-/// The same closure, with the same installed and after the same image, of which the same can be had, gives the same plan on
-/// any machine and in any order of its input.
+/// The same closure, with the same installed and after the same image, of which the same can be had, gives the same
+/// plan on any machine and in any order of its input.
 pub fn plan<'a>(
     closure: &Closure,
     installed: impl IntoIterator<Item = &'a StorePath>,

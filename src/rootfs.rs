@@ -84,9 +84,9 @@ impl RootFs {
         below
     }
 
-    /// What has to lie over `below` so that both together are this tree: the nodes that it has otherwise or not at all, with
-    /// the directories that they are in, and whiteouts for what this tree has not. `None` where a directory is something
-    /// else in the other one: not all readers agree on a whiteout beside what takes its place.
+    /// What has to lie over `below` so that both together are this tree: the nodes that it has otherwise or not at all,
+    /// with the directories that they are in, and whiteouts for what this tree has not. `None` where a directory is
+    /// something else in the other one: not all readers agree on a whiteout beside what takes its place.
     pub fn changes_from(&self, below: &Self) -> Option<Self> {
         let is_directory = |node: &RootNode| node.kind == RootNodeKind::Directory;
         let mut changes = Self::new();

@@ -256,12 +256,12 @@ pub(super) struct ImageArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Layers")]
 pub(super) struct LayerArgs {
-    /// Image made before to lay layers out on: what it has stays, what is new comes on top, so that runtimes unpack less;
-    /// NAME[:TAG] of the layer cache or REGISTRY/NAME[:TAG] [default without a value: the one that has had this image's
-    /// name until now, with --push in the registry, else in the layer cache]
+    /// Image made before to lay layers out on: what it has stays, what is new comes on top, so that runtimes unpack
+    /// less; NAME[:TAG] of the layer cache or REGISTRY/NAME[:TAG] [default without a value: the one that has had this
+    /// image's name until now, with --push in the registry, else in the layer cache]
     ///
-    /// The image depends on that one then, and may be larger by an eighth: what is gone stays in its layer, hidden. Where
-    /// there is none it is the same as without.
+    /// The image depends on that one then, and may be larger by an eighth: what is gone stays in its layer, hidden.
+    /// Where there is none it is the same as without.
     #[arg(long, value_name = "IMAGE", num_args = 0..=1, default_missing_value = ".")]
     pub(super) previous: Option<Previous>,
     /// Most layers that the image may have, 2 to 127

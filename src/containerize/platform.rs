@@ -32,7 +32,8 @@ fn own_layers(max_layers: usize) -> usize {
 }
 
 impl Request<'_> {
-    /// Goes through a stage for each platform. What fails says whose image it would be, unless that goes without saying.
+    /// Goes through a stage for each platform. What fails says whose image it would be, unless that goes without
+    /// saying.
     pub(super) fn for_each<T, U, E: Into<Error>>(
         &self,
         platforms: impl IntoIterator<Item = T>,
@@ -256,8 +257,8 @@ impl Platform {
         closure
     }
 
-    /// Plans the layers, laid out on these of the image before; `gone` is what they hold and the closure does not, as far
-    /// as it can be had, and `links` is what its root's links are, where their layer may stay.
+    /// Plans the layers, laid out on these of the image before; `gone` is what they hold and the closure does not, as
+    /// far as it can be had, and `links` is what its root's links are, where their layer may stay.
     pub(super) fn lay_out_on(
         &mut self,
         layers: Vec<Vec<StorePath>>,
@@ -307,9 +308,9 @@ impl Platform {
         Ok(Composed { platform: self, plan, realised, own })
     }
 
-    /// The layers of own files. Where most of the root's links are those of the image before, their layer stays as it is,
-    /// and the top layer has what is different: but only if all below stays as well, for a chained store would unpack it
-    /// again all the same, and another machine would make another image for nothing.
+    /// The layers of own files. Where most of the root's links are those of the image before, their layer stays as it
+    /// is, and the top layer has what is different: but only if all below stays as well, for a chained store would
+    /// unpack it again all the same, and another machine would make another image for nothing.
     fn over_the_links_before(&self, plan: &LayerPlan, links: RootFs, own: RootFs) -> Vec<RootFs> {
         // That of the links and the top layer are the image's before as well.
         let below = self.previous.layers.len().saturating_sub(2);

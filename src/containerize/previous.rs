@@ -30,8 +30,8 @@ const SAME_NAME: &str = ".";
 /// Which image that is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Previous {
-    /// The one that has had the image's name until now: the first that there is where it is pushed to, if it is; else in
-    /// the layer store.
+    /// The one that has had the image's name until now: the first that there is where it is pushed to, if it is; else
+    /// in the layer store.
     SameName,
     /// One of the layer store, `NAME` or `NAME:TAG`.
     InStore(String),
@@ -95,8 +95,8 @@ enum Unknown {
 }
 
 impl Request<'_> {
-    /// Has the layers of each platform laid out on those of the image before. Where nothing is known of them, this image
-    /// is as a first one, and that is said.
+    /// Has the layers of each platform laid out on those of the image before. Where nothing is known of them, this
+    /// image is as a first one, and that is said.
     ///
     /// `pushed_to` is where this image is pushed.
     pub(super) fn lay_out_on_previous<'t>(
@@ -155,8 +155,8 @@ impl Request<'_> {
         }
     }
 
-    /// What the layer store knows of the layers of all images of this name, by their diff IDs, where something is gone from
-    /// these.
+    /// What the layer store knows of the layers of all images of this name, by their diff IDs, where something is gone
+    /// from these.
     fn layers_of(
         &self,
         name: &ImageName,
@@ -172,9 +172,9 @@ impl Request<'_> {
         Ok(known.into_iter().map(|record| (record.diff_id, record)).collect())
     }
 
-    /// What these layers hold and the closure does not, from the bottom up to the first that cannot stay. A layer can where
-    /// this machine's Nix store has all that is in it, and it is one of the `known` ones, of another image of this name: who
-    /// moves a tag can have an image carry along nothing but what those have had.
+    /// What these layers hold and the closure does not, from the bottom up to the first that cannot stay. A layer can
+    /// where this machine's Nix store has all that is in it, and it is one of the `known` ones, of another image of
+    /// this name: who moves a tag can have an image carry along nothing but what those have had.
     fn gone_and_at_hand(
         &self,
         known: &BTreeMap<DiffId, LayerRecord>,
@@ -199,8 +199,8 @@ impl Request<'_> {
         infos.filter(|info| is_gone(&info.path)).map(|info| (info.path.clone(), info)).collect()
     }
 
-    /// The links in the root of an image with these layers, where they have the layer below the top one. It is taken for
-    /// theirs only if it has nothing else: a top layer's whiteouts would hide what this image needs.
+    /// The links in the root of an image with these layers, where they have the layer below the top one. It is taken
+    /// for theirs only if it has nothing else: a top layer's whiteouts would hide what this image needs.
     fn links_at_hand(&self, known: &BTreeMap<DiffId, LayerRecord>, layers: &[ToldLayer]) -> Option<RootFs> {
         let [.., links, _] = layers else { return None };
         let record = known.get(&links.diff_id).filter(|record| record.contents.is_empty())?;

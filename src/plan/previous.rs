@@ -4,10 +4,10 @@
 //! and what is new comes on top: what was added has changed nothing below it then, and what has changed once is what
 //! changes again. That is how lists order themselves (move to front, Sleator and Tarjan 1985).
 //!
-//! A layer stays as well where some or all of its paths are gone from the closure: whiteouts hide them. They are ballast,
-//! of which an image carries a share at most, and drops what has little above it beside what is new. From the first layer
-//! that has to go, what lies above it is unpacked again in any order, and is free to move. Layers have sizes: a little of it
-//! stays above what is new, so that small layers need not take turns with large ones.
+//! A layer stays as well where some or all of its paths are gone from the closure: whiteouts hide them. They are
+//! ballast, of which an image carries a share at most, and drops what has little above it beside what is new. From the
+//! first layer that has to go, what lies above it is unpacked again in any order, and is free to move. Layers have
+//! sizes: a little of it stays above what is new, so that small layers need not take turns with large ones.
 
 use std::collections::BTreeSet;
 
@@ -15,9 +15,9 @@ use super::Previous;
 use super::graph::Graph;
 use crate::nix::StorePath;
 
-/// What stays above a new layer is at most one part in so many of it: a change that comes again unpacks at most 1.05 times
-/// what was new when it came first. And what is unpacked again to be rid of ballast is at most one part in so many of what
-/// is new.
+/// What stays above a new layer is at most one part in so many of it: a change that comes again unpacks at most 1.05
+/// times what was new when it came first. And what is unpacked again to be rid of ballast is at most one part in so
+/// many of what is new.
 const PARTS: u128 = 20;
 /// Of the closure's size at most one part in so many is ballast.
 const BALLAST: u128 = 8;
@@ -52,8 +52,9 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Of the layers of `previous` as many as the budget has room for, and all paths that are in none of them, in ascending
-    /// order. A layer of which nothing is known goes, and so does one with a path that cannot be had any more.
+    /// Of the layers of `previous` as many as the budget has room for, and all paths that are in none of them, in
+    /// ascending order. A layer of which nothing is known goes, and so does one with a path that cannot be had any
+    /// more.
     pub(super) fn new(graph: &Graph<'_>, previous: &Previous, budget: usize) -> (Self, Vec<usize>) {
         let before = Before::new(graph, previous);
         let mut in_place = before.layers.iter().take_while(|layer| layer.is_some()).count();
@@ -186,8 +187,8 @@ impl<'g> Before<'g> {
         fit.count()
     }
 
-    /// As many of these as leave room for new layers, where there is little of it, and if to be rid of the others' ballast
-    /// costs less than to make those on top anew.
+    /// As many of these as leave room for new layers, where there is little of it, and if to be rid of the others'
+    /// ballast costs less than to make those on top anew.
     fn with_room(&self, in_place: usize, budget: usize) -> usize {
         let little = room(budget).div_ceil(2);
         if self.count(in_place) + little <= budget || !self.is_anything_new(in_place) {

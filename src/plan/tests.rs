@@ -238,7 +238,8 @@ proptest! {
         prop_assert_eq!(&second, &plan_after(&changed, &second, budget));
     }
 
-    /// Where layers are left: what has all of its paths stays, in its order, and in its place up to the first that has not.
+    /// Where layers are left: what has all of its paths stays, in its order, and in its place up to the first that has
+    /// not.
     #[test]
     fn layers_that_lost_nothing_stay(packages in packages(0..64 * MIB, 60), changed in any::<prop::sample::Index>()) {
         prop_assume!(!packages.nodes.is_empty());
@@ -302,10 +303,10 @@ proptest! {
         prop_assert_eq!(plan(&closure, [], &again, budget).layers, planned.layers);
     }
 
-    /// Many changes one after the other, of packages that come and go as well: whatever became of the layers until then,
-    /// each path is there once, ballast is little and hidden, and the same after the same is the same. Where layers are left,
-    /// and all that has ever gone is little, a change unpacks no more than 1.05 times what is new, the first time as well as
-    /// when it comes again.
+    /// Many changes one after the other, of packages that come and go as well: whatever became of the layers until
+    /// then, each path is there once, ballast is little and hidden, and the same after the same is the same. Where
+    /// layers are left, and all that has ever gone is little, a change unpacks no more than 1.05 times what is new, the
+    /// first time as well as when it comes again.
     #[test]
     fn changes_cost_themselves(
         packages in packages(MIB..64 * MIB, 80),

@@ -361,8 +361,8 @@ impl LayerStore {
         Ok(self.lookup(&keys)?.into_iter().flatten().collect())
     }
 
-    /// The layers' blobs of a recorded image, by the digest of its manifest or of its index; none where there is no such
-    /// image.
+    /// The layers' blobs of a recorded image, by the digest of its manifest or of its index; none where there is no
+    /// such image.
     pub fn blobs_of_image(&self, manifest: &Digest) -> Result<BTreeSet<Digest>, StoreError> {
         let images = self.images()?;
         let Some(layers) = images.iter().find_map(|image| image.record.layers_of(manifest)) else {

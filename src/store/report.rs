@@ -81,8 +81,8 @@ pub struct WhyRow {
     /// The layer that has it; absent where the image itself was asked for, or the layer is gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<Digest>,
-    /// The shortest way through references: from what the user installed to what was asked for. Empty for a layer, and for
-    /// a store path that nothing needs any more, which a layer of an image before holds and a whiteout hides.
+    /// The shortest way through references: from what the user installed to what was asked for. Empty for a layer, and
+    /// for a store path that nothing needs any more, which a layer of an image before holds and a whiteout hides.
     pub through: Vec<String>,
 }
 

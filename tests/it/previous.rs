@@ -111,8 +111,8 @@ fn what_is_new_comes_on_top_and_the_rest_stays() {
     let digest = after["manifest_digest"].as_str().unwrap();
     assert!(said.contains(&format!("layers are laid out on those of 'app:latest' ({digest}): 6 stay")), "{said}");
 
-    // The same again is the same again; a package that is changed again and again costs itself alone. Three mebibytes of
-    // sixteen are too much to be carried along.
+    // The same again is the same again; a package that is changed again and again costs itself alone. Three mebibytes
+    // of sixteen are too much to be carried along.
     assert_eq!(project.described(&more, &["--previous"])["image_id"], after["image_id"]);
     let changed = project.described(&project.environment([1, 1, 2, 1, 1], &[&added]), &["--previous"]);
     assert_eq!(packages(&changed), ["tool5-1", "tool4-1", "tool2-1", "tool1-1", "added", "tool3-2"]);
@@ -466,7 +466,8 @@ fn a_registry_that_fails_costs_a_warning_and_half_a_minute_at_most() {
         proxy.fail_always(request, fault);
         let started = Instant::now();
         said += &project.warning(&environment, &["--previous", &reference]);
-        // Three times five seconds, waits between them, and two whole runs; a registry that an image goes to has minutes.
+        // Three times five seconds, waits between them, and two whole runs; a registry that an image goes to has
+        // minutes.
         assert!(started.elapsed() < Duration::from_secs(40), "{said}{:?}", started.elapsed());
         proxy.mend();
     }
