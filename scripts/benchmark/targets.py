@@ -29,7 +29,12 @@ def verdicts(results):
 
 def at_most(job, what, value, limit, unit):
     """A target with a ceiling."""
-    return Verdict(job, f"{what}: at most {limit:g}{unit}", *judged(value, unit, lambda: value <= limit))
+    return Verdict(job, f"{what}: at most {shown(limit)}{unit}", *judged(value, unit, lambda: value <= limit))
+
+
+def shown(limit):
+    """A limit in words; it is compared as it is."""
+    return f"{limit:.0f}" if limit >= 100 else f"{limit:.3g}"
 
 
 def at_least(job, what, value, limit, unit):
@@ -84,10 +89,10 @@ def planned(results):
         for way, prefix in [("", ""), (", `--previous`", "previous_"), (", `--previous`, again", "again_")]:
             if line[f"{prefix}new"] is None:
                 continue
-            yield at_most(job + way, "in new layers", line[f"{prefix}new"] / MIB, round(limit, 1), " MiB")
+            yield at_most(job + way, "in new layers", line[f"{prefix}new"] / MIB, limit, " MiB")
             # The roots alone can lie on top.
             if line["variant"] in ("leaf", "several", "added"):
-                yield at_most(job + way, "above the unchanged chain", line[f"{prefix}above"] / MIB, round(limit, 1), " MiB")
+                yield at_most(job + way, "above the unchanged chain", line[f"{prefix}above"] / MIB, limit, " MiB")
 
 
 def memory(results):
