@@ -73,6 +73,12 @@ impl RootFs {
         self.file([&path[..name], b".wh.", &path[name..]].concat(), 0o644, []);
     }
 
+    /// The names in the directory `path` that this hides.
+    pub fn hidden_in(&self, path: &[u8]) -> impl Iterator<Item = &[u8]> {
+        let in_it = self.0.keys().filter_map(move |file| file.strip_prefix(path)?.strip_prefix(b"/.wh."));
+        in_it.filter(|name| !name.contains(&b'/'))
+    }
+
     /// The node at `path`.
     pub fn get(&self, path: &[u8]) -> Option<&RootNode> {
         self.0.get(path)

@@ -261,9 +261,13 @@ pub(super) struct LayerArgs {
     /// image's name until now, with --push in the registry, else in the layer cache]
     ///
     /// The image depends on that one then, and may be larger by an eighth: what is gone stays in its layer, hidden.
-    /// Where there is none it is the same as without.
+    /// Where there is none it is the same as without. LAYERHOLD_PREVIOUS=IMAGE is the same for all runs; a dot stands
+    /// for no value.
     #[arg(long, value_name = "IMAGE", num_args = 0..=1, default_missing_value = ".")]
     pub(super) previous: Option<Previous>,
+    /// Lay layers out by the environment alone, whatever the settings say
+    #[arg(long, overrides_with = "previous")]
+    pub(super) no_previous: bool,
     /// Most layers that the image may have, 2 to 127
     #[arg(long, value_name = "N", default_value_t = plan::DEFAULT_LAYERS as u8)]
     #[arg(value_parser = clap::value_parser!(u8).range(2..=plan::MAX_LAYERS as i64))]

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::args::LayerArgs;
 use super::failure::Failure;
 use super::size;
 use super::surroundings::{config_home, variable};
+use crate::containerize::Previous;
 
 /// Most bytes that the layer store takes unless somebody says otherwise.
 const DEFAULT_CACHE_SIZE: u64 = 20 << 30;
@@ -17,6 +19,7 @@ const DEFAULT_CACHE_SIZE: u64 = 20 << 30;
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct Config {
     pub(super) cache: CacheConfig,
+    pub(super) layers: LayersConfig,
     pub(super) substituters: SubstitutersConfig,
     pub(super) shared_cache: SharedCacheConfig,
 }
@@ -25,6 +28,13 @@ pub(super) struct Config {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(super) struct CacheConfig {
     pub(super) max_size: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(super) struct LayersConfig {
+    /// Whether they are laid out on those of the image that has had the name until now.
+    pub(super) previous: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -83,10 +93,25 @@ pub(super) fn cache_max_size(cache: &Path) -> Result<u64, Failure> {
     Ok(DEFAULT_CACHE_SIZE.min(disk / 10))
 }
 
+/// The image to lay layers out on: that of the option, else of `LAYERHOLD_PREVIOUS`, else by `layers.previous` in the
+/// config file.
+pub(super) fn previous(args: &LayerArgs) -> Result<Option<Previous>, Failure> {
+    if args.no_previous || args.previous.is_some() {
+        return Ok(args.previous.clone().filter(|_| !args.no_previous));
+    }
+    if let Some(value) = variable("LAYERHOLD_PREVIOUS") {
+        let hint = "name an image, or the one that has the name: LAYERHOLD_PREVIOUS=. layerhold ...".to_owned();
+        let named = value.to_string_lossy().parse().map(Some);
+        return named.map_err(|error| Failure::usage(format!("LAYERHOLD_PREVIOUS: {error}"), Some(hint)));
+    }
+    let is_set = Config::read()?.is_some_and(|(_, config)| config.layers.previous);
+    Ok(is_set.then_some(Previous::SameName))
+}
+
 /// The file holds something that it should not.
 pub(super) fn invalid(file: &Path, why: &str) -> Failure {
-    let hint = "what it may hold: [cache], and below that max-size = \"50GiB\"; [substituters], and below that urls, \
-                trusted-public-keys, netrc-file, and [substituters.tokens]; [shared-cache], and below that from, to, \
-                trust, key-file";
+    let hint = "what it may hold: [cache], and below that max-size = \"50GiB\"; [layers], and below that \
+                previous = true; [substituters], and below that urls, trusted-public-keys, netrc-file, and \
+                [substituters.tokens]; [shared-cache], and below that from, to, trust, key-file";
     Failure::new(format!("{}: {why}", file.display()), Some(hint.to_owned()))
 }

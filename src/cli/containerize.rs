@@ -74,6 +74,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         layout: args.target.layout.clone(),
         push: args.target.push.clone(),
     };
+    let previous = config::previous(&args.layers)?;
     let directories = substituters.addresses.iter().filter_map(CacheAddress::directory);
     let outset = proxy::Outset {
         selection: selection(&args.environment),
@@ -81,6 +82,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         target: target.clone(),
         path: std::env::var_os("PATH"),
         systems: systems.clone(),
+        previous: previous.clone(),
         directories: directories.filter(|directory| directory.is_dir()).map(Into::into).collect(),
         logins: substituters.credentials.hand_on(&substituters.addresses),
         now: SystemTime::now(),
@@ -90,7 +92,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         return proxy::run(args, outset, &mut stdout, progress);
     }
     let share = share::settings(&args.share, &args.registries, args.environment.offline)?;
-    let previous = previous(args, progress);
+    let previous = previous.filter(|previous| may_be_asked(previous, args, progress));
     let asked = args.target.push.iter().chain(previous.as_ref().and_then(Previous::reference));
     let registries = registries::settings(&args.registries, asked)?;
     let registries = registries.with_logins_of(&share.keyring.registries);
@@ -150,18 +152,13 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
     report::tell(&report, &told, started, progress)
 }
 
-/// The image to lay layers out on, unless it is where nothing may be asked.
-fn previous(args: &args::Containerize, progress: &Progress) -> Option<Previous> {
-    let previous = args.layers.previous.clone()?;
-    let of_target = args.target.push.first().filter(|_| previous == Previous::SameName);
-    match previous.reference().or(of_target) {
-        Some(reference) if args.environment.offline => {
-            let message = format!("layers are not laid out on those of '{reference}': --offline asks no registry");
-            progress.event(Event::Warning { message });
-            None
-        }
-        _ => Some(previous),
-    }
+/// Whether the image to lay layers out on is not where nothing may be asked.
+fn may_be_asked(previous: &Previous, args: &args::Containerize, progress: &Progress) -> bool {
+    let of_target = args.target.push.first().filter(|_| *previous == Previous::SameName);
+    let Some(reference) = previous.reference().or(of_target).filter(|_| args.environment.offline) else { return true };
+    let message = format!("layers are not laid out on those of '{reference}': --offline asks no registry");
+    progress.event(Event::Warning { message });
+    false
 }
 
 /// Standard output as a file: the library's own looks for line ends in all that is written to it.

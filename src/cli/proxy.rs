@@ -28,6 +28,8 @@ pub(super) struct Outset<'a> {
     pub(super) target: TargetRequest,
     pub(super) path: Option<OsString>,
     pub(super) systems: Vec<System>,
+    /// The image to lay layers out on.
+    pub(super) previous: Option<Previous>,
     /// Binary caches that are directories here.
     pub(super) directories: Vec<PathBuf>,
     /// What binary caches are shown of who asks.
@@ -108,9 +110,9 @@ pub(super) fn run(
         volume: args.proxy.proxy_volume.clone(),
         shared,
         variables,
-        arguments: arguments(args, progress.verbosity(), &place, &outset.systems),
+        arguments: arguments(args, progress.verbosity(), &place, &outset.systems, outset.previous.as_ref()),
     };
-    if let Some(reference) = args.layers.previous.as_ref().and_then(Previous::reference) {
+    if let Some(reference) = outset.previous.as_ref().and_then(Previous::reference) {
         let message = format!("layers are not laid out on those of '{reference}': a proxy container asks no registry");
         progress.event(Event::Warning { message });
     }
@@ -194,7 +196,13 @@ impl Place {
 
 /// The arguments of the run in the container: those of this run, with the target and the environment's place as they are
 /// there. Every argument is named here, so that none is forgotten.
-fn arguments(args: &Containerize, verbosity: Verbosity, place: &Place, systems: &[System]) -> Vec<OsString> {
+fn arguments(
+    args: &Containerize,
+    verbosity: Verbosity,
+    place: &Place,
+    systems: &[System],
+    previous: Option<&Previous>,
+) -> Vec<OsString> {
     let Containerize { environment, target, registries, share, image, layers, proxy, dry_run: _, json: _ } = args;
     // The binary caches and their keys are in NIX_CONFIG, for their addresses may hold passwords.
     let EnvironmentArgs { dir: _, remote: _, generation: _, mode, store: _, substituters: _, keys: _, .. } =
@@ -205,7 +213,7 @@ fn arguments(args: &Containerize, verbosity: Verbosity, place: &Place, systems: 
     // Shared caches are not asked in the container, which has none of this machine's logins.
     let ShareArgs { cache_from: _, cache_to: _, cache_trust: _, cache_key: _ } = share;
     let ImageArgs { platforms: _, tag, labels, created } = image;
-    let LayerArgs { previous, max_layers, compression } = layers;
+    let LayerArgs { previous: _, no_previous: _, max_layers, compression } = layers;
     let ProxyArgs { proxy: _, proxy_image: _, proxy_volume: _, in_proxy: _ } = proxy;
 
     let mut arguments: Vec<OsString> = Vec::new();
@@ -276,7 +284,7 @@ mod tests {
             true => vec![System::Aarch64Linux],
             false => args.image.platforms.clone(),
         };
-        let arguments = arguments(&args, verbosity, place, &systems);
+        let arguments = arguments(&args, verbosity, place, &systems, args.layers.previous.as_ref());
         arguments.iter().map(|argument| argument.to_str().unwrap()).collect::<Vec<_>>().join(" ")
     }
 

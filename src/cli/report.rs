@@ -170,6 +170,7 @@ fn image_json(image: &Image) -> Map<String, Value> {
         ("image_id", json!(image.config_digest)),
         ("manifest_digest", json!(image.manifest_digest)),
         ("layers", json!(image.layers)),
+        ("hidden", json!(image.hidden)),
     ])
 }
 

@@ -74,10 +74,10 @@ pub fn push_again(request: AgainRequest<'_>, observer: &dyn Observer) -> Result<
     let contents = ingredients.iter().map(Ingredients::contents).collect();
     let layers = Layers::look_up(workshop, contents, MadeBefore::default()).pack_missing(None)?;
     memo.save();
-    let images = ingredients
-        .iter()
-        .zip(layers.descriptors()?)
-        .map(|(ingredients, layers)| Image::with_config(name.clone(), ingredients.config.as_bytes().to_vec(), layers));
+    let images = ingredients.iter().zip(layers.descriptors()?).map(|(ingredients, layers)| {
+        let config = ingredients.config.as_bytes().to_vec();
+        Image::with_config(name.clone(), config, layers, ingredients.hidden())
+    });
     let images = images.collect::<Result<Vec<_>, ImageError>>()?;
     let images = Images::assemble(name, images)?;
 
@@ -128,8 +128,9 @@ impl Ingredients {
     fn store_paths(record: &LayerRecord, title: &str, nix: &Reach<'_>) -> Result<Ingredient, Error> {
         let invalid = || AgainError::Record(title.to_owned());
         let mut infos = Vec::new();
-        for content in &record.contents {
-            let path: StorePath = format!("/nix/store/{}", content.name).parse().map_err(|_| invalid())?;
+        let paths = record.contents.iter().map(|content| StorePath::from_base_name(&content.name));
+        let paths: Vec<StorePath> = paths.collect::<Result<_, _>>().map_err(|_| invalid())?;
+        for path in paths {
             let changed = || AgainError::Changed { image: title.to_owned(), path: path.clone() };
             infos.push(nix.path_info(&path)?.ok_or_else(changed)?);
         }
@@ -149,15 +150,25 @@ impl Ingredients {
         let incomplete =
             || AgainError::Incomplete { image: title.to_owned(), what: "the layer of its own files is not kept" };
         let root = own_files::kept(cache, record)?.ok_or_else(incomplete)?;
-        let names = root.iter().filter_map(|(path, _)| std::str::from_utf8(path.strip_prefix(b"nix/store/")?).ok());
-        let names = names.filter(|name| !name.contains('/'));
-        let store_paths = names.filter_map(|name| format!("/nix/store/{name}").parse().ok()).collect();
+        let names = root.iter().filter_map(|(path, _)| path.strip_prefix(b"nix/store/"));
+        let store_paths = names.filter(|name| !name.contains(&b'/')).filter_map(store_path).collect();
         Ok(Ingredient::OwnFiles { root, store_paths })
     }
 
     fn contents(&self) -> Vec<LayerContents<'_>> {
         self.layers.iter().map(Ingredient::contents).collect()
     }
+
+    /// The store paths that the top layer hides.
+    fn hidden(&self) -> Vec<StorePath> {
+        let Some(Ingredient::OwnFiles { root, .. }) = self.layers.last() else { return Vec::new() };
+        root.hidden_in(b"nix/store").filter_map(store_path).collect()
+    }
+}
+
+/// The store path with this base name.
+fn store_path(name: &[u8]) -> Option<StorePath> {
+    StorePath::from_base_name(std::str::from_utf8(name).ok()?).ok()
 }
 
 impl Ingredient {

@@ -396,6 +396,7 @@ impl Composed<'_> {
     pub(super) fn spec(&self, request: &Request<'_>, name: ImageName, config: &ContainerConfig) -> ImageSpec {
         let realised = &self.realised;
         let mut spec = ImageSpec::new(name, self.platform.ingredients.system.architecture());
+        spec.hidden = self.plan.hidden.clone();
         spec.created = request.created;
         spec.entrypoint = realised.entrypoint.clone();
         spec.cmd = Some(realised.cmd.clone()).filter(|cmd| !cmd.is_empty());

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use oci_spec::image::{Arch, Config, ImageConfiguration, Os, RootFs};
 
 use super::{ImageName, Layer, Timestamp, history};
+use crate::nix::StorePath;
 
 /// What an image shall be, its layers left out. Fields are OCI's (image specification, config.md, "Properties").
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageSpec {
     /// What it is called. It does not show in the image's identity.
     pub name: ImageName,
+    /// Store paths that a layer holds and the top one hides: nothing in the image needs them. Not in the identity either.
+    pub hidden: Vec<StorePath>,
     /// `architecture`, Go's name: `amd64`, `arm64`.
     pub architecture: String,
     /// `created`, of the image and of every entry of its history.
@@ -40,6 +43,7 @@ impl ImageSpec {
     pub fn new(name: ImageName, architecture: &str) -> Self {
         Self {
             name,
+            hidden: Vec::new(),
             architecture: architecture.to_owned(),
             created: Timestamp::default(),
             entrypoint: Vec::new(),

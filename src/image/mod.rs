@@ -20,6 +20,7 @@ use oci_spec::OciSpecError;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageManifestBuilder, MediaType, SCHEMA_VERSION, Sha256Digest};
 
 use crate::blob::{Digest, canonical_json};
+use crate::nix::StorePath;
 
 /// An image, ready to be delivered: all of it but the bytes of its layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct Image {
     pub manifest_digest: Digest,
     /// The layers, the lowest first.
     pub layers: Vec<Layer>,
+    /// Store paths that one of the layers holds and the top one hides.
+    pub hidden: Vec<StorePath>,
 }
 
 /// An image that cannot be put together.
@@ -58,22 +61,33 @@ impl Image {
     /// Puts an image together from what is wanted and the layers that make it, the lowest first.
     pub fn assemble(spec: ImageSpec, layers: Vec<Layer>) -> Result<Self, ImageError> {
         let config = canonical_json(&spec.configuration(&layers))?;
-        let ImageSpec { name, architecture, .. } = spec;
-        Self::of(name, architecture, config, layers)
+        let ImageSpec { name, architecture, hidden, .. } = spec;
+        Self::of(name, architecture, config, layers, hidden)
     }
 
     /// The image that had this configuration before, of the same layers, which may be compressed otherwise now.
-    pub fn with_config(name: ImageName, config: Vec<u8>, layers: Vec<Layer>) -> Result<Self, ImageError> {
+    pub fn with_config(
+        name: ImageName,
+        config: Vec<u8>,
+        layers: Vec<Layer>,
+        hidden: Vec<StorePath>,
+    ) -> Result<Self, ImageError> {
         let described: ImageConfiguration = serde_json::from_slice(&config)?;
         let diff_ids = layers.iter().map(|layer| layer.diff_id.to_string());
         if !described.rootfs().diff_ids().iter().cloned().eq(diff_ids) {
             return Err(ImageError::OtherLayers);
         }
         let architecture = described.architecture().to_string();
-        Self::of(name, architecture, config, layers)
+        Self::of(name, architecture, config, layers, hidden)
     }
 
-    fn of(name: ImageName, architecture: String, config: Vec<u8>, layers: Vec<Layer>) -> Result<Self, ImageError> {
+    fn of(
+        name: ImageName,
+        architecture: String,
+        config: Vec<u8>,
+        layers: Vec<Layer>,
+        hidden: Vec<StorePath>,
+    ) -> Result<Self, ImageError> {
         let config_digest = Digest::of(&config);
         let manifest = ImageManifestBuilder::default()
             .schema_version(SCHEMA_VERSION)
@@ -88,7 +102,7 @@ impl Image {
             .build()?;
         let manifest = canonical_json(&manifest)?;
         let manifest_digest = Digest::of(&manifest);
-        Ok(Self { name, architecture, config, config_digest, manifest, manifest_digest, layers })
+        Ok(Self { name, architecture, config, config_digest, manifest, manifest_digest, layers, hidden })
     }
 
     /// The platform that it runs on, as runtimes spell it: `linux/arm64`.

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::archive::{Archive, Platforms};
 use crate::containerize::containerize;
@@ -130,10 +130,10 @@ fn a_little_that_is_gone_is_hidden_where_it_lies() {
     let before = ["tool-large", "tool5-1", "tool4-1", "tool3-1", "tool2-1", "tool1-1"];
 
     let changed = project.environment([1, 1, 2, 1, 1], &[&large]);
-    let fresh = project.described(&changed, &["--tag", "fresh"]);
-    assert_eq!(packages(&fresh), ["tool-large", "tool5-1", "tool4-1", "tool3-2", "tool2-1", "tool1-1"]);
+    let described = project.described(&changed, &["--tag", "fresh"]);
+    assert_eq!(packages(&described), ["tool-large", "tool5-1", "tool4-1", "tool3-2", "tool2-1", "tool1-1"]);
     let (fresh, expected) = (archive(), archive().root());
-    assert_eq!(fresh.hidden(), [""; 0]);
+    assert_eq!((fresh.hidden().len(), described["hidden"].clone()), (0, json!([])));
     let after = project.described(&changed, &["--previous"]);
     assert_eq!(packages(&after), [&before[..], &["tool3-2"]].concat());
     assert_eq!(archive().hidden(), [old.trim_start_matches('/')]);
@@ -334,13 +334,14 @@ fn what_is_hidden_is_hidden_in_every_kind_of_image() {
         let after = project.described(&changed, &[options, &["--tag", tag, "--previous"]].concat());
         let archive = Archive::open(&file);
         assert_eq!(archive.hidden(), hidden, "{tag}: {after:#}");
+        assert_eq!(after["hidden"], json!([old]), "{tag}");
         assert!(archive.root() == expected, "{tag}");
         // What was made once is pushed as it was made.
         let reference = server.reference(&format!("team/app:{tag}"));
         let mut push = project.sandbox.cmd();
         push.args(["push", "--json", &format!("app:{tag}"), &reference, "--store"]).arg(project.store.root());
         let pushed: Value = serde_json::from_slice(&push.assert().success().get_output().stdout).unwrap();
-        assert_eq!(pushed["image_id"], after["image_id"], "{tag}");
+        assert_eq!((&pushed["image_id"], &pushed["hidden"]), (&after["image_id"], &after["hidden"]), "{tag}");
     }
     let both = ["--platform", "linux/amd64,linux/arm64"];
     project.described(&first(), &both);
@@ -439,6 +440,39 @@ fn without_an_image_before_it_is_the_same_as_ever() {
         let said = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
         assert!(said.contains(&format!("error: invalid value '{invalid}' for '--previous [<IMAGE>]'")), "{said}");
     }
+}
+
+#[test]
+fn it_may_stand_in_the_environment_and_in_the_tools_own_file() {
+    let project = Project::new("app");
+    let added = project.package("added", 3);
+    project.described(&project.environment([1; 5], &[]), &[]);
+    let (more, lies_on_top) = (project.environment([1; 5], &[&added]), Some("added".to_owned()));
+    let top = |variable: &str, args: &[&str]| {
+        let mut command = project.command(&more, &["--json", "-f", "image.tar", "--dry-run"]);
+        if !variable.is_empty() {
+            command.env("LAYERHOLD_PREVIOUS", variable);
+        }
+        let image = command.args(args).assert().success().get_output().stdout.clone();
+        packages(&serde_json::from_slice(&image).unwrap()).pop()
+    };
+    assert_ne!(top("", &[]), lies_on_top);
+    assert_eq!(top(".", &[]), lies_on_top);
+    assert_eq!(top("app:latest", &["--tag", "other"]), lies_on_top);
+    assert_ne!(top(".", &["--no-previous"]), lies_on_top);
+    assert_eq!(top("", &["--no-previous", "--previous"]), lies_on_top);
+
+    std::fs::create_dir_all(project.sandbox.path("home/.config/layerhold")).unwrap();
+    let config = project.sandbox.path("home/.config/layerhold/config.toml");
+    std::fs::write(&config, "[layers]\nprevious = true\n").unwrap();
+    assert_eq!(top("", &[]), lies_on_top);
+    assert_ne!(top("", &["--no-previous"]), lies_on_top);
+    assert_ne!(top("app:none", &[]), lies_on_top, "what is named goes before the file");
+    std::fs::write(&config, "[layers]\nprevious = \"app\"\n").unwrap();
+    let refused = project.command(&more, &["-f", "image.tar"]).assert().failure();
+    let said = project.sandbox.tidy(&String::from_utf8_lossy(&refused.get_output().stderr));
+    assert!(said.contains("invalid type: string \"app\", expected a boolean"), "{said}");
+    assert!(said.contains("hint: what it may hold: ") && said.contains("previous = true"), "{said}");
 }
 
 #[test]
