@@ -5,6 +5,7 @@
 //! ```
 
 mod again;
+mod ballast;
 mod own_files;
 mod platform;
 mod previous;
@@ -23,7 +24,7 @@ use crate::environment::{self, ActivateMode, Selection, StartServices, Surroundi
 use crate::error::Error;
 use crate::event::Observer;
 use crate::image::{Image, ImageName, Images, Timestamp};
-use crate::layers::{Layers, MadeBefore, Trouble, Workshop};
+use crate::layers::{Layers, Trouble, Workshop};
 use crate::memo::Memo;
 use crate::nix::StorePath;
 use crate::pack::{Compression, Packer};
@@ -114,11 +115,12 @@ pub fn containerize(
     let catalog = request.catalog(&memo, observer);
     let mut platforms = request
         .for_each(ingredients, |ingredients| Platform::gather(&request, ingredients, &nix, &catalog, observer))?;
-    request.lay_out_on_previous(&mut platforms, &name, targets.in_registries(), &nix, observer);
-    memo.save();
-
     let share = if request.dry_run { request.share.clone().read_only() } else { request.share.clone() };
     let shared = SharedCache::new(share, &memo, observer, request.now);
+    let in_registries = targets.in_registries();
+    request.lay_out_on_previous(&mut platforms, &name, in_registries, &nix, shared.as_ref(), observer);
+    memo.save();
+
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);
     let workshop = Workshop {
@@ -132,7 +134,7 @@ pub fn containerize(
     let far = platforms.iter().map(|platform| platform.far_layers(&nix, request.max_layers)).collect();
     let mut counts = platforms.iter().filter_map(|platform| platform.layer_count(request.max_layers));
     counts.try_for_each(|count| targets.accept_layers(count))?;
-    let far = Layers::look_up(workshop, far, MadeBefore::default());
+    let far = Layers::look_up_far(workshop, far);
     if !far.is_complete() {
         targets.accept_compression(observer)?;
     }

@@ -157,10 +157,21 @@ pub struct Layers<'a> {
 impl<'a> Layers<'a> {
     /// Looks every layer of these images up, among those `made_before` and in the store, and packs nothing yet. What
     /// several images have is one layer.
-    pub fn look_up(
+    pub fn look_up(workshop: Workshop<'a>, images: Vec<Vec<LayerContents<'a>>>, made_before: MadeBefore) -> Sought<'a> {
+        Self::look_up_in(workshop, images, made_before, false)
+    }
+
+    /// The same for layers of which an environment is rendered, and something in each lies far away: what shared caches
+    /// have of them comes at once.
+    pub fn look_up_far(workshop: Workshop<'a>, images: Vec<Vec<LayerContents<'a>>>) -> Sought<'a> {
+        Self::look_up_in(workshop, images, MadeBefore::default(), true)
+    }
+
+    fn look_up_in(
         workshop: Workshop<'a>,
         images: Vec<Vec<LayerContents<'a>>>,
         mut made_before: MadeBefore,
+        are_far: bool,
     ) -> Sought<'a> {
         let (mut contents, mut keys, mut places) = (Vec::new(), Vec::new(), BTreeMap::new());
         let mut place_of = |layer: LayerContents<'a>| {
@@ -177,21 +188,18 @@ impl<'a> Layers<'a> {
         }
         let lease = workshop.with_store("protect layers in use", |store| store.lease(&keys));
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
-        let mut found = found.unwrap_or_else(|| vec![None; keys.len()]);
-        // What lies far away has to come all the same, for an environment is rendered of what is in it.
-        let unknown = (0..keys.len()).filter(|&at| found[at].is_none() && !made_before.layers.contains_key(&keys[at]));
-        let (far, near): (Vec<usize>, Vec<usize>) = unknown.partition(|&at| workshop.packer.is_far(&contents[at]));
-        let wanted: Vec<LayerKey> = near.iter().map(|&at| keys[at]).collect();
-        for (at, record) in near.into_iter().zip(workshop.look_up_shared(&wanted)) {
-            found[at] = record;
+        let found = found.unwrap_or_else(|| vec![None; keys.len()]);
+        let mut known: Vec<Option<Obtained>> = keys.iter().map(|key| made_before.layers.remove(key)).collect();
+        for (known, found) in known.iter_mut().zip(found) {
+            *known = known.take().or_else(|| found.map(Obtained::reused));
         }
-        let wanted: Vec<_> = far.iter().map(|&at| (keys[at], &contents[at])).collect();
-        let mut taken: BTreeMap<_, _> = far.into_iter().zip(workshop.take_far(&wanted)).collect();
-        let known = keys.iter().zip(found).enumerate().map(|(at, (key, found))| {
-            let made = made_before.layers.remove(key).or_else(|| taken.remove(&at).flatten());
-            made.or_else(|| found.map(Obtained::reused))
-        });
-        Sought { workshop, contents, known: known.collect(), keys, images, lease, made_before }
+        let unknown: Vec<usize> = (0..keys.len()).filter(|&at| known[at].is_none()).collect();
+        let wanted: Vec<_> = unknown.iter().map(|&at| (keys[at], &contents[at])).collect();
+        let found = if are_far { workshop.take_far(&wanted) } else { workshop.look_up_shared(&wanted) };
+        for (at, found) in unknown.into_iter().zip(found) {
+            known[at] = found;
+        }
+        Sought { workshop, contents, known, keys, images, lease, made_before }
     }
 
     /// Each image's layers, the bottom one first.

@@ -34,7 +34,7 @@ use std::collections::BTreeMap;
 use crate::nix::{Closure, StorePath};
 
 use graph::Graph;
-use previous::{Kept, Layer};
+use previous::{BALLAST, Kept, Layer};
 
 /// Most layers that an image may have: overlayfs takes 128 lower directories, and runtimes keep one for themselves.
 pub const MAX_LAYERS: usize = 127;
@@ -50,6 +50,12 @@ pub struct LayerPlan {
     pub hidden: Vec<StorePath>,
     /// How many of the layers are the image's before.
     pub kept: usize,
+}
+
+/// How many bytes of store paths that a closure has no more its image may carry along.
+pub fn most_ballast(closure: &Closure) -> u64 {
+    let bytes: u128 = closure.paths().map(|info| u128::from(info.nar_size)).sum();
+    u64::try_from(bytes / BALLAST).unwrap_or(u64::MAX)
 }
 
 /// The layers of an image that was made before.

@@ -130,6 +130,7 @@ impl Ingredients {
         let mut infos = Vec::new();
         let paths = record.contents.iter().map(|content| StorePath::from_base_name(&content.name));
         let paths: Vec<StorePath> = paths.collect::<Result<_, _>>().map_err(|_| invalid())?;
+        nix.prepare(&paths);
         for path in paths {
             let changed = || AgainError::Changed { image: title.to_owned(), path: path.clone() };
             infos.push(nix.path_info(&path)?.ok_or_else(changed)?);

@@ -274,14 +274,15 @@ impl Platform {
         LaidOut { kept: plan.kept, hidden: plan.hidden.len(), ballast }
     }
 
-    /// The planned layers of which something lies far away; an environment is rendered of what is known of them once
-    /// they are made. Where nothing does, nothing is planned yet.
+    /// The planned layers in which something of the closure lies far away; an environment is rendered of what is known of
+    /// them once they are made. Where nothing does, nothing is planned yet.
     pub(super) fn far_layers(&self, source: &dyn Source, max_layers: usize) -> Vec<LayerContents<'_>> {
         if !self.closure.paths().any(|info| source.is_far(&info.path)) {
             return Vec::new();
         }
-        let is_far = |paths: &&Vec<StorePath>| paths.iter().any(|path| source.is_far(path));
-        self.plan(max_layers).layers.iter().filter(is_far).map(|paths| self.layer(paths)).collect()
+        let is_far = |path: &StorePath| source.is_far(path) && self.closure.get(path).is_some();
+        let has_any = |paths: &&Vec<StorePath>| paths.iter().any(is_far);
+        self.plan(max_layers).layers.iter().filter(has_any).map(|paths| self.layer(paths)).collect()
     }
 
     /// How many layers the image will have, where that is known before its environment is rendered.

@@ -1,25 +1,22 @@
 //! The image before, whose layers stay where they are as far as they can.
 
-use std::collections::BTreeMap;
+use std::error::Error;
 use std::io::{self, Read};
 use std::str::FromStr;
-use std::time::Duration;
 
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 
 use super::Request;
-use super::own_files;
+use super::ballast::{AtHand, Ballast};
 use super::platform::{LaidOut, Platform};
-use crate::blob::{DiffId, Digest};
+use crate::blob::Digest;
 use crate::environment::System;
 use crate::event::{Event, Observer, in_one_line};
 use crate::http::Patience;
 use crate::image::{ImageName, ToldLayer, told_layers};
-use crate::nix::{Closure, PathInfo, StorePath};
-use crate::pack::{Compression, LayerContents};
 use crate::registry::{self, InvalidReference, Reference, Registries, RegistryError, Repository};
-use crate::rootfs::{RootFs, RootNode, RootNodeKind};
-use crate::store::{ImageRecord, LayerRecord, PlatformRecord, StoreError};
+use crate::share::SharedCache;
+use crate::store::{ImageRecord, PlatformRecord, StoreError};
 use crate::substitute::Reach;
 
 /// Readers refuse larger ones (containerd).
@@ -105,6 +102,7 @@ impl Request<'_> {
         name: &ImageName,
         pushed_to: impl Iterator<Item = &'t Reference>,
         nix: &Reach<'_>,
+        shared: Option<&SharedCache<'_>>,
         observer: &dyn Observer,
     ) {
         let Some(previous) = &self.previous else { return };
@@ -124,16 +122,20 @@ impl Request<'_> {
             match image.layers_for(system) {
                 Err(why) => say(self.of_platform(system, &unknown(&why)), false),
                 Ok((digest, layers)) => {
-                    let known = match self.layers_of(name, &layers, &platform.closure) {
-                        Ok(known) => known,
-                        Err(error) => {
-                            let message = format!("nothing stays that is gone from '{title}': {}", in_one_line(&error));
-                            say(self.of_platform(system, &message), false);
-                            BTreeMap::new()
-                        }
+                    let repository = image.repository();
+                    let closure = &platform.closure;
+                    let ballast = Ballast { request: self, layers: &layers, closure, nix, shared, repository };
+                    let stays_not = |error: &dyn Error, is_expected| {
+                        let message = format!("not all stays that is gone from '{title}': {}", in_one_line(error));
+                        say(self.of_platform(system, &message), is_expected);
                     };
-                    let gone = self.gone_and_at_hand(&known, &layers, &platform.closure, nix);
-                    let links = self.links_at_hand(&known, &layers);
+                    let AtHand { gone, trouble, links } = ballast.at_hand(name).unwrap_or_else(|error| {
+                        stays_not(&error, false);
+                        AtHand::default()
+                    });
+                    if let Some(error) = trouble {
+                        stays_not(&error, true);
+                    }
                     let layers = layers.into_iter().map(|layer| layer.store_paths).collect();
                     let LaidOut { kept, hidden, ballast } = platform.lay_out_on(layers, gone, links, self.max_layers);
                     if kept == 0 {
@@ -155,63 +157,6 @@ impl Request<'_> {
         }
     }
 
-    /// What the layer store knows of the layers of all images of this name, by their diff IDs, where something is gone
-    /// from these.
-    fn layers_of(
-        &self,
-        name: &ImageName,
-        layers: &[ToldLayer],
-        closure: &Closure,
-    ) -> Result<BTreeMap<DiffId, LayerRecord>, StoreError> {
-        let is_gone = |path: &StorePath| closure.get(path).is_none();
-        let is_any_gone = layers.iter().any(|layer| layer.store_paths.iter().any(is_gone));
-        let Some(store) = self.cache.filter(|_| is_any_gone) else { return Ok(BTreeMap::new()) };
-        let mut known = store.layers_of_all_named(name.repository())?;
-        // Of several codecs the one whose bytes are kept, if there is one.
-        known.sort_by_key(|record| record.has_blob);
-        Ok(known.into_iter().map(|record| (record.diff_id, record)).collect())
-    }
-
-    /// What these layers hold and the closure does not, from the bottom up to the first that cannot stay. A layer can
-    /// where this machine's Nix store has all that is in it, and it is one of the `known` ones, of another image of
-    /// this name: who moves a tag can have an image carry along nothing but what those have had.
-    fn gone_and_at_hand(
-        &self,
-        known: &BTreeMap<DiffId, LayerRecord>,
-        layers: &[ToldLayer],
-        closure: &Closure,
-        nix: &Reach<'_>,
-    ) -> BTreeMap<StorePath, PathInfo> {
-        let is_gone = |path: &StorePath| closure.get(path).is_none();
-        let lossy = layers.iter().filter(|layer| layer.store_paths.iter().any(is_gone));
-        let at_hand = |layer: &ToldLayer| -> Option<Vec<PathInfo>> {
-            let record = known.get(&layer.diff_id)?;
-            let names = layer.store_paths.iter().map(StorePath::base_name);
-            if !names.eq(record.contents.iter().map(|content| content.name.as_str())) {
-                return None;
-            }
-            let info = |path: &StorePath| closure.get(path).cloned().or_else(|| nix.local_info(path).ok().flatten());
-            let infos: Vec<PathInfo> = layer.store_paths.iter().map(info).collect::<Option<_>>()?;
-            let contents = LayerContents::StorePaths(infos.iter().collect());
-            Compression::all().any(|compression| contents.key(compression) == record.key).then_some(infos)
-        };
-        let infos = lossy.map_while(at_hand).flatten();
-        infos.filter(|info| is_gone(&info.path)).map(|info| (info.path.clone(), info)).collect()
-    }
-
-    /// The links in the root of an image with these layers, where they have the layer below the top one. It is taken
-    /// for theirs only if it has nothing else: a top layer's whiteouts would hide what this image needs.
-    fn links_at_hand(&self, known: &BTreeMap<DiffId, LayerRecord>, layers: &[ToldLayer]) -> Option<RootFs> {
-        let [.., links, _] = layers else { return None };
-        let record = known.get(&links.diff_id).filter(|record| record.contents.is_empty())?;
-        let links = own_files::kept(self.cache?, record).ok()??;
-        let is_link = |(path, node): (&[u8], &RootNode)| {
-            !matches!(node.kind, RootNodeKind::File(_)) && path.split(|&byte| byte == b'/').next() != Some(b"nix")
-        };
-        let is_plain = links.iter().all(is_link);
-        is_plain.then_some(links)
-    }
-
     /// What the image is called, and what there is of it.
     fn find_previous<'t, 'r>(
         &self,
@@ -225,9 +170,7 @@ impl Request<'_> {
             Previous::InStore(image) => in_store(image),
             Previous::InRegistry(reference) => {
                 // The image goes on without an answer, so one is not waited for as long as elsewhere.
-                let soon = Duration::from_secs(5);
-                let patience = Patience { attempts: 3, longest_wait: soon, stalled_after: soon, ..Patience::default() };
-                let settings = registry::Settings { patience, ..self.registries.clone() };
+                let settings = registry::Settings { patience: Patience::brief(), ..self.registries.clone() };
                 let repository = Registries::new(settings, observer).repository(reference);
                 (reference.to_string(), Image::in_registry(repository))
             }
@@ -270,6 +213,14 @@ impl<'a> Image<'a> {
         let name = digest.as_deref().or(reference.tag()).ok_or(Unknown::Absent)?;
         let manifest = repository.manifest(name, LONGEST_DOCUMENT)?.ok_or(Unknown::Absent)?;
         Ok(Self::InRegistry { repository, manifest })
+    }
+
+    /// The repository that it is in, `HOST/NAME`, if it is in one.
+    fn repository(&self) -> Option<String> {
+        match self {
+            Self::InStore(_) => None,
+            Self::InRegistry { repository, .. } => Some(repository.reference().name()),
+        }
     }
 
     /// The digest of the manifest for this platform, and the layers.

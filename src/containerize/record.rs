@@ -48,6 +48,7 @@ pub(super) fn use_of(images: &Images, layers: &Layers<'_>, deliveries: &[Deliver
         pushed: pushed.collect(),
         keys: layers.keys().iter().copied().collect(),
         used_at: now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        signatures: BTreeSet::new(),
     }
 }
 

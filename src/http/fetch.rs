@@ -43,6 +43,12 @@ impl Default for Patience {
 }
 
 impl Patience {
+    /// For what a run goes on without.
+    pub(crate) fn brief() -> Self {
+        let soon = Duration::from_secs(5);
+        Self { attempts: 3, longest_wait: soon, stalled_after: soon, ..Self::default() }
+    }
+
     /// How long to wait after the `failures`-th failure; none where it is of no use.
     pub(crate) fn wait(&self, error: &FetchError, failures: u32) -> Option<Duration> {
         if !error.is_passing() || failures >= self.attempts {

@@ -185,13 +185,15 @@ impl Workshop<'_> {
 
     /// What the shared caches know of layers that the store does not: recorded here too, though their bytes are not here
     /// yet.
-    pub(super) fn look_up_shared(&self, keys: &[LayerKey]) -> Vec<Option<LayerRecord>> {
-        let Some(shared) = self.shared.filter(|_| !keys.is_empty()) else { return vec![None; keys.len()] };
-        let found = shared.look_up(keys).into_iter();
+    pub(super) fn look_up_shared(&self, wanted: &[(LayerKey, &LayerContents<'_>)]) -> Vec<Option<Obtained>> {
+        let nothing = || wanted.iter().map(|_| None).collect();
+        let Some(shared) = self.shared.filter(|_| !wanted.is_empty()) else { return nothing() };
+        let keys: Vec<LayerKey> = wanted.iter().map(|(key, _)| *key).collect();
+        let found = shared.look_up(&keys).into_iter();
         let found: Vec<_> = found.map(|found| found.filter(|record| self.can_be(record)).map(without_bytes)).collect();
         let known: Vec<_> = found.iter().flatten().cloned().collect();
         self.record(&known);
-        found
+        found.into_iter().map(|found| found.map(Obtained::reused)).collect()
     }
 
     /// Whether somebody else's record is of a layer like those that are made here.

@@ -20,7 +20,7 @@ use crate::nix::StorePath;
 /// many of what is new.
 const PARTS: u128 = 20;
 /// Of the closure's size at most one part in so many is ballast.
-const BALLAST: u128 = 8;
+pub(super) const BALLAST: u128 = 8;
 /// So many layers are made free where none is left, of a budget four times that or more: were it one, each change would
 /// add to the same layer from then on.
 const ROOM: usize = 8;

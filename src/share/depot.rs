@@ -75,7 +75,7 @@ pub trait Depot: Send + Sync {
     /// Removes a sheet.
     fn remove_sheet(&self, name: &SheetName) -> Result<Deletion, DepotError>;
 
-    /// Those of the blobs that are there.
+    /// Those of the blobs that are there; a build waits for the answer.
     fn has_blobs(&self, blobs: &[Digest]) -> Result<BTreeSet<Digest>, DepotError>;
 
     /// Has a blob read; the answer is what `read` gives, `None` where there is no such blob.

@@ -23,10 +23,10 @@ pub struct Entry {
     pub signatures: BTreeSet<String>,
 }
 
-/// Whose entries count.
+/// Whose word counts.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
-    /// Whose signatures count; where none is named, every entry counts that somebody could write into the cache.
+    /// Whose signatures count; where none is named, everything counts that somebody could write into the cache.
     pub keys: Vec<PublicKey>,
 }
 
@@ -65,11 +65,16 @@ impl Entry {
 impl Trust {
     /// Whether the entry counts.
     pub fn accepts(&self, entry: &Entry) -> bool {
+        self.accepts_statement(|| entry.statement(), &entry.signatures)
+    }
+
+    /// Whether what is stated counts, with these signatures.
+    pub(super) fn accepts_statement(&self, statement: impl Fn() -> Vec<u8>, signatures: &BTreeSet<String>) -> bool {
         if self.keys.is_empty() {
             return true;
         }
-        let statement = entry.statement();
-        let is_of = |key: &PublicKey| entry.signatures.iter().any(|signature| key.verifies(&statement, signature));
+        let statement = statement();
+        let is_of = |key: &PublicKey| signatures.iter().any(|signature| key.verifies(&statement, signature));
         self.keys.iter().any(is_of)
     }
 }

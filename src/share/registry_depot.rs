@@ -145,7 +145,7 @@ impl Depot for RegistryDepot<'_> {
     }
 
     fn has_blobs(&self, blobs: &[Digest]) -> Result<BTreeSet<Digest>, DepotError> {
-        Ok(self.steady.has_blobs(blobs)?)
+        Ok(self.quick.has_blobs(blobs)?)
     }
 
     fn read_blob(&self, blob: &Digest, size: u64, read: ReadBlob<'_>) -> Result<Option<io::Result<()>>, DepotError> {

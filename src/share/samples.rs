@@ -38,5 +38,6 @@ pub(super) fn image(n: u8, layers: &[u8], used_at: u64) -> ImageUse {
         pushed: Default::default(),
         keys: layers.iter().map(|&n| key(n)).collect(),
         used_at,
+        signatures: Default::default(),
     }
 }

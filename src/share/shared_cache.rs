@@ -17,7 +17,7 @@ use super::merging::{self, Replacement};
 use super::open::{Keyring, Opener};
 use super::sheet::{Contents, ImageUse, Sheet, SheetName};
 use super::signing::SecretKey;
-use crate::blob::{Digest, LayerKey};
+use crate::blob::{DiffId, Digest, LayerKey};
 use crate::event::{Event, Observer, in_one_line};
 use crate::store::LayerRecord;
 
@@ -163,6 +163,30 @@ impl<'a> SharedCache<'a> {
     pub fn look_up(&self, keys: &[LayerKey]) -> Vec<Option<LayerRecord>> {
         self.views.get_or_init(|| self.read_views());
         keys.iter().map(|key| self.find(key)).collect()
+    }
+
+    /// Those of the layers that images had which were pushed to this repository, `HOST/NAME`, and whose bytes the caches
+    /// still have.
+    pub fn pushed_to(&self, repository: &str, layers: &BTreeSet<DiffId>) -> Vec<LayerRecord> {
+        self.views.get_or_init(|| self.read_views());
+        let of = |share: &Share<'a>| -> Vec<LayerRecord> {
+            let state = share.state();
+            let said = state.contents.pushed_to(repository, layers, &self.trust).into_iter().map(|entry| &entry.layer);
+            let mut records: Vec<LayerRecord> =
+                said.filter(|layer| layer.has_blob && is_kept(layer)).cloned().collect();
+            drop(state);
+            let blobs: Vec<Digest> = records.iter().map(|record| record.digest).collect();
+            let there = if blobs.is_empty() { Ok(BTreeSet::new()) } else { share.depot.has_blobs(&blobs) };
+            match there {
+                Ok(there) => records.retain(|record| there.contains(&record.digest)),
+                Err(error) => {
+                    self.give_up(share, &error);
+                    records.clear();
+                }
+            }
+            records
+        };
+        self.usable().flat_map(of).collect()
     }
 
     /// Has a blob read; false where no cache has it. What is read is not verified.
@@ -360,8 +384,7 @@ impl<'a> SharedCache<'a> {
         mount_from: &BTreeMap<String, BTreeSet<Digest>>,
         write: WriteLayer<'_>,
     ) -> Result<(), DepotError> {
-        // A layer that is packed again as it is has no blob there, as it has none in the layer store.
-        let is_kept = record.digest != record.diff_id.0;
+        let is_kept = is_kept(record);
         let known = share.state().contents.find(&record.key, &self.trust).cloned();
         if known.is_some_and(|entry| entry.layer.digest == record.digest && (entry.layer.has_blob || !is_kept)) {
             return Ok(());
@@ -417,7 +440,11 @@ impl<'a> SharedCache<'a> {
         if given.entries == 0 && state.own.name.is_none() && !is_news {
             return Ok(given);
         }
-        state.own.contents.insert_image(image.clone());
+        let mut image = image.clone();
+        if let Some(key) = &self.key {
+            image.sign(key);
+        }
+        state.own.contents.insert_image(image);
         let name = self.write_own(share, &mut state, true)?;
         self.refresh(share, &mut state)?;
         let own = self.own_sheet(&state.own, true);
@@ -456,6 +483,12 @@ impl<'a> Share<'a> {
         let holders = repositories.iter().filter(|(_, blobs)| blobs.contains(blob));
         holders.filter_map(|(name, _)| name.strip_prefix(registry)).map(str::to_owned).collect()
     }
+}
+
+/// Whether caches have the layer's bytes: one that is packed again as it is has no blob there, as it has none in the layer
+/// store.
+fn is_kept(record: &LayerRecord) -> bool {
+    record.digest != record.diff_id.0
 }
 
 /// Puts new sheets in the place of old ones; says how many of those the depot does not remove.

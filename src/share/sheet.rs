@@ -8,7 +8,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::entry::{Entry, Trust};
-use crate::blob::{Digest, LayerKey, canonical_json};
+use super::signing::SecretKey;
+use crate::blob::{DiffId, Digest, LayerKey, canonical_json};
 
 /// The version of the format; what has another is not read.
 const VERSION: u32 = 1;
@@ -18,6 +19,8 @@ const LEVEL: i32 = 3;
 pub(super) const LONGEST: u64 = 32 << 20;
 /// The longest text in one, in bytes: a few bytes may unpack to any number.
 const LONGEST_TEXT: u64 = 512 << 20;
+/// What stands before the bytes of an image's use that are signed.
+const USE_SIGNED_AS: &[u8] = b"layerhold shared cache image 1\n";
 /// What names of sheets begin with: in a registry they are tags.
 const PREFIX: &str = "layerhold-cache";
 
@@ -96,6 +99,31 @@ pub struct ImageUse {
     pub keys: BTreeSet<LayerKey>,
     /// When it was made last, in seconds after 1970.
     pub used_at: u64,
+    /// Who vouches for its layers being those of images of the repositories that it was pushed to.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub signatures: BTreeSet<String>,
+}
+
+impl ImageUse {
+    /// The repositories that it was pushed to, `HOST/NAME`.
+    pub fn repositories(&self) -> BTreeSet<&str> {
+        self.pushed.iter().filter_map(|pushed| Some(pushed.rsplit_once(':')?.0)).collect()
+    }
+
+    /// What is signed: the canonical JSON of a repository and the layers of an image in it.
+    fn statement(&self, repository: &str) -> Vec<u8> {
+        let layers: Vec<String> = self.keys.iter().map(LayerKey::hex).collect();
+        // Texts and lists of them: there is nothing in it that JSON could not say.
+        let json = canonical_json(&(repository, layers)).unwrap_or_default();
+        [USE_SIGNED_AS, &json].concat()
+    }
+
+    /// Adds the signatures of what is known now.
+    pub(super) fn sign(&mut self, key: &SecretKey) {
+        let signed: Vec<String> =
+            self.repositories().into_iter().map(|repository| key.sign(&self.statement(repository))).collect();
+        self.signatures.extend(signed);
+    }
 }
 
 /// What sheets say: entries and uses of images. Merging loses nothing, and its order does not matter.
@@ -124,6 +152,7 @@ impl Contents {
                 let known = place.into_mut();
                 known.pushed.extend(image.pushed);
                 known.keys.extend(image.keys);
+                known.signatures.extend(image.signatures);
                 known.used_at = known.used_at.max(image.used_at);
             }
         }
@@ -161,6 +190,17 @@ impl Contents {
     /// The image of this name, tag and manifest.
     pub fn image(&self, name: &str, tag: &str, manifest: &Digest) -> Option<&ImageUse> {
         self.images.get(&(name.to_owned(), tag.to_owned(), *manifest))
+    }
+
+    /// What is said, by who is trusted, of these layers of images that were pushed to this repository, `HOST/NAME`.
+    pub fn pushed_to(&self, repository: &str, layers: &BTreeSet<DiffId>, trust: &Trust) -> Vec<&Entry> {
+        let is_pushed = |image: &&ImageUse| {
+            image.repositories().contains(repository)
+                && trust.accepts_statement(|| image.statement(repository), &image.signatures)
+        };
+        let keys: BTreeSet<&LayerKey> = self.images.values().filter(is_pushed).flat_map(|image| &image.keys).collect();
+        let entries = keys.into_iter().flat_map(|key| self.of_key(key));
+        entries.filter(|entry| layers.contains(&entry.layer.diff_id) && trust.accepts(entry)).collect()
     }
 
     /// How many entries there are.

@@ -116,6 +116,37 @@ fn a_forged_entry_is_left_out() {
 }
 
 #[test]
+fn what_a_repository_had_is_the_word_of_who_signed_it() {
+    let repository = "registry.example:5000/team/app";
+    let mut contents = Contents::default();
+    let mut layer = entry(1, true);
+    layer.sign(&secret(1));
+    contents.insert(layer.clone());
+    contents.insert(entry(2, true));
+    let pushed = |tag: &str| ImageUse { pushed: [format!("{repository}:{tag}")].into(), ..image(1, &[1, 2], 20) };
+    contents.insert_image(pushed("v1"));
+    let wanted = [layer.layer.diff_id, entry(3, true).layer.diff_id].into();
+    let found = |contents: &Contents, repository: &str, keys: &[u8]| {
+        contents.pushed_to(repository, &wanted, &trust(keys)).into_iter().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(found(&contents, repository, &[]), [layer.clone()]);
+    assert_eq!(found(&contents, "registry.example:5000/team/other", &[]), []);
+    assert_eq!(found(&contents, repository, &[1]), [], "nobody has signed that");
+    // Another image, and another repository, are not what was signed.
+    let mut other = ImageUse { keys: [key(1)].into(), manifest: Digest::of(b"other"), ..pushed("v2") };
+    other.sign(&secret(1));
+    contents.insert_image(ImageUse { signatures: other.signatures.clone(), ..pushed("v1") });
+    assert_eq!(found(&contents, repository, &[1]), []);
+    let mut signed = pushed("v1");
+    signed.sign(&secret(1));
+    contents.insert_image(ImageUse { pushed: ["registry.example:5000/team/x:1".to_owned()].into(), ..signed.clone() });
+    assert_eq!(found(&contents, "registry.example:5000/team/x", &[1]), []);
+    contents.insert_image(signed);
+    assert_eq!(found(&contents, repository, &[1]), [layer]);
+    assert_eq!(found(&contents, repository, &[2]), []);
+}
+
+#[test]
 fn where_the_bytes_are_is_not_signed() {
     let mut signed = entry(1, false);
     signed.sign(&secret(1));

@@ -102,7 +102,12 @@ impl<'a> Caches<'a> {
 
     /// Learns of `paths` and of all that they refer to, as far as `is_here` does not have it: many questions at once,
     /// and no path waits for another than the one that refers to it.
-    pub(super) fn resolve(&self, paths: &[StorePath], is_here: &(dyn Fn(&StorePath) -> bool + Sync)) {
+    pub(super) fn resolve(
+        &self,
+        paths: &[StorePath],
+        is_here: &(dyn Fn(&StorePath) -> bool + Sync),
+        patience: Patience,
+    ) {
         let mut met: BTreeSet<StorePath> = BTreeSet::new();
         let mut waiting: Vec<StorePath> = paths.iter().filter(|path| !self.knows(path)).cloned().collect();
         met.extend(waiting.iter().cloned());
@@ -112,7 +117,7 @@ impl<'a> Caches<'a> {
                 while asked.len() < self.settings.connections.max(1) {
                     let Some(path) = waiting.pop() else { break };
                     asked.push(async move {
-                        let known = self.look_up(&path, 0).await;
+                        let known = self.look_up(&path, 0, patience).await;
                         (path, known)
                     });
                 }
@@ -129,6 +134,11 @@ impl<'a> Caches<'a> {
         };
         // Whoever is asked next for a path that is still unknown fails with the user's wish to stop.
         let _: Result<(), FetchError> = self.runtime.block_on(until_cancelled(self.observer, work));
+    }
+
+    /// How much a cache is given as a rule.
+    pub(super) fn patience(&self) -> Patience {
+        self.patience
     }
 
     /// Whether the network would have to be asked, and may not be.
@@ -153,7 +163,7 @@ impl<'a> Caches<'a> {
     }
 
     /// Looks for a path: among what is remembered, then in the caches from the `first` one on.
-    async fn look_up(&self, path: &StorePath, first: usize) -> Known {
+    async fn look_up(&self, path: &StorePath, first: usize, patience: Patience) -> Known {
         if first == 0 {
             for (at, cache) in self.caches.iter().enumerate() {
                 let answer = self.recall(cache, path.hash_part());
@@ -164,7 +174,7 @@ impl<'a> Caches<'a> {
             }
         }
         let mut failure = None;
-        for &at in self.order().await.iter().skip(first) {
+        for &at in self.order(patience).await.iter().skip(first) {
             let cache = &self.caches[at];
             if self.recall(cache, path.hash_part()) == Some(None) {
                 continue;
@@ -174,7 +184,7 @@ impl<'a> Caches<'a> {
                 failure.get_or_insert_with(|| Arc::clone(error));
                 continue;
             }
-            let found = match cache.narinfo(path, self.patience).await {
+            let found = match cache.narinfo(path, patience).await {
                 Ok(None) => {
                     self.remember(cache, path.hash_part(), None);
                     continue;
@@ -218,7 +228,7 @@ impl<'a> Caches<'a> {
     }
 
     /// The caches that answer, by their priorities.
-    async fn order(&self) -> &[usize] {
+    async fn order(&self, patience: Patience) -> &[usize] {
         let ask = || async {
             let asked = self.caches.iter().enumerate().filter(|(_, cache)| !self.may_not_ask(cache));
             let names: Vec<String> = asked.clone().map(|(_, cache)| cache.address.to_string()).collect();
@@ -228,7 +238,7 @@ impl<'a> Caches<'a> {
                 if let Some(priority) = cache.address.priority {
                     return (priority, at);
                 }
-                match cache.info(self.patience).await {
+                match cache.info(patience).await {
                     Ok(info) => (info.map_or(u32::MAX, |info| info.priority), at),
                     Err(error) => {
                         self.give_up(cache, error);
@@ -323,10 +333,10 @@ impl<'a> Caches<'a> {
 
     /// The place after one that failed. What was only remembered may be out of date: then everybody is asked anew.
     async fn look_further(&self, path: &StorePath, failed: &Place) -> Known {
-        let order = self.order().await;
+        let order = self.order(self.patience).await;
         let after = order.iter().position(|&at| at == failed.cache).map_or(0, |position| position + 1);
         if !failed.is_remembered {
-            return self.look_up(path, after).await;
+            return self.look_up(path, after, self.patience).await;
         }
         for &at in order {
             let cache = &self.caches[at];
@@ -383,7 +393,7 @@ fn key(cache: &Cache, hash_part: &str) -> Vec<u8> {
 impl Source for Caches<'_> {
     fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
         if !self.knows(path) {
-            self.resolve(std::slice::from_ref(path), &|_| false);
+            self.resolve(std::slice::from_ref(path), &|_| false, self.patience);
         }
         match self.place(path) {
             Ok(place) => Ok(place.map(|place| place.narinfo.info.clone())),
@@ -393,13 +403,13 @@ impl Source for Caches<'_> {
 
     fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
         if !self.knows(path) {
-            self.resolve(std::slice::from_ref(path), &|_| false);
+            self.resolve(std::slice::from_ref(path), &|_| false, self.patience);
         }
         self.show(path, visitor).map(drop)
     }
 
     fn prepare(&self, paths: &[StorePath]) {
-        self.resolve(paths, &|_| false);
+        self.resolve(paths, &|_| false, self.patience);
     }
 
     fn asks(&self) -> Vec<String> {

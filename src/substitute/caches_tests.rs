@@ -132,7 +132,7 @@ fn all_that_a_path_refers_to_is_learned_with_it() {
     cache.put(&paths[1], "b", &[&paths[2]]);
     cache.put(&paths[2], "c", &[&paths[0], &paths[3]]);
     let caches = run(&memory, 0, &[&cache]);
-    caches.resolve(&paths[..1], &|path| *path == paths[3]);
+    caches.resolve(&paths[..1], &|path| *path == paths[3], caches.patience());
     let known: BTreeSet<_> = caches.known().keys().cloned().collect();
     assert_eq!(known, paths[..3].iter().cloned().collect());
     let info = caches.path_info(&paths[0]).unwrap().unwrap();

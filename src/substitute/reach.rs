@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::caches::Caches;
+use crate::http::Patience;
 use crate::nix::{
     LocalStore, PathInfo, Skeleton, Source, SourceError, StorePath, TreeListing, TreeState, Visitor, WalkError,
 };
@@ -49,6 +50,19 @@ impl<'a> Reach<'a> {
     /// What the local store says of a path that it has and vouches for.
     pub fn local_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
         self.local.as_ref().map_or(Ok(None), |local| local.path_info(path))
+    }
+
+    /// As [`Source::prepare`], for paths that a run can go without: caches that do not answer soon are done without, too.
+    pub fn prepare_briefly(&self, paths: &[StorePath]) {
+        self.ask_for(paths, |_| Patience { attempts: 2, ..Patience::brief() });
+    }
+
+    fn ask_for(&self, paths: &[StorePath], patience: impl Fn(&Caches<'a>) -> Patience) {
+        let Some(caches) = &self.caches else { return };
+        let missing: Vec<StorePath> = paths.iter().filter(|path| !self.is_here(path)).cloned().collect();
+        if !missing.is_empty() {
+            caches.resolve(&missing, &|path| self.is_here(path), patience(caches));
+        }
     }
 
     /// The local store has it in a way, but cannot vouch for it.
@@ -103,11 +117,7 @@ impl Source for Reach<'_> {
     }
 
     fn prepare(&self, paths: &[StorePath]) {
-        let Some(caches) = &self.caches else { return };
-        let missing: Vec<StorePath> = paths.iter().filter(|path| !self.is_here(path)).cloned().collect();
-        if !missing.is_empty() {
-            caches.resolve(&missing, &|path| self.is_here(path));
-        }
+        self.ask_for(paths, Caches::patience);
     }
 
     fn asks(&self) -> Vec<String> {

@@ -18,6 +18,7 @@ mod stand_in;
 mod terminal;
 
 mod activation;
+mod ballast;
 mod buckets;
 mod cache;
 mod catalog;

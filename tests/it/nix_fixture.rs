@@ -78,6 +78,22 @@ impl NixStore {
         Self { root: to.to_owned(), config: self.config.clone(), packages: self.packages.clone() }
     }
 
+    /// A store of its own, with nothing in it yet.
+    pub(crate) fn empty_one(&self, root: PathBuf) -> Self {
+        fs::create_dir_all(&root).unwrap();
+        Self { root, config: self.config.clone(), packages: BTreeMap::new() }
+    }
+
+    /// Copies a directory into the store; says its store path.
+    pub(crate) fn add(&self, directory: &Path) -> String {
+        output_of(self.nix("nix-store").arg("--add").arg(directory)).trim().to_owned()
+    }
+
+    /// Removes a store path.
+    pub(crate) fn delete(&self, store_path: &str) {
+        output_of(self.nix("nix-store").args(["--delete", store_path]));
+    }
+
     fn open_or_build() -> Option<Self> {
         for program in ["nix-build", "nix-instantiate", "patchelf", "cc", "ldd"] {
             find_program(program)?;
