@@ -274,6 +274,21 @@ fn an_answer_that_makes_no_sense_is_shown() {
     assert!(error.to_string().starts_with("'podman image inspect' gave an answer"), "{error}");
 }
 
+#[test]
+fn a_list_in_which_an_image_goes_is_asked_for_again() {
+    let bench = Bench::new(Runtime::Podman);
+    let went = "echo 'Error: retrieving label for image \"577e\": locating image: image not known' >&2; exit 125";
+    let script = |times: u32| format!("[ $2 != ls ] || [ $(grep -c 'image ls' calls) -gt {times} ] || {{ {went}; }}");
+    bench.sabotage("image", &script(2));
+    let (image, blobs) = image("v1", &["base"]);
+    bench.deliver(&image, &blobs).unwrap();
+    assert_eq!(bench.calls(), ["image inspect", "image ls", "image ls", "image ls", "load", "image inspect"]);
+    let bench = Bench::new(Runtime::Podman);
+    bench.sabotage("image", &script(3));
+    let error = bench.deliver(&image, &blobs).unwrap_err();
+    assert!(error.to_string().starts_with("'podman image ls' failed with exit status 125"), "{error}");
+}
+
 /// Wants the run to end after a while.
 struct Impatient(Instant);
 

@@ -175,7 +175,15 @@ impl RuntimeClient {
     /// Every image that the runtime lists.
     pub(super) fn images(&self, observer: &dyn Observer) -> Result<Vec<Listed>, DeliveryError> {
         let arguments = ["image", "ls", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"];
-        let answer = self.run(&arguments, observer)?;
+        let mut answer = self.run(&arguments, observer);
+        for _ in 1..LISTS {
+            match &answer {
+                Err(DeliveryError::Command { words, .. }) if words.contains(IMAGE_WENT) => {}
+                _ => break,
+            }
+            answer = self.run(&arguments, observer);
+        }
+        let answer = answer?;
         let listed = answer.lines().filter(|line| !line.trim().is_empty()).map(|line| {
             let (id, name) = line.trim().split_once(' ')?;
             Some(Listed { id: parse_id(id)?, name: name.to_owned() })
@@ -193,6 +201,11 @@ impl RuntimeClient {
         }
     }
 }
+
+/// What Podman (4.3) says where an image was removed while it listed them all: the list fails then.
+const IMAGE_WENT: &str = "image not known";
+/// How often the list is asked for where that happens.
+const LISTS: u32 = 3;
 
 /// An image in a runtime's list.
 pub(super) struct Listed {
