@@ -190,8 +190,10 @@ impl<'a> Layers<'a> {
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
         let found = found.unwrap_or_else(|| vec![None; keys.len()]);
         let mut known: Vec<Option<Obtained>> = keys.iter().map(|key| made_before.layers.remove(key)).collect();
+        // A record of something far whose bytes are not here may be another machine's, and nobody has looked into it.
+        let is_good = |record: &LayerRecord| !are_far || record.has_blob;
         for (known, found) in known.iter_mut().zip(found) {
-            *known = known.take().or_else(|| found.map(Obtained::reused));
+            *known = known.take().or_else(|| found.filter(is_good).map(Obtained::reused));
         }
         let unknown: Vec<usize> = (0..keys.len()).filter(|&at| known[at].is_none()).collect();
         let wanted: Vec<_> = unknown.iter().map(|&at| (keys[at], &contents[at])).collect();
@@ -259,7 +261,11 @@ impl<'a> Layers<'a> {
         let records = layers.iter().filter_map(|layer| Some(&self.records[*self.by_digest.get(&layer.digest)?]));
         let wanted: Vec<_> = records.filter(|record| !record.has_blob && record.digest != record.diff_id.0).collect();
         let fetch = |record: &&&LayerRecord| -> Option<LayerRecord> {
-            let stamp = self.workshop.fetch_blob(record)?;
+            let contents = &self.contents[*self.by_digest.get(&record.digest)?];
+            let stamp = match self.workshop.packer.is_far(contents) {
+                true => self.workshop.fetch_far(record, contents)?,
+                false => self.workshop.fetch_blob(record)?,
+            };
             self.known_blobs().insert(record.digest, stamp);
             self.fetched().insert(record.digest);
             Some(LayerRecord { has_blob: true, ..(**record).clone() })

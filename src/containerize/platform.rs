@@ -258,20 +258,32 @@ impl Platform {
     }
 
     /// Plans the layers, laid out on these of the image before; `gone` is what they hold and the closure does not, as
-    /// far as it can be had, and `links` is what its root's links are, where their layer may stay.
+    /// far as it can be had.
     pub(super) fn lay_out_on(
         &mut self,
         layers: Vec<Vec<StorePath>>,
         gone: BTreeMap<StorePath, PathInfo>,
-        links: Option<RootFs>,
         max_layers: usize,
     ) -> LaidOut {
         let sizes = gone.iter().map(|(path, info)| (path.clone(), info.nar_size)).collect();
         self.previous = plan::Previous { layers, gone: sizes };
-        (self.gone, self.links) = (gone, links);
+        self.gone = gone;
         let plan = self.plan(max_layers);
         let ballast = plan.hidden.iter().filter_map(|path| self.gone.get(path)).map(|info| info.nar_size).sum();
         LaidOut { kept: plan.kept, hidden: plan.hidden.len(), ballast }
+    }
+
+    /// Whether all layers of the image before stay, below those of its own files, and nothing comes on top of them.
+    pub(super) fn keeps_all_below(&self, max_layers: usize) -> bool {
+        let plan = self.plan(max_layers);
+        // That of the links and the top layer are the image's before as well.
+        plan.kept == plan.layers.len() && plan.kept == self.previous.layers.len().saturating_sub(2)
+    }
+
+    /// What the root's links of the image before are. Their layer may stay, but only if all below stays as well: a chained
+    /// store would unpack it again all the same, and another machine would make another image for nothing.
+    pub(super) fn keep_links(&mut self, links: Option<RootFs>) {
+        self.links = links;
     }
 
     /// The planned layers in which something of the closure lies far away; an environment is rendered of what is known of
@@ -304,19 +316,15 @@ impl Platform {
         plan.hidden.iter().for_each(|path| own.whiteout(format!("nix/store/{}", path.base_name()).as_bytes()));
         let own = match own_layers(max_layers) {
             1 => vec![own.over(links)],
-            _ => self.over_the_links_before(plan, links, own),
+            _ => self.over_the_links_before(links, own),
         };
         Ok(Composed { platform: self, plan, realised, own })
     }
 
     /// The layers of own files. Where most of the root's links are those of the image before, their layer stays as it
-    /// is, and the top layer has what is different: but only if all below stays as well, for a chained store would
-    /// unpack it again all the same, and another machine would make another image for nothing.
-    fn over_the_links_before(&self, plan: &LayerPlan, links: RootFs, own: RootFs) -> Vec<RootFs> {
-        // That of the links and the top layer are the image's before as well.
-        let below = self.previous.layers.len().saturating_sub(2);
-        let is_below_the_same = plan.kept == plan.layers.len() && plan.kept == below;
-        if let Some(before) = self.links.as_ref().filter(|before| is_below_the_same && **before != links)
+    /// is, and the top layer has what is different.
+    fn over_the_links_before(&self, links: RootFs, own: RootFs) -> Vec<RootFs> {
+        if let Some(before) = self.links.as_ref().filter(|before| **before != links)
             && let Some(top) = own.clone().over(links.clone()).changes_from(before)
             && top.count() <= own.count() + links.count() / OTHER_LINKS
         {

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 
 use super::Request;
-use super::ballast::{AtHand, Ballast};
+use super::ballast::{self, AtHand, Ballast};
 use super::platform::{LaidOut, Platform};
 use crate::blob::Digest;
 use crate::environment::System;
@@ -129,15 +129,18 @@ impl Request<'_> {
                         let message = format!("not all stays that is gone from '{title}': {}", in_one_line(error));
                         say(self.of_platform(system, &message), is_expected);
                     };
-                    let AtHand { gone, trouble, links } = ballast.at_hand(name).unwrap_or_else(|error| {
+                    let AtHand { gone, trouble, known } = ballast.at_hand(name).unwrap_or_else(|error| {
                         stays_not(&error, false);
                         AtHand::default()
                     });
                     if let Some(error) = trouble {
-                        stays_not(&error, true);
+                        stays_not(&error, self.substituters.offline);
                     }
-                    let layers = layers.into_iter().map(|layer| layer.store_paths).collect();
-                    let LaidOut { kept, hidden, ballast } = platform.lay_out_on(layers, gone, links, self.max_layers);
+                    let store_paths = layers.iter().map(|layer| layer.store_paths.clone()).collect();
+                    let LaidOut { kept, hidden, ballast } = platform.lay_out_on(store_paths, gone, self.max_layers);
+                    if platform.keeps_all_below(self.max_layers) {
+                        platform.keep_links(ballast::links(&known, &layers, self.cache, shared));
+                    }
                     if kept == 0 {
                         let message = format!("no layer of '{title}' ({digest}) stays");
                         say(self.of_platform(system, &message), true);

@@ -64,24 +64,31 @@ impl Workshop<'_> {
             .zip(wanted)
             .map(|(record, (_, contents))| {
                 let record = record.filter(|record| record.has_blob && self.can_be(record))?;
-                let stamp = self.fetch_blob(&record)?;
-                match self.learn(&record, contents, &stamp) {
-                    Ok(()) => Some(Obtained { made: Some(stamp), ..Obtained::reused(record) }),
-                    Err(error) if Cancelled::caused(&error) => None,
-                    Err(error) => {
-                        let message = format!("a shared cache has the layer {} wrong: {error}", record.digest);
-                        self.observer.event(Event::Warning { message });
-                        let bad = [record.digest].into();
-                        self.with_store("throw away a wrong layer", |store| store.discard_blobs(&bad));
-                        None
-                    }
-                }
+                let stamp = self.fetch_far(&record, contents)?;
+                Some(Obtained { made: Some(stamp), ..Obtained::reused(record) })
             })
             .collect();
         let records: Vec<LayerRecord> = taken.iter().flatten().map(|taken| taken.record.clone()).collect();
         self.tell_fetched(&records);
         self.record(&records);
         taken
+    }
+
+    /// Fetches the bytes of a layer with something far in it, and looks into them: what does not hold what binary caches
+    /// have signed is not kept.
+    pub(super) fn fetch_far(&self, record: &LayerRecord, contents: &LayerContents<'_>) -> Option<BlobStamp> {
+        let stamp = self.fetch_blob(record)?;
+        match self.learn(record, contents, &stamp) {
+            Ok(()) => Some(stamp),
+            Err(error) if Cancelled::caused(&error) => None,
+            Err(error) => {
+                let message = format!("a shared cache has the layer {} wrong: {error}", record.digest);
+                self.observer.event(Event::Warning { message });
+                let bad = [record.digest].into();
+                self.with_store("throw away a wrong layer", |store| store.discard_blobs(&bad));
+                None
+            }
+        }
     }
 
     /// Says what came.

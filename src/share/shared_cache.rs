@@ -176,14 +176,10 @@ impl<'a> SharedCache<'a> {
                 said.filter(|layer| layer.has_blob && is_kept(layer)).cloned().collect();
             drop(state);
             let blobs: Vec<Digest> = records.iter().map(|record| record.digest).collect();
-            let there = if blobs.is_empty() { Ok(BTreeSet::new()) } else { share.depot.has_blobs(&blobs) };
-            match there {
-                Ok(there) => records.retain(|record| there.contains(&record.digest)),
-                Err(error) => {
-                    self.give_up(share, &error);
-                    records.clear();
-                }
-            }
+            // Whoever does not answer this is done without here, and asked again for what a build cannot do without.
+            let there =
+                if blobs.is_empty() { BTreeSet::new() } else { share.depot.has_blobs(&blobs).unwrap_or_default() };
+            records.retain(|record| there.contains(&record.digest));
             records
         };
         self.usable().flat_map(of).collect()
@@ -426,11 +422,18 @@ impl<'a> SharedCache<'a> {
     }
 
     fn finish_sheet(&self, share: &Share<'a>, image: &ImageUse) -> Result<Given, DepotError> {
+        let mut image = image.clone();
+        if let Some(key) = &self.key {
+            image.sign(key);
+        }
         let mut state = share.state();
         let known = state.contents.image(&image.name, &image.tag, &image.manifest);
         // A use that is known is written down again once a day, for whoever collects garbage by age.
-        let is_news = known
-            .is_none_or(|known| known.used_at + 24 * 3600 < image.used_at || !image.pushed.is_subset(&known.pushed));
+        let is_news = known.is_none_or(|known| {
+            known.used_at.saturating_add(24 * 3600) < image.used_at
+                || !image.pushed.is_subset(&known.pushed)
+                || !image.signatures.is_subset(&known.signatures)
+        });
         let given = Given {
             entries: state.own.contents.len(),
             blobs: state.own.contents.blobs().len(),
@@ -439,10 +442,6 @@ impl<'a> SharedCache<'a> {
         // A sheet with claims in it has to become one without.
         if given.entries == 0 && state.own.name.is_none() && !is_news {
             return Ok(given);
-        }
-        let mut image = image.clone();
-        if let Some(key) = &self.key {
-            image.sign(key);
         }
         state.own.contents.insert_image(image);
         let name = self.write_own(share, &mut state, true)?;

@@ -52,16 +52,11 @@ impl<'a> Reach<'a> {
         self.local.as_ref().map_or(Ok(None), |local| local.path_info(path))
     }
 
-    /// As [`Source::prepare`], for paths that a run can go without: caches that do not answer soon are done without, too.
+    /// Asks the caches for paths that a run can go without, and not for what those refer to; a cache that does not answer
+    /// soon is done without.
     pub fn prepare_briefly(&self, paths: &[StorePath]) {
-        self.ask_for(paths, |_| Patience { attempts: 2, ..Patience::brief() });
-    }
-
-    fn ask_for(&self, paths: &[StorePath], patience: impl Fn(&Caches<'a>) -> Patience) {
-        let Some(caches) = &self.caches else { return };
-        let missing: Vec<StorePath> = paths.iter().filter(|path| !self.is_here(path)).cloned().collect();
-        if !missing.is_empty() {
-            caches.resolve(&missing, &|path| self.is_here(path), patience(caches));
+        if let Some(caches) = self.caches.as_ref().filter(|_| !paths.is_empty()) {
+            caches.resolve(paths, &|_| true, Patience { attempts: 2, ..Patience::brief() });
         }
     }
 
@@ -71,7 +66,7 @@ impl<'a> Reach<'a> {
     }
 
     /// Whether the caches need not be asked; of what is only half here they are asked when that turns out.
-    fn is_here(&self, path: &StorePath) -> bool {
+    pub fn is_here(&self, path: &StorePath) -> bool {
         self.local.as_ref().is_some_and(|local| local.has_on_disk(path))
     }
 }
@@ -117,7 +112,11 @@ impl Source for Reach<'_> {
     }
 
     fn prepare(&self, paths: &[StorePath]) {
-        self.ask_for(paths, Caches::patience);
+        let Some(caches) = &self.caches else { return };
+        let missing: Vec<StorePath> = paths.iter().filter(|path| !self.is_here(path)).cloned().collect();
+        if !missing.is_empty() {
+            caches.resolve(&missing, &|path| self.is_here(path), caches.patience());
+        }
     }
 
     fn asks(&self) -> Vec<String> {

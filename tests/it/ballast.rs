@@ -138,6 +138,11 @@ fn a_new_machine_hides_what_only_the_teams_caches_have() {
     assert_eq!(new.sent(), 1, "the top layer alone, for names went with it: {:#}", new.image);
     assert!(!new.said.contains("fetched from a shared cache"), "{}", new.said);
     assert_eq!(nars(&server), 0);
+    // When the environment wants it again, the layer comes and is looked into, though a record of it is here.
+    let again = ["--push", &image, "--dry-run"];
+    let again = team.run("new", "before", &[&again[..], &from, &asking].concat());
+    assert!(again.said.contains("fetched from a shared cache: 1 layers"), "{}", again.said);
+    assert_eq!(nars(&server), 0);
     // A machine that has made its layer, and has its bytes, needs no other that knows it.
     let first = after("first", ".", &[&asking]);
     assert!(first.hides_it() && team.is_expected(&first), "{}", first.said);
