@@ -40,6 +40,9 @@ pub(super) struct AtHand {
 /// Layers of images of one name or repository, by what is in them: one for each codec, and each kind of hash of their
 /// contents.
 pub(super) type Known = BTreeMap<DiffId, Vec<LayerRecord>>;
+/// Store paths that are gone, as far as this machine's Nix store has them.
+type Here<'a> = BTreeMap<&'a StorePath, PathInfo>;
+
 impl<'a> Ballast<'a> {
     /// Looks for it.
     pub(super) fn at_hand(&self, name: &ImageName) -> Result<AtHand, StoreError> {
@@ -138,9 +141,6 @@ impl<'a> Ballast<'a> {
         (gone, None)
     }
 }
-
-/// Store paths that are gone, as far as this machine's Nix store has them.
-type Here<'a> = BTreeMap<&'a StorePath, PathInfo>;
 
 /// The layer that has the links in the root of an image, where they have one: the one below the top.
 fn links_layer(layers: &[ToldLayer]) -> Option<&ToldLayer> {

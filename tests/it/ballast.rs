@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::Value;
 
 use crate::archive::Archive;
-use crate::cache_server::{BinaryCache, CacheServer};
+use crate::cache_server::{BinaryCache, CacheServer, Fault};
 use crate::flox_fixture::FloxEnv;
 use crate::nix_fixture::NixStore;
 use crate::peers::peer;
@@ -143,6 +143,13 @@ fn a_new_machine_hides_what_only_the_teams_caches_have() {
     let again = team.run("new", "before", &[&again[..], &from, &asking].concat());
     assert!(again.said.contains("fetched from a shared cache: 1 layers"), "{}", again.said);
     assert_eq!(nars(&server), 0);
+    // A binary cache that fails is done without, and that is said.
+    let failure = Fault::Status(500, "");
+    server.fail(&BinaryCache::narinfo(&team.gone), &[failure.clone(), failure]);
+    let failing = after("failing", ".", &[&from, &asking]);
+    assert!(!failing.hides_it() && !team.is_expected(&failing), "{}", failing.said);
+    let said = format!("! not all stays that is gone from '{image}': ");
+    assert!(failing.said.contains(&said) && failing.said.contains("status 500"), "{}", failing.said);
     // A machine that has made its layer, and has its bytes, needs no other that knows it.
     let first = after("first", ".", &[&asking]);
     assert!(first.hides_it() && team.is_expected(&first), "{}", first.said);
