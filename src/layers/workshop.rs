@@ -213,14 +213,27 @@ impl Workshop<'_> {
     /// The layer that another machine is making, once it has; `None` where that takes longer than to make it here.
     fn wait_for_another_machine(&self, contents: &LayerContents<'_>, key: &LayerKey) -> Option<Obtained> {
         let shared = self.shared.filter(|shared| shared.is_written())?;
-        if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(key)) {
+        if let Some(record) = self.read_record(contents, key) {
             return Some(Obtained::reused(record));
         }
         let patience = SHORTEST_WAIT + Duration::from_secs(contents.estimated_size() / SLOWEST_PACKING);
         let record = shared.wait_for(key, patience.min(LONGEST_WAIT));
-        let record = record.filter(|record| self.can_be(record)).map(without_bytes)?;
+        let record = record.filter(|record| self.can_be(record))?;
+        if self.packer.is_far(contents) {
+            let stamp = self.fetch_far(&record, contents)?;
+            self.record(std::slice::from_ref(&record));
+            return Some(Obtained { made: Some(stamp), ..Obtained::reused(record) });
+        }
+        let record = without_bytes(record);
         self.record(std::slice::from_ref(&record));
         Some(Obtained::reused(record))
+    }
+
+    /// The layer's record, if there is one by now. Of a layer with something far in it one that has no bytes here may be
+    /// another machine's, and nobody has looked into it.
+    fn read_record(&self, contents: &LayerContents<'_>, key: &LayerKey) -> Option<LayerRecord> {
+        let record = self.with_store("read a record", |store| store.read_record(key))??;
+        (record.has_blob || !self.packer.is_far(contents)).then_some(record)
     }
 
     /// Runs `work`, which tells of layers that were made; they are given to the shared caches meanwhile, as far as that
@@ -273,7 +286,7 @@ impl Workshop<'_> {
         place: Option<(&Spool, usize)>,
         lane: Option<&Lane>,
     ) -> Result<Obtained, LayersError> {
-        if let Some(Some(record)) = self.with_store("read a record", |store| store.read_record(&key)) {
+        if let Some(record) = self.read_record(contents, &key) {
             return Ok(Obtained::reused(record));
         }
         let Made { packed, blob: made, state } = self.pack_blob(contents, place, lane)?;

@@ -1,6 +1,7 @@
 //! `--previous` where what is gone is not on the machine any more.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 
@@ -244,4 +245,38 @@ fn what_is_hidden_comes_with_its_layer_or_is_gone() {
     let later = after("later", &from);
     assert!(!later.hides_it(), "{}", later.said);
     assert_eq!(nars(&server), 0);
+}
+
+#[test]
+fn a_layer_that_was_kept_for_what_it_hides_is_looked_into_when_that_comes_back() {
+    let (nix, program) = (peer!(nix), peer!(docker_registry));
+    let sandbox = Sandbox::new();
+    let registry = program.start(&sandbox.path("registry"), Setup::default());
+    let team = Team::new(nix, registry, sandbox);
+    let server = CacheServer::start(&team.binary.directory);
+    let url = server.url();
+    let file = team.sandbox.path("image.tar");
+    let to_file = ["-f", file.to_str().unwrap(), "--compression", "zstd"];
+    team.while_it_is_there(|| team.run("first", "before", &to_file));
+    let expected = Archive::open(&file).root();
+
+    // A machine whose files are no longer those that its database vouches for fills a cache.
+    let (image, cache) = (team.registry.reference("team/forged:1"), team.registry.reference("team/forged-cache"));
+    team.while_it_is_there(|| {
+        let directory = team.nix.real(&team.gone).join("share");
+        let forged = directory.join("gone");
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut bytes = fs::read(&forged).unwrap();
+        bytes[0] ^= 1;
+        fs::remove_file(&forged).and_then(|()| fs::write(&forged, bytes)).unwrap();
+        team.run("forger", "before", &["--push", &image, "--cache-to", &cache]);
+    });
+    let caches = [&["--cache-from", &cache][..], &team.asking(&url)].concat();
+    let hiding = team.run("new", "after", &[&["--push", &image, "--dry-run", "--previous"][..], &caches].concat());
+    assert!(hiding.hides_it(), "{}", hiding.said);
+    assert_eq!(nars(&server), 0);
+    let back = team.run("new", "before", &[&to_file[..], &caches].concat());
+    assert!(back.said.contains("as that was signed"), "{}", back.said);
+    assert!(Archive::open(&file).root() == expected, "{}", back.said);
+    assert_eq!(nars(&server), 1);
 }
