@@ -280,14 +280,14 @@ impl Platform {
         plan.kept == plan.layers.len() && plan.kept == self.previous.layers.len().saturating_sub(2)
     }
 
-    /// What the root's links of the image before are. Their layer may stay, but only if all below stays as well: a chained
-    /// store would unpack it again all the same, and another machine would make another image for nothing.
+    /// What the root's links of the image before are. Their layer may stay, but only if all below stays as well: a
+    /// chained store would unpack it again all the same, and another machine would make another image for nothing.
     pub(super) fn keep_links(&mut self, links: Option<RootFs>) {
         self.links = links;
     }
 
-    /// The planned layers in which something of the closure lies far away; an environment is rendered of what is known of
-    /// them once they are made. Where nothing does, nothing is planned yet.
+    /// The planned layers in which something of the closure lies far away; an environment is rendered of what is known
+    /// of them once they are made. Where nothing does, nothing is planned yet.
     pub(super) fn far_layers(&self, source: &dyn Source, max_layers: usize) -> Vec<LayerContents<'_>> {
         if !self.closure.paths().any(|info| source.is_far(&info.path)) {
             return Vec::new();

@@ -10,7 +10,7 @@ use crate::cache_server::{BinaryCache, CacheServer, Fault};
 use crate::flox_fixture::FloxEnv;
 use crate::nix_fixture::NixStore;
 use crate::peers::peer;
-use crate::registry_server::{RegistryServer, Setup};
+use crate::registry_server::{DockerRegistry, RegistryServer, Setup};
 use crate::sandbox::Sandbox;
 
 /// A team's environment, from which a package went: the registry has the image with it and the shared cache its layers,
@@ -46,12 +46,14 @@ impl Outcome {
 }
 
 impl Team {
-    fn new(nix: &NixStore, registry: RegistryServer, sandbox: Sandbox) -> Self {
-        let cache = registry.reference("team/cache");
-        Self::with_cache(nix, registry, sandbox, cache)
-    }
-
-    fn with_cache(nix: &NixStore, registry: RegistryServer, sandbox: Sandbox, cache: String) -> Self {
+    /// With its shared cache in the registry, or in a directory, and a server for its binary cache.
+    fn new(nix: &NixStore, program: &DockerRegistry, cache_in_registry: bool) -> (Self, CacheServer) {
+        let sandbox = Sandbox::new();
+        let registry = program.start(&sandbox.path("registry"), Setup::default());
+        let cache = match cache_in_registry {
+            true => registry.reference("team/cache"),
+            false => format!("file://{}", sandbox.path("share").display()),
+        };
         let nix = nix.empty_one(sandbox.path("root"));
         let package = |name: &str, mebibytes: usize, programs: usize| {
             let directory = sandbox.path("packages").join(name);
@@ -82,7 +84,8 @@ impl Team {
         let expected = team.run("first", "after", &["--push", &image, "--previous", "--dry-run"]);
         assert!(expected.hides_it(), "{}", expected.said);
         team.nix.delete(&team.gone);
-        Self { expected: expected.image, ..team }
+        let server = CacheServer::start(&team.binary.directory);
+        (Self { expected: expected.image, ..team }, server)
     }
 
     fn image(&self) -> String {
@@ -124,10 +127,7 @@ fn nars(server: &CacheServer) -> usize {
 #[test]
 fn a_new_machine_hides_what_only_the_teams_caches_have() {
     let (nix, program) = (peer!(nix), peer!(docker_registry));
-    let sandbox = Sandbox::new();
-    let registry = program.start(&sandbox.path("registry"), Setup::default());
-    let team = Team::new(nix, registry, sandbox);
-    let server = CacheServer::start(&team.binary.directory);
+    let (team, server) = Team::new(nix, &program, true);
     let (url, image) = (server.url(), team.image());
     let (asking, from) = (team.asking(&url), ["--cache-from", &team.cache]);
     let after = |machine: &str, previous: &str, args: &[&[&str]]| {
@@ -190,10 +190,7 @@ fn a_new_machine_hides_what_only_the_teams_caches_have() {
 #[test]
 fn where_everything_is_at_hand_nobody_is_asked() {
     let (nix, program) = (peer!(nix), peer!(docker_registry));
-    let sandbox = Sandbox::new();
-    let registry = program.start(&sandbox.path("registry"), Setup::default());
-    let team = Team::new(nix, registry, sandbox);
-    let server = CacheServer::start(&team.binary.directory);
+    let (team, server) = Team::new(nix, &program, true);
     let (url, image) = (server.url(), team.image());
     let away = ["--cache-from", "127.0.0.1:1/away", "--push", &image, "--dry-run", "--previous"];
     let asking = [&away[..], &team.asking(&url)].concat();
@@ -206,11 +203,7 @@ fn where_everything_is_at_hand_nobody_is_asked() {
 #[test]
 fn what_is_hidden_comes_with_its_layer_or_is_gone() {
     let (nix, program) = (peer!(nix), peer!(docker_registry));
-    let sandbox = Sandbox::new();
-    let registry = program.start(&sandbox.path("registry"), Setup::default());
-    let share = format!("file://{}", sandbox.path("share").display());
-    let team = Team::with_cache(nix, registry, sandbox, share);
-    let server = CacheServer::start(&team.binary.directory);
+    let (team, server) = Team::new(nix, &program, false);
     let (url, image) = (server.url(), team.image());
     let file = team.sandbox.path("image.tar");
     let to_file = ["-f", file.to_str().unwrap(), "--compression", "zstd"];
@@ -250,10 +243,7 @@ fn what_is_hidden_comes_with_its_layer_or_is_gone() {
 #[test]
 fn a_layer_that_was_kept_for_what_it_hides_is_looked_into_when_that_comes_back() {
     let (nix, program) = (peer!(nix), peer!(docker_registry));
-    let sandbox = Sandbox::new();
-    let registry = program.start(&sandbox.path("registry"), Setup::default());
-    let team = Team::new(nix, registry, sandbox);
-    let server = CacheServer::start(&team.binary.directory);
+    let (team, server) = Team::new(nix, &program, true);
     let url = server.url();
     let file = team.sandbox.path("image.tar");
     let to_file = ["-f", file.to_str().unwrap(), "--compression", "zstd"];
