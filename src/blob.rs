@@ -28,6 +28,11 @@ impl Digest {
         Self(bytes)
     }
 
+    /// The raw hash.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 64 hexadecimal digits, without the algorithm: a blob's file name in an image layout.
     pub fn hex(&self) -> String {
         to_hex(&self.0)

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::event::Observer;
 use crate::host::widen_pipe;
+use crate::outlet::Outlet;
 
 /// How much of either output is kept; the rest is read and thrown away.
 const KEPT: u64 = 64 << 20;
@@ -120,7 +121,7 @@ impl Child {
 
     /// Runs `feed` with a writer to the child's standard input; a wish to stop kills the child, so that a write to a
     /// full pipe comes back.
-    pub(crate) fn feed<T>(&mut self, observer: &dyn Observer, feed: impl FnOnce(&mut dyn Write) -> T) -> T {
+    pub(crate) fn feed<T>(&mut self, observer: &dyn Observer, feed: impl FnOnce(&mut dyn Outlet) -> T) -> T {
         let pid = rustix::process::Pid::from_child(&self.process);
         let (_done, over) = channel::<()>();
         thread::scope(|scope| {
@@ -215,6 +216,8 @@ impl Write for Closed {
         Ok(())
     }
 }
+
+impl Outlet for Closed {}
 
 impl Drop for Child {
     fn drop(&mut self) {

@@ -15,7 +15,6 @@ mod targets;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -27,6 +26,7 @@ use crate::image::{Image, ImageName, Images, Timestamp};
 use crate::layers::{Layers, Trouble, Workshop};
 use crate::memo::Memo;
 use crate::nix::StorePath;
+use crate::outlet::Outlet;
 use crate::pack::{Compression, Packer};
 use crate::registry::{self, Registries};
 use crate::share::{self, SharedCache};
@@ -101,7 +101,7 @@ pub struct Report {
 /// output goes to `stdout`.
 pub fn containerize(
     request: Request<'_>,
-    stdout: &mut (dyn Write + Send),
+    stdout: &mut (dyn Outlet + Send),
     observer: &dyn Observer,
 ) -> Result<Report, Error> {
     let environment = environment::find(&request.environment, &request.surroundings, observer)?;
@@ -159,6 +159,7 @@ pub fn containerize(
         Image::assemble(composed.spec(&request, name.clone(), &environment.manifest.containerize), layers)
     })?;
     let images = Images::assemble(name, images)?;
+    layers.remember_states();
     if request.dry_run {
         let deliveries = sinks.foresee(&images, &layers)?;
         return Ok(Report { images, deliveries, cache_bytes: None });
@@ -166,6 +167,7 @@ pub fn containerize(
     let closures: Vec<_> = platforms.iter().map(|platform| &platform.closure).collect();
     let cache_bytes = layers.record_image(&record::of(&images, &closures, &layers, request.now));
     let deliveries = sinks.deliver(&images, &layers, observer)?;
+    layers.remember_states();
     layers.share(&record::use_of(&images, &layers, &deliveries, request.now));
     memo.save();
     Ok(Report { images, deliveries, cache_bytes })

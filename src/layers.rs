@@ -2,8 +2,10 @@
 
 mod presence;
 mod shared;
+mod states;
 mod workshop;
 
+use states::States;
 use workshop::Obtained;
 pub use workshop::{Trouble, Workshop};
 
@@ -18,7 +20,7 @@ use crate::blob::{Digest, DigestMismatch, LayerKey};
 use crate::delivery::{BlobError, BlobProvider, Past, Spool};
 use crate::event::{Cancelled, Event};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
-use crate::nix::TreeState;
+use crate::outlet::{Copied, Outlet};
 use crate::pack::{Compression, LayerContents, PackError, Packed};
 use crate::parallel;
 use crate::share::{Given, ImageUse, SharedCache};
@@ -111,7 +113,7 @@ impl<'a> Sought<'a> {
         let obtained = workshop::pack_missing(workshop, &contents, &keys, known, spool)?;
         let known_blobs =
             obtained.iter().filter_map(|layer| Some((layer.record.digest, layer.made.clone()?))).collect();
-        let states = obtained.iter().map(|layer| layer.state).collect();
+        let states = States::of_made(obtained.iter().map(|layer| layer.state));
         let (records, reused): (Vec<_>, Vec<_>) =
             obtained.into_iter().map(|layer| (layer.record, layer.reused)).unzip();
         let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
@@ -142,8 +144,8 @@ pub struct Layers<'a> {
     records: Vec<LayerRecord>,
     reused: Vec<bool>,
     by_digest: BTreeMap<Digest, usize>,
-    /// The states in which trees were when layers were made of them in this run.
-    states: Vec<Option<TreeState>>,
+    /// In what states trees were when layers were made of them.
+    states: States,
     /// Kept blobs whose bytes are known to be right: made, or read and checked, in this run.
     known_blobs: Mutex<BTreeMap<Digest, BlobStamp>>,
     /// Kept blobs that turned out to be damaged: their layers are made again.
@@ -241,7 +243,7 @@ impl<'a> Layers<'a> {
         let places: Vec<usize> = (0..self.records.len()).collect();
         let give = |&at: &usize| -> Result<(), LayersError> {
             let layer = self.descriptor(at)?;
-            let write = |out: &mut dyn Write| self.copy_to(&layer, out).map_err(io::Error::other);
+            let write = |out: &mut dyn Write| self.copy_to(&layer, &mut Copied(out)).map_err(io::Error::other);
             shared.give(&self.records[at], &repositories, &write);
             Ok(())
         };
@@ -275,6 +277,12 @@ impl<'a> Layers<'a> {
         self.workshop.record(&fetched);
     }
 
+    /// Whether the blob's bytes are here, as far as anybody knows.
+    fn is_kept(&self, record: &LayerRecord) -> bool {
+        let is_here = record.has_blob || self.fetched().contains(&record.digest);
+        is_here && !self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&record.digest)
+    }
+
     fn fetched(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
         self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -284,11 +292,14 @@ impl<'a> Layers<'a> {
     }
 
     /// Makes a layer's bytes again. They are checked against the record, unless nothing can have changed since they were
-    /// made in this run: then hashing them once was enough.
-    fn make_again(&self, at: usize, out: &mut dyn Write) -> Result<(), BlobError> {
+    /// hashed: then that was enough.
+    fn make_again(&self, at: usize, out: &mut dyn Outlet) -> Result<(), BlobError> {
         let (packer, contents) = (self.workshop.packer, &self.contents[at]);
-        let (Compression::None, Some(state)) = (packer.compression(), self.states[at]) else {
-            return self.check(at, packer.pack_again(contents, out).map_err(blob_error)?.0);
+        let (Compression::None, Some(state)) = (packer.compression(), self.states.of(at)) else {
+            let (packed, state) = packer.pack_again(contents, out).map_err(blob_error)?;
+            self.check(at, packed)?;
+            self.states.learn(at, state);
+            return Ok(());
         };
         let found = packer.write_again(contents, out).map_err(blob_error)?;
         if found == Some(state) {
@@ -297,9 +308,31 @@ impl<'a> Layers<'a> {
         // Something was touched. If it stays as it was when it went out, what it is now is what went out.
         let (packed, now) = packer.pack_again(contents, &mut io::sink()).map_err(blob_error)?;
         match now {
-            Some(_) if now == found => self.check(at, packed),
+            Some(_) if now == found => {
+                self.check(at, packed)?;
+                self.states.learn(at, now);
+                Ok(())
+            }
             _ => Err(BlobError::Source("its store paths changed while they were read".into())),
         }
+    }
+
+    /// Recalls the states of trees of which these layers' bytes will be made again.
+    fn recall_states(&self, layers: &[&Layer]) {
+        if self.workshop.packer.compression() != Compression::None {
+            return;
+        }
+        let places = layers.iter().filter_map(|layer| self.by_digest.get(&layer.digest).copied());
+        self.states.recall(&self.records, places, |keys| {
+            let found = self.workshop.with_store("look up trees", |store| store.recall_these(Shelf::States, keys));
+            found.unwrap_or_default()
+        });
+    }
+
+    /// Remembers in what states the trees were whose layers were hashed in this run.
+    pub fn remember_states(&self) {
+        let new = self.states.take_new(&self.records);
+        self.workshop.with_store("remember trees", |store| store.remember(Shelf::States, &new));
     }
 
     fn check(&self, at: usize, packed: Packed) -> Result<(), BlobError> {
@@ -389,6 +422,7 @@ impl BlobProvider for Layers<'_> {
     /// thrown away, and its layer is packed again while it streams.
     fn prepare(&self, layers: &[&Layer]) {
         let Some(store) = self.workshop.store else { return };
+        self.recall_states(layers);
         let kept: Vec<_> = layers
             .iter()
             .filter_map(|layer| Some(&self.records[*self.by_digest.get(&layer.digest)?]))
@@ -416,14 +450,12 @@ impl BlobProvider for Layers<'_> {
     }
 
     /// Kept bytes are read; bytes that are not kept are made again and checked against the record.
-    fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError> {
+    fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError> {
         let Some(&at) = self.by_digest.get(&layer.digest) else {
             return Err(BlobError::Source(format!("{} is no layer of this image", layer.digest).into()));
         };
         let record = &self.records[at];
-        let is_here = record.has_blob || self.fetched().contains(&record.digest);
-        let is_damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).contains(&record.digest);
-        if let (true, false, Some(store)) = (is_here, is_damaged, self.workshop.store) {
+        if let (true, Some(store)) = (self.is_kept(record), self.workshop.store) {
             // Gone since it was checked, for somebody cleared the cache: it is made again.
             let known = self.known_blobs().get(&record.digest).cloned();
             if let Ok(mut blob) = store.read_blob(&record.digest, record.size, known.as_ref()) {
@@ -431,6 +463,11 @@ impl BlobProvider for Layers<'_> {
             }
         }
         self.make_again(at, out)
+    }
+
+    fn pours(&self, layer: &Layer) -> bool {
+        let Some(&at) = self.by_digest.get(&layer.digest) else { return false };
+        !self.is_kept(&self.records[at]) && self.states.of(at).is_some()
     }
 }
 
@@ -443,7 +480,7 @@ fn blob_error(error: PackError) -> BlobError {
 }
 
 /// Copies a blob, telling trouble with the blob from trouble with the target.
-fn copy(blob: &mut dyn io::Read, out: &mut dyn Write) -> Result<(), BlobError> {
+fn copy(blob: &mut dyn io::Read, out: &mut dyn Outlet) -> Result<(), BlobError> {
     let mut buffer = vec![0; 256 * 1024];
     loop {
         match blob.read(&mut buffer) {

@@ -12,6 +12,7 @@ pub mod crash;
 pub mod event;
 mod host;
 mod http;
+pub mod outlet;
 pub mod parallel;
 pub mod registry;
 pub mod rootfs;

@@ -1,7 +1,5 @@
 //! Where the image goes: one target or several, one after the other.
 
-use std::io::Write;
-
 use super::Request;
 use crate::blob::Digest;
 use crate::delivery::{self, Delivered, DeliveryError, Means, Opening, Sink, Spool, Target, TargetError};
@@ -9,6 +7,7 @@ use crate::error::Error;
 use crate::event::Observer;
 use crate::image::{ImageName, Images};
 use crate::layers::{self, Layers};
+use crate::outlet::Outlet;
 use crate::registry::Reference;
 
 /// The targets, asked for what has to be known before layers are made for them.
@@ -62,10 +61,10 @@ impl Targets {
     }
 
     /// A sink for each.
-    pub(super) fn sinks<'a>(self, stdout: &'a mut dyn Write, means: &Means<'a>) -> Sinks<'a> {
+    pub(super) fn sinks<'a>(self, stdout: &'a mut dyn Outlet, means: &Means<'a>) -> Sinks<'a> {
         let mut stdout = Some(stdout);
         let sink = |(target, opening): (Target, Option<Opening>)| {
-            let out: Box<dyn Write + 'a> = match (&target, stdout.take()) {
+            let out: Box<dyn Outlet + 'a> = match (&target, stdout.take()) {
                 (Target::Stdout, Some(stdout)) => Box::new(stdout),
                 (_, unused) => {
                     stdout = unused;

@@ -7,6 +7,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::{BlobError, BlobProvider, DeliveryError};
 use crate::image::Layer;
+use crate::outlet::Outlet;
 
 /// How many bytes of a layer are made before anybody takes them. As much waits for each thread at most.
 const AHEAD: usize = 4 << 20;
@@ -14,14 +15,23 @@ const AHEAD: usize = 4 << 20;
 const PIECE: usize = 256 * 1024;
 
 /// Calls `take` for each layer in order, while threads of the provider's number make its bytes and those of the layers
-/// behind it.
+/// behind it; of layers that `are_left` nobody makes them.
 pub(super) fn read(
     layers: &[&Layer],
     provider: &dyn BlobProvider,
-    mut take: impl FnMut(&Layer, Ahead<'_>) -> Result<(), DeliveryError>,
+    are_left: &(dyn Fn(&Layer) -> bool + Sync),
+    mut take: impl FnMut(&Layer, Option<Ahead<'_>>) -> Result<(), DeliveryError>,
 ) -> Result<(), DeliveryError> {
-    let (senders, receivers): (Vec<_>, Vec<_>) = layers.iter().map(|_| sync_channel(AHEAD / PIECE)).unzip();
-    let senders: Vec<_> = senders.into_iter().map(|sender| Mutex::new(Some(sender))).collect();
+    let channel = |layer: &&Layer| match are_left(layer) {
+        true => (None, None),
+        false => {
+            let (sender, receiver) = sync_channel(AHEAD / PIECE);
+            (Some(sender), Some(receiver))
+        }
+    };
+    let (senders, receivers): (Vec<_>, Vec<_>) = layers.iter().map(channel).unzip();
+    let to_make = senders.iter().flatten().count();
+    let senders: Vec<_> = senders.into_iter().map(Mutex::new).collect();
     let (next, spare) = (AtomicUsize::new(0), Spare::default());
     let window = Window { length: provider.threads(), taken: Mutex::default(), moved: Condvar::new() };
     let make = || {
@@ -29,7 +39,7 @@ pub(super) fn read(
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(sender) = senders.get(at) else { return };
             window.wait_for(at);
-            let Some(sender) = sender.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+            let Some(sender) = sender.lock().unwrap_or_else(PoisonError::into_inner).take() else { continue };
             let mut pieces = Pieces { sender, piece: spare.take(), spare: &spare };
             let made =
                 provider.copy_to(layers[at], &mut pieces).and_then(|()| pieces.flush().map_err(BlobError::Write));
@@ -41,14 +51,14 @@ pub(super) fn read(
     };
     std::thread::scope(|scope| {
         // Half of them: the other cores' time is the taker's, and whoever reads from it.
-        for _ in 0..provider.threads().div_ceil(2).min(layers.len()) {
+        for _ in 0..provider.threads().div_ceil(2).min(to_make) {
             scope.spawn(make);
         }
         // Whatever happens, those who wait go on; and as the receivers end here, those who send learn that nobody listens.
         let _open = OpenAtEnd(&window);
         let mut in_order = layers.iter().zip(receivers);
         in_order.try_for_each(|(layer, pieces)| {
-            take(layer, Ahead { pieces, spare: &spare })?;
+            take(layer, pieces.map(|pieces| Ahead { pieces, spare: &spare }))?;
             window.move_on(1);
             Ok(())
         })
@@ -114,6 +124,8 @@ struct Pieces<'a> {
     piece: Vec<u8>,
     spare: &'a Spare,
 }
+
+impl Outlet for Pieces<'_> {}
 
 impl Write for Pieces<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::{DeliveryError, LayerBytes};
 use crate::blob::{Digest, canonical_json};
 use crate::image::{Image, ImageError, ImageName, Images, Layer};
+use crate::outlet::Outlet;
 
 /// The annotation under which containerd, and Podman after it, look for an image's full name.
 pub(super) const ANNOTATION_IMAGE_NAME: &str = "io.containerd.image.name";
@@ -99,7 +100,7 @@ impl Archive {
     /// `describe` says what a failure of the writer means.
     pub fn put(
         &mut self,
-        out: &mut dyn Write,
+        out: &mut dyn Outlet,
         layer: &Layer,
         bytes: LayerBytes<'_>,
         describe: impl Fn(io::Error) -> DeliveryError,
@@ -108,7 +109,7 @@ impl Archive {
             return Ok(());
         }
         write_header(out, &blob_path(&layer.digest), layer.size).map_err(&describe)?;
-        bytes.copy_to(out, &describe)?;
+        bytes.pour_into(out, &describe)?;
         write_padding(out, layer.size).map_err(&describe)
     }
 

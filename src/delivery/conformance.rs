@@ -13,6 +13,7 @@ use super::{DeliveryError, FileSink, LayoutSink, NoPast, RegistrySink, Runtime, 
 use crate::blob::Digest;
 use crate::event::{Event, Observer, Silent, Stage};
 use crate::image::{Image, Images};
+use crate::outlet::Copied;
 use crate::registry::stand_in::StandIn;
 use crate::registry::{Registries, Settings};
 
@@ -61,7 +62,7 @@ impl Write for Shared {
 impl Bench for StreamBench {
     fn sink<'a>(&'a self, _: &'a dyn Observer) -> Box<dyn Sink + 'a> {
         self.0.borrow_mut().clear();
-        Box::new(StreamSink::new(Shared(self.0.clone())))
+        Box::new(StreamSink::new(Copied(Shared(self.0.clone()))))
     }
 
     fn visible(&self) -> Vec<(String, Vec<u8>)> {

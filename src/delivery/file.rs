@@ -14,6 +14,7 @@ use crate::blob::Digest;
 use crate::crash;
 use crate::event::Observer;
 use crate::image::{Images, Layer};
+use crate::outlet::Outlet;
 
 /// Writes the archive to a file.
 ///
@@ -210,7 +211,7 @@ impl Sink for FileSink {
                 temporary.as_file_mut().seek(SeekFrom::Start(spool.end())).map_err(&failed)?;
             }
             Output::Direct(file) => {
-                missing.in_order(|layer, bytes| self.archive.put(file, layer, bytes, &failed))?;
+                missing.in_order(file.takes_pages(), |layer, bytes| self.archive.put(file, layer, bytes, &failed))?;
             }
         }
         self.output = Some(output);

@@ -1,7 +1,6 @@
 //! A runtime as a sink: asked what it has, given the rest, and asked again what it made of it.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 
 use super::opening::Inspected;
 use super::runtime::{Listed, parse_id};
@@ -13,6 +12,7 @@ use crate::blob::Digest;
 use crate::child::Child;
 use crate::event::{Event, Observer};
 use crate::image::{Image, ImageName, Images, LayerMediaType};
+use crate::outlet::Outlet;
 
 /// An image is what was sent if its ID is the digest of the config (Docker's classic store, Podman), or of the manifest
 /// (Docker with containerd's image store).
@@ -101,7 +101,7 @@ impl<'a> RuntimeSink<'a> {
     /// Lends the running load's pipe and archive; where the pipe breaks, the child says why.
     fn feed(
         &mut self,
-        feed: impl FnOnce(&mut Archive, &mut dyn Write) -> Result<(), DeliveryError>,
+        feed: impl FnOnce(&mut Archive, &mut dyn Outlet) -> Result<(), DeliveryError>,
     ) -> Result<Load, DeliveryError> {
         let mut load = match self.load.take() {
             Some(load) => load,
@@ -221,7 +221,7 @@ impl Sink for RuntimeSink<'_> {
             return Ok(());
         }
         let load = self.feed(|archive, pipe| {
-            missing.in_order(|layer, bytes| archive.put(pipe, layer, bytes, DeliveryError::Stream))
+            missing.in_order(pipe.takes_pages(), |layer, bytes| archive.put(pipe, layer, bytes, DeliveryError::Stream))
         })?;
         self.load = Some(load);
         Ok(())

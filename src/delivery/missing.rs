@@ -1,11 +1,13 @@
 //! The layers that a target lacks: their bytes in order, or at once.
 
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 
 use super::ahead::{self, Ahead};
 use super::{BlobError, BlobProvider, DeliveryError};
 use crate::event::{Event, Observer};
 use crate::image::Layer;
+use crate::outlet::{Copied, Outlet};
 use crate::parallel;
 
 /// The layers that a sink is given, the lowest first, and where their bytes come from.
@@ -25,15 +27,19 @@ impl<'a> Missing<'a> {
         &self.layers
     }
 
-    /// Calls `put` for each layer in order. The bytes of those to come are made ahead.
+    /// Calls `put` for each layer in order. The bytes of those to come are made ahead, but for those that can be poured into
+    /// an outlet which takes pages.
     pub fn in_order(
         &self,
+        takes_pages: bool,
         mut put: impl FnMut(&Layer, LayerBytes<'_>) -> Result<(), DeliveryError>,
     ) -> Result<(), DeliveryError> {
         if self.provider.threads() > 1 {
-            return ahead::read(&self.layers, self.provider, |layer, ahead| {
+            let is_poured = |layer: &Layer| takes_pages && self.provider.pours(layer);
+            return ahead::read(&self.layers, self.provider, &is_poured, |layer, ahead| {
                 self.keep_going()?;
-                put(layer, LayerBytes { layer, bytes: Bytes::Ahead(ahead), observer: self.observer, told: 0 })
+                let bytes = ahead.map_or(Bytes::Provider(self.provider), Bytes::Ahead);
+                put(layer, LayerBytes { layer, bytes, observer: self.observer, told: 0 })
             });
         }
         self.layers.iter().try_for_each(|layer| {
@@ -97,10 +103,27 @@ impl LayerBytes<'_> {
         self.copy_once_more_to(out, describe)
     }
 
+    /// The same, where `out` may take files' pages as they are.
+    pub fn pour_into(
+        mut self,
+        out: &mut dyn Outlet,
+        describe: impl FnOnce(io::Error) -> DeliveryError,
+    ) -> Result<(), DeliveryError> {
+        self.write_to(out, describe)
+    }
+
     /// The same, for whoever may want the bytes again: [`Missing::at_once`] can give them any number of times.
     pub fn copy_once_more_to(
         &mut self,
         out: &mut dyn Write,
+        describe: impl FnOnce(io::Error) -> DeliveryError,
+    ) -> Result<(), DeliveryError> {
+        self.write_to(&mut Copied(out), describe)
+    }
+
+    fn write_to(
+        &mut self,
+        out: &mut dyn Outlet,
         describe: impl FnOnce(io::Error) -> DeliveryError,
     ) -> Result<(), DeliveryError> {
         let mut metered = Metered { out, observer: self.observer, bytes: 0, told: &mut self.told, failure: None };
@@ -133,11 +156,35 @@ impl LayerBytes<'_> {
 
 /// Tells the observer of every buffer, and remembers why its writer failed.
 struct Metered<'a> {
-    out: &'a mut dyn Write,
+    out: &'a mut dyn Outlet,
     observer: &'a dyn Observer,
     bytes: u64,
     told: &'a mut u64,
     failure: Option<io::Error>,
+}
+
+impl Metered<'_> {
+    fn count(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        let news = self.bytes.saturating_sub(*self.told);
+        if news > 0 {
+            self.observer.event(Event::Advanced { bytes: news });
+            *self.told = self.bytes;
+        }
+    }
+}
+
+impl Outlet for Metered<'_> {
+    fn takes_pages(&self) -> bool {
+        self.out.takes_pages()
+    }
+
+    fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {
+        // Written, the bytes find out that they are not wanted.
+        let taken = if self.observer.cancelled() { None } else { self.out.take_pages(file, length) };
+        self.count(taken.unwrap_or(0));
+        taken
+    }
 }
 
 impl Write for Metered<'_> {
@@ -146,12 +193,7 @@ impl Write for Metered<'_> {
             if self.observer.cancelled() { Err(io::Error::other("interrupted")) } else { self.out.write(buf) };
         match written {
             Ok(written) => {
-                self.bytes += written as u64;
-                let news = self.bytes.saturating_sub(*self.told);
-                if news > 0 {
-                    self.observer.event(Event::Advanced { bytes: news });
-                    *self.told = self.bytes;
-                }
+                self.count(written as u64);
                 Ok(written)
             }
             // Not a failure: whoever writes tries again.

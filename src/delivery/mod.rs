@@ -44,12 +44,13 @@ pub use stream::StreamSink;
 pub use target::{Means, Target, TargetError, TargetRequest};
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::blob::Digest;
 use crate::event::{Event, Observer, Stage};
 use crate::image::{Images, Layer};
+use crate::outlet::Outlet;
 
 /// Where a layer's bytes come from: the layer store, or packing on the way.
 pub trait BlobProvider: Sync {
@@ -73,7 +74,13 @@ pub trait BlobProvider: Sync {
     ///
     /// The bytes are checked against the layer's digest as they pass; where they are not what was promised, this fails
     /// at the end. So whoever gets them commits nothing before this has returned `Ok`.
-    fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError>;
+    fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError>;
+
+    /// Whether an outlet can take most of the layer's bytes as they are: then they cost less than to make them ahead.
+    fn pours(&self, layer: &Layer) -> bool {
+        let _ = layer;
+        false
+    }
 }
 
 /// What earlier runs delivered, as far as it is remembered.

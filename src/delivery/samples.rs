@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -12,6 +11,7 @@ use super::{BlobError, BlobProvider, Delivered, DeliveryError, Past, Runtime, Ru
 use crate::blob::{DiffId, Digest};
 use crate::event::{Event, Observer};
 use crate::image::{Image, ImageName, ImageSpec, Images, Layer, LayerMediaType};
+use crate::outlet::Outlet;
 
 /// A layer that is these bytes.
 pub(super) fn layer(bytes: &[u8]) -> Layer {
@@ -109,7 +109,7 @@ impl BlobProvider for Blobs {
         self.threads
     }
 
-    fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError> {
+    fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError> {
         let blob = self.blobs.get(&layer.digest).ok_or_else(|| BlobError::Source("no such blob".into()))?;
         let first = {
             let mut asked = self.asked.lock().unwrap();
@@ -173,7 +173,7 @@ impl BlobProvider for WithPast<'_> {
         self.past
     }
 
-    fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError> {
+    fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError> {
         self.blobs.copy_to(layer, out)
     }
 }

@@ -1,11 +1,11 @@
 //! Standard output: the archive, to whoever reads it.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 
 use super::{Archive, ArchiveNames, DeliveryError, Finish, Missing, Past, Sink};
 use crate::blob::Digest;
 use crate::image::Images;
+use crate::outlet::Outlet;
 
 /// Writes the archive to a stream. What went out cannot be taken back, but it is no whole archive before the end.
 pub struct StreamSink<W> {
@@ -13,20 +13,22 @@ pub struct StreamSink<W> {
     archive: Archive,
 }
 
-impl<W: Write> StreamSink<W> {
+impl<W: Outlet> StreamSink<W> {
     /// A sink on `out`, which need not be buffered.
     pub fn new(out: W) -> Self {
         Self { out, archive: Archive::new() }
     }
 }
 
-impl<W: Write> Sink for StreamSink<W> {
+impl<W: Outlet> Sink for StreamSink<W> {
     fn has(&mut self, _: &Images, _: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
         Ok(BTreeSet::new())
     }
 
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
-        missing.in_order(|layer, bytes| self.archive.put(&mut self.out, layer, bytes, DeliveryError::of_stream))
+        missing.in_order(self.out.takes_pages(), |layer, bytes| {
+            self.archive.put(&mut self.out, layer, bytes, DeliveryError::of_stream)
+        })
     }
 
     fn finish(&mut self, images: &Images, _: &dyn Past) -> Result<Finish, DeliveryError> {

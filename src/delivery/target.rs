@@ -2,12 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::Write;
 use std::path::PathBuf;
 
 use super::{DeliveryError, FileSink, LayoutSink, Opening, RegistrySink, Runtime, RuntimeClient, Sink, StreamSink};
 use crate::event::Observer;
 use crate::image::{ImageName, LayerMediaType};
+use crate::outlet::Outlet;
 use crate::registry::{Reference, Registries};
 
 /// Where an image goes. Displayed as the closing message has it: `written to <target>`.
@@ -198,7 +198,7 @@ impl Target {
     pub fn sink<'a>(
         &self,
         opening: Option<Opening>,
-        stdout: Box<dyn Write + 'a>,
+        stdout: Box<dyn Outlet + 'a>,
         means: &Means<'a>,
     ) -> Box<dyn Sink + 'a> {
         let observer = means.observer;

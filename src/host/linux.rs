@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
+use rustix::pipe::SpliceFlags;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 /// The space for one `getdents` call, in bytes.
@@ -85,6 +86,23 @@ const WIDE: usize = 1 << 20;
 /// widened, stays as it is.
 pub(crate) fn widen_pipe(pipe: impl AsFd) {
     let _ = rustix::pipe::fcntl_setpipe_size(pipe, WIDE);
+}
+
+/// Whether something is a pipe, into which [`move_pages`] may move a file's pages.
+pub(crate) fn is_pipe(out: impl AsFd) -> bool {
+    rustix::fs::fstat(out).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo)
+}
+
+/// Moves at most `length` bytes of `file`, from where it stands, into a pipe, and says how many; `None` where that does not
+/// work, for whatever reason.
+pub(crate) fn move_pages(file: impl AsFd, pipe: impl AsFd, length: u64) -> Option<u64> {
+    let length = usize::try_from(length).unwrap_or(usize::MAX).min(WIDE);
+    loop {
+        match rustix::pipe::splice(&file, None, &pipe, None, length, SpliceFlags::MOVE) {
+            Err(Errno::INTR) => {}
+            moved => return Some(moved.ok()? as u64),
+        }
+    }
 }
 
 /// What is the same until the system starts again, and never after; `None` where the system does not say.

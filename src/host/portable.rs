@@ -60,6 +60,16 @@ pub(crate) fn reserve(file: &File, length: u64) -> io::Result<()> {
 /// Pipes are as wide as the system makes them.
 pub(crate) fn widen_pipe(_: impl AsFd) {}
 
+/// Nothing is a pipe into which pages can be moved.
+pub(crate) fn is_pipe(_: impl AsFd) -> bool {
+    false
+}
+
+/// Moves nothing.
+pub(crate) fn move_pages(_: impl AsFd, _: impl AsFd, _: u64) -> Option<u64> {
+    None
+}
+
 /// What is the same until the system starts again: nothing that can be asked for without a program or a special call.
 pub(crate) fn boot() -> Option<Vec<u8>> {
     None

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -141,6 +141,28 @@ macro_rules! conformance {
                 let file = tempfile::tempfile().unwrap();
                 system::widen_pipe(&file);
                 assert_eq!(file.metadata().unwrap().len(), 0);
+            }
+
+            #[test]
+            fn a_files_pages_go_into_a_pipe_from_where_it_stands_or_nothing_does() {
+                let mut file = tempfile::tempfile().unwrap();
+                file.write_all(b"not this, that").unwrap();
+                file.seek(SeekFrom::Start(10)).unwrap();
+                let (mut reader, writer) = io::pipe().unwrap();
+                let moved = system::move_pages(&file, &writer, 3);
+                assert_eq!(moved, system::is_pipe(&writer).then_some(3));
+                if moved.is_some() {
+                    assert_eq!(system::move_pages(&file, &writer, 99), Some(1));
+                    assert_eq!(system::move_pages(&file, &writer, 99), Some(0), "its end");
+                }
+                drop(writer);
+                assert_eq!(io::read_to_string(&mut reader).unwrap(), if moved.is_some() { "that" } else { "" });
+
+                let target = tempfile::tempfile().unwrap();
+                assert!(!system::is_pipe(&target));
+                file.seek(SeekFrom::Start(0)).unwrap();
+                assert_eq!(system::move_pages(&file, &target, 3), None);
+                assert_eq!(file.stream_position().unwrap(), 0);
             }
 
             #[test]

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 
 use super::FileStamp;
+use crate::outlet::Outlet;
 
 /// A file could not be read as the one it was.
 #[derive(Debug)]
@@ -77,6 +78,19 @@ impl CheckedFile {
         Ok(read)
     }
 
+    /// Has `outlet` take at most `length` bytes as they are, and says how many; `None` where that does not work.
+    pub(super) fn give_pages(&mut self, outlet: &mut dyn Outlet, length: u64) -> Result<Option<u64>, FileError> {
+        let wanted = length.min(self.stamp.size - self.read);
+        let taken = if wanted > 0 { outlet.take_pages(self.file.as_fd(), wanted) } else { Some(0) };
+        match taken {
+            Some(0) if wanted > 0 => Err(FileError::Changed),
+            taken => {
+                self.read += taken.unwrap_or(0);
+                Ok(taken)
+            }
+        }
+    }
+
     /// Makes sure that a file which was read to its end is still the same: a longer one, or one that was written to
     /// meanwhile, has another stamp. Does nothing for a file that was not read to its end.
     pub(super) fn finish(&mut self) -> Result<(), FileError> {
@@ -87,7 +101,7 @@ impl CheckedFile {
         Self::check(&self.file, &self.stamp)
     }
 
-    fn check(descriptor: impl std::os::fd::AsFd, stamp: &FileStamp) -> Result<(), FileError> {
+    fn check(descriptor: impl AsFd, stamp: &FileStamp) -> Result<(), FileError> {
         let stat = fstat(descriptor).map_err(|errno| FileError::Read(errno.into()))?;
         if regular(&stat)?.1 == *stamp { Ok(()) } else { Err(FileError::Changed) }
     }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use super::{Node, Visitor};
+use super::{Contents, Node, Visitor};
 
 /// No string of a NAR's own is longer, nor is a name (`NAME_MAX`).
 const LONGEST_NAME: u64 = 255;
@@ -129,7 +129,7 @@ impl Reader<'_> {
             return Err(self.malformed("a file has no contents"));
         }
         let size = self.number()?;
-        let mut contents = Contents { reader: self, left: size, failure: None };
+        let mut contents = NarContents { reader: self, left: size, failure: None };
         let shown = visitor.node(path, Node::Regular { executable, size, contents: &mut contents });
         // A visitor's own errors may wrap the sign that it got; whose fault it was is known here.
         if let Some(failure) = contents.failure {
@@ -236,13 +236,13 @@ impl Reader<'_> {
 }
 
 /// A file's contents, within the stream.
-struct Contents<'r, 'a> {
+struct NarContents<'r, 'a> {
     reader: &'r mut Reader<'a>,
     left: u64,
     failure: Option<NarError>,
 }
 
-impl Contents<'_, '_> {
+impl NarContents<'_, '_> {
     fn try_read(&mut self, bytes: &mut [u8]) -> Result<usize, NarError> {
         let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
         if wanted == 0 {
@@ -267,7 +267,7 @@ impl Contents<'_, '_> {
     }
 }
 
-impl Read for Contents<'_, '_> {
+impl Read for NarContents<'_, '_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         if self.failure.is_some() {
             return Err(io::Error::other("the archive could not be read"));
@@ -282,6 +282,8 @@ impl Read for Contents<'_, '_> {
         })
     }
 }
+
+impl Contents for NarContents<'_, '_> {}
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use rusqlite::ErrorCode;
 
+use crate::outlet::Outlet;
+
 use super::{ContentHash, Skeleton, StorePath, TreeListing};
 
 /// What is known of a store path without walking it.
@@ -34,7 +36,7 @@ pub enum Node<'a> {
         /// Its length in bytes; `contents` yields exactly that many, or the walk fails.
         size: u64,
         /// Its bytes. The file is opened at the first read: a visitor that needs none leaves it alone.
-        contents: &'a mut dyn Read,
+        contents: &'a mut dyn Contents,
     },
     /// A symbolic link and its target, uninterpreted.
     Symlink {
@@ -42,6 +44,18 @@ pub enum Node<'a> {
         target: &'a [u8],
     },
 }
+
+/// The bytes of a regular file, front to back.
+pub trait Contents: Read {
+    /// Has `outlet` take at most `length` of the bytes as they lie on this machine, and says how many; `None` where that does
+    /// not work, and they are to be read.
+    fn give_pages(&mut self, outlet: &mut dyn Outlet, length: u64) -> io::Result<Option<u64>> {
+        let _ = (outlet, length);
+        Ok(None)
+    }
+}
+
+impl Contents for &[u8] {}
 
 /// Sees the nodes of a store path, parents before children, siblings in byte order of their names.
 pub trait Visitor {
@@ -66,6 +80,16 @@ impl<F: FnMut(&[u8], Node<'_>) -> io::Result<()>> Visitor for F {
 pub struct TreeState(pub(super) [u8; 32]);
 
 impl TreeState {
+    /// What [`TreeState::to_bytes`] gave.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The state as a value for an index on disk.
+    pub fn to_bytes(self) -> [u8; 32] {
+        self.0
+    }
+
     /// The state of several trees together.
     pub fn of_all(states: impl IntoIterator<Item = Self>) -> Self {
         let mut hasher = blake3::Hasher::new();

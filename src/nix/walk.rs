@@ -14,8 +14,9 @@ use rustix::fs::{AtFlags, FileType, fstat, readlinkat_raw, statat};
 use rustix::io::Errno;
 
 use super::file::{CheckedFile, FileError, open_directory, regular};
-use super::{EntryKind, FileStamp, Node, StorePath, TreeListing, TreeState, Visitor, WalkError};
+use super::{Contents, EntryKind, FileStamp, Node, StorePath, TreeListing, TreeState, Visitor, WalkError};
 use crate::host::Listing;
+use crate::outlet::Outlet;
 
 /// How many directories of one walk are open at once. Packing walks on every core, and the limit of descriptors may
 /// be as low as 256.
@@ -100,7 +101,7 @@ pub(super) fn walk(
             };
             let (open, executable, stamp) = opened.map_err(|error| location.error(path, error))?;
             stamped(&stamp);
-            let mut contents = Contents { file, stamp, open, failure: None };
+            let mut contents = FileContents { file, stamp, open, failure: None };
             let shown = visitor.node(path, Node::Regular { executable, size: stamp.size, contents: &mut contents });
             contents.conclude(shown, location, path)
         }
@@ -124,7 +125,7 @@ pub(super) fn list_tree(location: Location<'_>) -> Result<TreeListing, WalkError
 }
 
 /// The contents of a file, opened at the first read.
-struct Contents<'a> {
+struct FileContents<'a> {
     file: FileEntry<'a>,
     stamp: FileStamp,
     open: Option<CheckedFile>,
@@ -133,13 +134,27 @@ struct Contents<'a> {
     failure: Option<FileError>,
 }
 
-impl Contents<'_> {
-    fn try_read(&mut self, buf: &mut [u8]) -> Result<usize, FileError> {
-        let open = match &mut self.open {
-            Some(open) => open,
-            None => self.open.insert(CheckedFile::open(self.file.directory, self.file.name, self.stamp)?),
-        };
-        open.read(buf)
+impl FileContents<'_> {
+    fn open(&mut self) -> Result<&mut CheckedFile, FileError> {
+        match &mut self.open {
+            Some(open) => Ok(open),
+            none => Ok(none.insert(CheckedFile::open(self.file.directory, self.file.name, self.stamp)?)),
+        }
+    }
+
+    /// Does something with the open file, as long as nothing went wrong with it.
+    fn with_file<T>(&mut self, work: impl FnOnce(&mut CheckedFile) -> Result<T, FileError>) -> io::Result<T> {
+        if self.failure.is_some() {
+            return Err(io::Error::other("the file could not be read"));
+        }
+        self.open().and_then(work).map_err(|failure| {
+            let sign = match &failure {
+                FileError::Changed => io::Error::other("the file changed while it was read"),
+                FileError::Read(error) => error.kind().into(),
+            };
+            self.failure = Some(failure);
+            sign
+        })
     }
 
     fn conclude(mut self, shown: io::Result<()>, location: Location<'_>, path: &[u8]) -> Result<(), WalkError> {
@@ -154,19 +169,15 @@ impl Contents<'_> {
     }
 }
 
-impl Read for Contents<'_> {
+impl Read for FileContents<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.failure.is_some() {
-            return Err(io::Error::other("the file could not be read"));
-        }
-        self.try_read(buf).map_err(|failure| {
-            let sign = match &failure {
-                FileError::Changed => io::Error::other("the file changed while it was read"),
-                FileError::Read(error) => error.kind().into(),
-            };
-            self.failure = Some(failure);
-            sign
-        })
+        self.with_file(|file| file.read(buf))
+    }
+}
+
+impl Contents for FileContents<'_> {
+    fn give_pages(&mut self, outlet: &mut dyn Outlet, length: u64) -> io::Result<Option<u64>> {
+        self.with_file(|file| file.give_pages(outlet, length))
     }
 }
 

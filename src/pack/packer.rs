@@ -12,6 +12,7 @@ use super::{Compression, crew};
 use crate::blob::{DiffId, Digest};
 use crate::event::{Cancelled, Event, Observer};
 use crate::nix::{Skeleton, Source, StorePath, TreeState};
+use crate::outlet::Outlet;
 use crate::parallel;
 use crate::sha256::{self, Lane, LaneStream, Lanes, Partner, Partners, Sha256};
 
@@ -122,7 +123,7 @@ impl<'a> Packer<'a> {
     pub fn write_again(
         &self,
         contents: &LayerContents<'_>,
-        out: &mut dyn Write,
+        out: &mut dyn Outlet,
     ) -> Result<Option<TreeState>, PackError> {
         let mut unhashed = Unhashed { observer: self.observer, out };
         Ok(self.write_tar(contents, &mut unhashed)?.1)
@@ -226,7 +227,7 @@ impl TakePiece for Plain<'_> {
 /// A tar whose digest is known.
 struct Unhashed<'p> {
     observer: &'p dyn Observer,
-    out: &'p mut dyn Write,
+    out: &'p mut dyn Outlet,
 }
 
 impl TakePiece for Unhashed<'_> {
@@ -234,6 +235,10 @@ impl TakePiece for Unhashed<'_> {
         Cancelled::check(self.observer)?;
         self.out.write_all(&buffer[..filled])?;
         Ok(buffer)
+    }
+
+    fn outlet(&mut self) -> Option<&mut dyn Outlet> {
+        self.out.takes_pages().then_some(&mut *self.out)
     }
 }
 

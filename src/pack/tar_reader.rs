@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use tar::{Archive, EntryType};
 
-use crate::nix::Node;
+use crate::nix::{Contents, Node};
 use crate::rootfs::{RootFs, RootNode, RootNodeKind};
 
 /// Reads a tar of files, directories and links: what [`LayerContents::RootFs`](super::LayerContents::RootFs) packs to.
@@ -82,6 +82,8 @@ pub fn read_store_paths(
         }
     }
 }
+
+impl<R: Read> Contents for tar::Entry<'_, R> {}
 
 /// Whether an entry is root's, and has nothing that store paths do not have: capabilities, say.
 fn is_plain(entry: &mut tar::Entry<'_, impl Read>) -> io::Result<bool> {

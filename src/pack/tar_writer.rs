@@ -4,11 +4,13 @@
 //! goes before an entry only where ustar has no room: long names and link targets, files from 8 GiB. Docker, Podman,
 //! containerd and umoci read these alike.
 
-use std::io::{self, Read};
+use std::io;
 
 use tar::{EntryType, Header};
 
 use super::buffers::Buffers;
+use crate::nix::Contents;
+use crate::outlet::Outlet;
 
 const BLOCK: usize = 512;
 /// The first length in bytes that eleven octal digits cannot hold.
@@ -31,10 +33,19 @@ impl Attributes {
     }
 }
 
-/// Takes a tar, cut into pieces of one length; only the last may be shorter.
+/// From this size on a file is worth two calls more: one for what goes before it, one to move its pages.
+const WORTH_MOVING: u64 = 64 << 10;
+
+/// Takes a tar, cut into pieces of one length; only the last may be shorter, and those before a file that goes into an
+/// outlet.
 pub(super) trait TakePiece {
     /// Takes the first `filled` bytes of `buffer`, and gives a buffer of the same length for the next piece.
     fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>>;
+
+    /// Where the pieces go, if files may go there as they are.
+    fn outlet(&mut self) -> Option<&mut dyn Outlet> {
+        None
+    }
 }
 
 /// Writes entries through buffers that change hands: file contents are read straight into them, and nobody copies them.
@@ -84,7 +95,7 @@ impl<'a> TarWriter<'a> {
         &mut self,
         path: &[u8],
         size: u64,
-        contents: &mut dyn Read,
+        contents: &mut dyn Contents,
         attributes: Attributes,
     ) -> io::Result<()> {
         self.header(path, EntryType::Regular, attributes, size, b"")?;
@@ -92,7 +103,7 @@ impl<'a> TarWriter<'a> {
             self.passed += size.next_multiple_of(BLOCK as u64);
             return Ok(());
         }
-        let mut left = size;
+        let mut left = size - self.move_pages(size, contents)?;
         while left > 0 {
             if self.filled == self.buffer.len() {
                 self.pass_on()?;
@@ -112,6 +123,25 @@ impl<'a> TarWriter<'a> {
         }
         let padding = size.next_multiple_of(BLOCK as u64) - size;
         self.append(&[0; BLOCK][..padding as usize])
+    }
+
+    /// Has the outlet take a large file's bytes as they are, as far as that goes; how many it took.
+    fn move_pages(&mut self, size: u64, contents: &mut dyn Contents) -> io::Result<u64> {
+        if size < WORTH_MOVING || self.out.as_mut().is_none_or(|out| out.outlet().is_none()) {
+            return Ok(0);
+        }
+        self.pass_on()?;
+        let mut taken = 0;
+        while taken < size {
+            let Some(outlet) = self.out.as_mut().and_then(|out| out.outlet()) else { break };
+            match contents.give_pages(outlet, size - taken)? {
+                None => break,
+                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(more) => taken += more,
+            }
+        }
+        self.passed += taken;
+        Ok(taken)
     }
 
     /// Two empty blocks end the archive. Its length in bytes.
@@ -255,6 +285,9 @@ fn pax_record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Contents for io::Empty {}
+    impl Contents for io::Repeat {}
 
     const PIECE: usize = 1024;
 

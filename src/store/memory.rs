@@ -25,6 +25,8 @@ pub enum Shelf {
     Blobs,
     /// Sheets of shared caches.
     Sheets,
+    /// In what states trees were when layers were made of them.
+    States,
 }
 
 impl Shelf {
@@ -36,6 +38,7 @@ impl Shelf {
             Self::Catalog => "catalog",
             Self::Blobs => "blobs",
             Self::Sheets => "sheets",
+            Self::States => "states",
         }
     }
 
@@ -48,6 +51,7 @@ impl Shelf {
             Self::Catalog => b"catalog",
             Self::Blobs => b"blobs",
             Self::Sheets => b"sheets",
+            Self::States => b"states",
         }
     }
 
@@ -55,7 +59,7 @@ impl Shelf {
     /// nobody can tell which will be wanted again. About 50 MB on the disk each.
     fn most(self) -> u64 {
         match self {
-            Self::Files => 400_000,
+            Self::Files | Self::States => 400_000,
             // All of them are read by every run that needs one.
             Self::Answers | Self::Blobs => 20_000,
             Self::Skeletons | Self::Catalog | Self::Sheets => 50 << 20,
@@ -64,7 +68,7 @@ impl Shelf {
 
     fn weight(self, value: &[u8]) -> u64 {
         match self {
-            Self::Files | Self::Answers | Self::Blobs => 1,
+            Self::Files | Self::Answers | Self::Blobs | Self::States => 1,
             Self::Skeletons | Self::Catalog | Self::Sheets => value.len() as u64 + 64,
         }
     }

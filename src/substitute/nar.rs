@@ -11,7 +11,7 @@ use super::narinfo::NarInfo;
 use super::signature::ContentAddress;
 use crate::event::{Cancelled, Observer};
 use crate::http::{Download, FetchError, Patience};
-use crate::nix::{ContentHash, NarError, Node, Skeleton, SkeletonRecorder, StorePath, Visitor, read_nar};
+use crate::nix::{ContentHash, Contents, NarError, Node, Skeleton, SkeletonRecorder, StorePath, Visitor, read_nar};
 
 /// The NAR could not be shown.
 pub(super) enum NarFailure {
@@ -244,6 +244,8 @@ struct Hashed<'c> {
     contents: &'c mut dyn Read,
     sha256: Sha256,
 }
+
+impl Contents for Hashed<'_> {}
 
 impl Read for Hashed<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {

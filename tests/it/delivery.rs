@@ -13,13 +13,14 @@ use layerhold::delivery::{
 };
 use layerhold::event::Silent;
 use layerhold::image::{Image, ImageName, ImageSpec, Images, Layer, LayerMediaType};
+use layerhold::outlet::Outlet;
 
 /// Blobs in memory.
 #[derive(Default)]
 struct Blobs(BTreeMap<Digest, Vec<u8>>);
 
 impl BlobProvider for Blobs {
-    fn copy_to(&self, layer: &Layer, out: &mut dyn Write) -> Result<(), BlobError> {
+    fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError> {
         let blob = self.0.get(&layer.digest).ok_or_else(|| BlobError::Source("no such blob".into()))?;
         out.write_all(blob).map_err(BlobError::Write)
     }

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rstest::rstest;
 
@@ -91,6 +92,19 @@ fn a_store_path_that_is_a_link_out_of_the_store_brings_nothing_from_there() {
 /// Larger than all buffers between the program and the reader of its output.
 const LARGE: usize = 16 << 20;
 
+/// After so long a file's times tell every later change.
+const SETTLING: Duration = Duration::from_millis(2100);
+
+/// What is known of the layers before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    Nothing,
+    /// Their records.
+    Layers,
+    /// In what states their trees were, too.
+    Trees,
+}
+
 fn rewrite(file: &Path) {
     fs::write(file, vec![b'b'; LARGE]).unwrap();
 }
@@ -120,7 +134,7 @@ fn replace_by_a_link(file: &Path) {
 #[case::now_a_link(replace_by_a_link)]
 fn a_file_that_changes_while_it_streams_is_an_error_and_never_a_whole_image(
     #[case] change: fn(&Path),
-    #[values(true, false)] with_cache: bool,
+    #[values(Known::Nothing, Known::Layers, Known::Trees)] known: Known,
     #[values(true, false)] settled: bool,
 ) {
     let sandbox = Sandbox::new();
@@ -129,12 +143,15 @@ fn a_file_that_changes_while_it_streams_is_an_error_and_never_a_whole_image(
     let tree = Tree::new().file("share/a", vec![b'a'; LARGE]).file("share/b", vec![b'a'; LARGE]);
     let tool = store.add("tool-1", &tree);
     let environment = FloxEnv::of_store_paths(sandbox.path("project"), "changing", &[("tool", &tool)], "");
-    if with_cache {
+    if known == Known::Trees {
+        std::thread::sleep(SETTLING);
+    }
+    if known != Known::Nothing {
         containerize(&sandbox, store.root(), &environment).args(["-f", "image.tar"]).assert().success();
     }
     if settled {
         // Old enough for their times to tell every change: layers are hashed once, and not again on their way out.
-        std::thread::sleep(std::time::Duration::from_millis(2100));
+        std::thread::sleep(SETTLING);
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
     command.env_clear().envs(sandbox.environment()).current_dir(sandbox.path("work"));

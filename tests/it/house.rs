@@ -11,6 +11,7 @@ const ORDER: &[&str] = &[
     "crash",
     "event",
     "host",
+    "outlet",
     "child",
     "parallel",
     "http",

@@ -52,3 +52,4 @@ mod services;
 mod share;
 mod substitute;
 mod surroundings;
+mod trees;

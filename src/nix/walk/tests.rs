@@ -187,6 +187,60 @@ fn a_file_that_changes_while_it_is_read_is_an_error(#[case] wanted: usize) {
     assert!(matches!(walked, Err(WalkError::Changed { path }) if path == at));
 }
 
+/// Takes files' pages, as far as they are there.
+#[derive(Default)]
+struct Pages(Vec<u8>);
+
+impl io::Write for Pages {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Outlet for Pages {
+    fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {
+        let mut bytes = vec![0; length as usize];
+        let read = rustix::io::read(file, &mut bytes).unwrap();
+        self.0.extend_from_slice(&bytes[..read]);
+        Some(read as u64)
+    }
+}
+
+#[rstest]
+#[case::not_at_all(None)]
+#[case::rewritten(Some("CONTENTS"))]
+#[case::cut(Some("con"))]
+#[case::grown(Some("contents and more"))]
+fn a_file_whose_pages_are_taken_is_checked_as_one_that_is_read(#[case] change: Option<&str>) {
+    let store = store();
+    let at = store.path(&a()).join("f");
+    let mut pages = Pages::default();
+    let walked = store.open().walk(&a(), &mut |path: &[u8], node: Node<'_>| {
+        if let Node::Regular { contents, .. } = node
+            && path == b"f"
+        {
+            assert_eq!(contents.give_pages(&mut pages, 4)?, Some(4));
+            if let Some(contents) = change {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                fs::write(&at, contents)?;
+            }
+            assert_eq!(contents.give_pages(&mut pages, 99)?, Some(4));
+            assert_eq!(contents.give_pages(&mut pages, 99)?, Some(0));
+            assert_eq!(contents.read(&mut [0])?, 0);
+        }
+        Ok(())
+    });
+    match change {
+        None => walked.unwrap(),
+        Some(_) => assert!(matches!(walked, Err(WalkError::Changed { path }) if path == at)),
+    }
+    assert!(pages.0.starts_with(b"cont"));
+}
+
 #[rstest]
 #[case::entry_added("d", |d: &Path| fs::write(d.join("new"), "").unwrap())]
 #[case::entry_removed("d", |d: &Path| fs::remove_file(d.join("f")).unwrap())]

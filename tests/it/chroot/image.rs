@@ -54,9 +54,9 @@ fn walk(at: &Path, rel: &[u8], visitor: &mut dyn Visitor) -> io::Result<()> {
         return visitor.node(rel, Node::Symlink { target: fs::read_link(at)?.as_os_str().as_bytes() });
     }
     if meta.is_file() {
-        let mut contents = fs::File::open(at)?;
+        let contents = fs::read(at)?;
         let executable = meta.permissions().mode() & 0o100 != 0;
-        return visitor.node(rel, Node::Regular { executable, size: meta.len(), contents: &mut contents });
+        return visitor.node(rel, Node::Regular { executable, size: meta.len(), contents: &mut contents.as_slice() });
     }
     visitor.node(rel, Node::Directory)?;
     let mut names: Vec<_> = fs::read_dir(at)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;

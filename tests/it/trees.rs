@@ -1,0 +1,169 @@
+//! Layers of trees that stay as they were: hashed once and not again, and moved into a pipe page by page.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read as _, Write};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::Mutex;
+use std::thread;
+use std::time::SystemTime;
+
+use layerhold::delivery::BlobProvider as _;
+use layerhold::event::Silent;
+use layerhold::layers::{Layers, Trouble, Workshop};
+use layerhold::nix::{
+    Closure, Hashing, LocalStore, MemoryTree, NoMemo, PathInfo, Source, SourceError, StorePath, TreeState, Visitor,
+    WalkError,
+};
+use layerhold::outlet::{Copied, Outlet};
+use layerhold::pack::{Compression, LayerContents, Packer};
+use layerhold::store::LayerStore;
+
+fn store_path(name: &str) -> StorePath {
+    StorePath::synthetic(blake3::hash(name.as_bytes()).as_bytes(), name).unwrap()
+}
+
+/// A source that says in what state its only tree is, whatever is in it.
+struct Said {
+    tree: MemoryTree,
+    state: Option<TreeState>,
+}
+
+impl Said {
+    fn new(contents: &[u8], state: Option<u8>) -> Self {
+        let mut tree = MemoryTree::new();
+        tree.file(b"share/text", false, contents).unwrap();
+        Self { tree, state: state.map(|state| TreeState::from_bytes([state; 32])) }
+    }
+}
+
+impl Source for Said {
+    fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+        let (content, nar_size) = self.tree.content();
+        Ok(Some(PathInfo { path: path.clone(), content, nar_size, references: BTreeSet::new() }))
+    }
+
+    fn walk(&self, _: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
+        self.tree.walk(visitor).map_err(WalkError::Visitor)
+    }
+
+    fn walk_in_state(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Option<TreeState>, WalkError> {
+        self.walk(path, visitor)?;
+        Ok(self.state)
+    }
+}
+
+/// One run: the layer of what the path was when its contents were `known`, made out of what it is now.
+fn layer(cache: &Path, known: &PathInfo, now: &Said) -> Result<Vec<u8>, String> {
+    let store = LayerStore::open(cache).unwrap();
+    let (packer, trouble) = (Packer::new(now, Compression::None, &Silent), Trouble::default());
+    let (store, now) = (Some(&store), SystemTime::now());
+    let workshop = Workshop { packer: &packer, store, observer: &Silent, trouble: &trouble, shared: None, now };
+    let contents = vec![vec![LayerContents::StorePaths(vec![known])]];
+    let layers = Layers::look_up(workshop, contents, Default::default()).pack_missing(None).unwrap();
+    let layer = layers.descriptors().unwrap().remove(0).remove(0);
+    layers.prepare(&[&layer]);
+    let mut bytes = Vec::new();
+    let copied = layers.copy_to(&layer, &mut Copied(&mut bytes)).map_err(|error| error.to_string());
+    layers.remember_states();
+    copied.map(|()| bytes)
+}
+
+#[test]
+fn a_tree_in_the_state_in_which_it_was_hashed_is_not_hashed_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let cache = cache.path().join("cache");
+    let (right, wrong) = (b"as it was", b"otherwise");
+    let known = Said::new(right, None).path_info(&store_path("tool")).unwrap().unwrap();
+    let run = |contents: &[u8], state: Option<u8>| layer(&cache, &known, &Said::new(contents, state));
+    let whole = run(right, None).unwrap();
+    assert!(run(wrong, None).is_err(), "no state is known: it is hashed");
+    assert_eq!(run(right, Some(1)).unwrap(), whole);
+
+    // Whoever lies about the state is believed: that is how it shows that nothing is hashed.
+    let unseen = run(wrong, Some(1)).unwrap();
+    assert!(unseen != whole && unseen.len() == whole.len());
+    assert!(run(wrong, Some(2)).is_err(), "in another state it is hashed");
+    assert!(run(wrong, None).is_err(), "and in none");
+    assert!(run(wrong, Some(1)).is_ok(), "what was wrong has not changed what is remembered");
+    assert_eq!(run(right, Some(2)).unwrap(), whole);
+    assert!(run(wrong, Some(2)).is_ok(), "what was right has");
+    assert!(run(wrong, Some(1)).is_err());
+
+    std::fs::remove_dir_all(cache.join("memory")).unwrap();
+    assert!(run(wrong, Some(2)).is_err(), "nothing is remembered");
+}
+
+/// A pipe's writer that counts what was moved into it.
+struct Counted<'c> {
+    pipe: io::PipeWriter,
+    moved: &'c Mutex<u64>,
+    /// How much of a file it moves, at the most.
+    most: u64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pipe.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Outlet for Counted<'_> {
+    fn takes_pages(&self) -> bool {
+        true
+    }
+
+    fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {
+        let mut moved = self.moved.lock().unwrap();
+        let left = self.most - *moved;
+        let taken = if left == 0 { None } else { self.pipe.take_pages(file, length.min(left)) };
+        *moved += taken.unwrap_or(0);
+        taken
+    }
+}
+
+#[test]
+fn what_is_moved_into_a_pipe_is_what_would_be_copied() {
+    let root = tempfile::tempdir().unwrap();
+    let tree = root.path().join("nix/store").join(store_path("tool").base_name());
+    std::fs::create_dir_all(&tree).unwrap();
+    let sizes = [0, 1, 65_535, 65_536, 65_537, 3 << 20, 100, 1_000_001];
+    for (at, size) in sizes.into_iter().enumerate() {
+        let contents: Vec<u8> = (0..size).map(|place: usize| (place * 31 + at) as u8 ^ (place >> 9) as u8).collect();
+        std::fs::write(tree.join(format!("file-{at}")), contents).unwrap();
+    }
+    let now = SystemTime::now() + std::time::Duration::from_secs(3600);
+    let store = LocalStore::open(root.path(), Hashing { memo: &NoMemo, observer: &Silent, now }).unwrap();
+    let closure = Closure::compute(&store, [store_path("tool")]).unwrap();
+    let contents = LayerContents::StorePaths(closure.paths().collect());
+    let packer = Packer::new(&store, Compression::None, &Silent);
+    let mut copied = Vec::new();
+    let (_, state) = packer.pack_in_state(&contents, &mut copied, None).unwrap();
+    assert!(state.is_some());
+
+    let large: u64 = sizes.into_iter().filter(|&size| size >= 65_536).map(|size| size as u64).sum();
+    // Where moving ends, in the midst of a file, the rest is copied.
+    for most in [large, 0, 70_000, 1 << 20] {
+        let (mut reader, pipe) = io::pipe().unwrap();
+        let moved = Mutex::new(0);
+        let mut counted = Counted { pipe, moved: &moved, most };
+        let read = thread::scope(|scope| {
+            let read = scope.spawn(move || {
+                let mut bytes = Vec::new();
+                reader.read_to_end(&mut bytes).unwrap();
+                bytes
+            });
+            assert_eq!(packer.write_again(&contents, &mut counted).unwrap(), state);
+            drop(counted);
+            read.join().unwrap()
+        });
+        assert!(read == copied, "{most}");
+        if cfg!(target_os = "linux") {
+            assert_eq!(*moved.lock().unwrap(), most);
+        }
+    }
+}
