@@ -159,15 +159,16 @@ pub fn containerize(
         Image::assemble(composed.spec(&request, name.clone(), &environment.manifest.containerize), layers)
     })?;
     let images = Images::assemble(name, images)?;
-    layers.remember_states();
     if request.dry_run {
+        layers.remember_states();
         let deliveries = sinks.foresee(&images, &layers)?;
         return Ok(Report { images, deliveries, cache_bytes: None });
     }
     let closures: Vec<_> = platforms.iter().map(|platform| &platform.closure).collect();
     let cache_bytes = layers.record_image(&record::of(&images, &closures, &layers, request.now));
-    let deliveries = sinks.deliver(&images, &layers, observer)?;
+    let deliveries = sinks.deliver(&images, &layers, observer);
     layers.remember_states();
+    let deliveries = deliveries?;
     layers.share(&record::use_of(&images, &layers, &deliveries, request.now));
     memo.save();
     Ok(Report { images, deliveries, cache_bytes })

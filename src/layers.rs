@@ -295,10 +295,10 @@ impl<'a> Layers<'a> {
     /// hashed: then that was enough.
     fn make_again(&self, at: usize, out: &mut dyn Outlet) -> Result<(), BlobError> {
         let (packer, contents) = (self.workshop.packer, &self.contents[at]);
-        let (Compression::None, Some(state)) = (packer.compression(), self.states.of(at)) else {
+        let Some(state) = self.states.of(at) else {
             let (packed, state) = packer.pack_again(contents, out).map_err(blob_error)?;
             self.check(at, packed)?;
-            self.states.learn(at, state);
+            self.states.learn(at, state.filter(|_| packer.compression() == Compression::None));
             return Ok(());
         };
         let found = packer.write_again(contents, out).map_err(blob_error)?;
@@ -317,22 +317,31 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// Recalls the states of trees of which these layers' bytes will be made again.
+    /// Recalls the states of trees of which these layers' bytes will be made again. Those that are in another one now are
+    /// hashed as if nothing were remembered.
     fn recall_states(&self, layers: &[&Layer]) {
-        if self.workshop.packer.compression() != Compression::None {
+        let Workshop { packer, .. } = self.workshop;
+        if packer.compression() != Compression::None {
             return;
         }
         let places = layers.iter().filter_map(|layer| self.by_digest.get(&layer.digest).copied());
-        self.states.recall(&self.records, places, |keys| {
-            let found = self.workshop.with_store("look up trees", |store| store.recall_these(Shelf::States, keys));
-            found.unwrap_or_default()
+        let unknown: Vec<&LayerRecord> = places
+            .filter(|&at| self.states.of(at).is_none() && !packer.is_far(&self.contents[at]))
+            .map(|at| &self.records[at])
+            .filter(|record| !self.is_kept(record))
+            .collect();
+        let remembered = self.workshop.recall_states(&unknown);
+        remembered.into_par_iter().for_each(|(digest, state)| {
+            let Some(&at) = self.by_digest.get(&digest) else { return };
+            if packer.state(&self.contents[at]) == Some(state) {
+                self.states.recall(at, state);
+            }
         });
     }
 
     /// Remembers in what states the trees were whose layers were hashed in this run.
     pub fn remember_states(&self) {
-        let new = self.states.take_new(&self.records);
-        self.workshop.with_store("remember trees", |store| store.remember(Shelf::States, &new));
+        self.workshop.remember_states(&self.states.take_new(&self.records));
     }
 
     fn check(&self, at: usize, packed: Packed) -> Result<(), BlobError> {
@@ -449,7 +458,8 @@ impl BlobProvider for Layers<'_> {
         self.fetch(layers);
     }
 
-    /// Kept bytes are read; bytes that are not kept are made again and checked against the record.
+    /// Kept bytes are read; bytes that are not kept are made again and checked against the record, or of trees that are as
+    /// they were when that was done.
     fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError> {
         let Some(&at) = self.by_digest.get(&layer.digest) else {
             return Err(BlobError::Source(format!("{} is no layer of this image", layer.digest).into()));
@@ -480,7 +490,7 @@ fn blob_error(error: PackError) -> BlobError {
 }
 
 /// Copies a blob, telling trouble with the blob from trouble with the target.
-fn copy(blob: &mut dyn io::Read, out: &mut dyn Outlet) -> Result<(), BlobError> {
+fn copy(blob: &mut dyn io::Read, out: &mut dyn Write) -> Result<(), BlobError> {
     let mut buffer = vec![0; 256 * 1024];
     loop {
         match blob.read(&mut buffer) {

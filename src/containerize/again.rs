@@ -84,10 +84,12 @@ pub fn push_again(request: AgainRequest<'_>, observer: &dyn Observer) -> Result<
     let registries = Registries::new(request.registries.clone(), observer);
     let mut nowhere = io::sink();
     let sinks = targets.sinks(&mut nowhere, &Means { registries: &registries, observer });
-    let deliveries: Vec<Delivery> = match request.dry_run {
-        true => sinks.foresee(&images, &layers)?,
-        false => sinks.deliver(&images, &layers, observer)?,
+    let deliveries: Result<Vec<Delivery>, Error> = match request.dry_run {
+        true => sinks.foresee(&images, &layers).map_err(Error::from),
+        false => sinks.deliver(&images, &layers, observer),
     };
+    layers.remember_states();
+    let deliveries = deliveries?;
     Ok(Report { images, deliveries, cache_bytes: None })
 }
 

@@ -19,7 +19,7 @@ const PIECE: usize = 256 * 1024;
 pub(super) fn read(
     layers: &[&Layer],
     provider: &dyn BlobProvider,
-    are_left: &(dyn Fn(&Layer) -> bool + Sync),
+    are_left: &dyn Fn(&Layer) -> bool,
     mut take: impl FnMut(&Layer, Option<Ahead<'_>>) -> Result<(), DeliveryError>,
 ) -> Result<(), DeliveryError> {
     let channel = |layer: &&Layer| match are_left(layer) {
@@ -186,6 +186,41 @@ mod tests {
         assert!(archive(2) == one && archive(8) == one);
     }
 
+    /// Takes pages, if there are any.
+    struct Pipe(Vec<u8>);
+
+    impl Write for Pipe {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.0.write(buf)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Outlet for Pipe {
+        fn takes_pages(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn layers_that_are_poured_have_their_place_among_those_that_are_made_ahead() {
+        let texts: Vec<String> = (0..30usize).map(|n| n.to_string().repeat(n * n * 1000 + 1)).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let (sample, blobs) = image("v1", &texts);
+        let mut whole = Vec::new();
+        deliver(&sample, &blobs, &mut StreamSink::new(&mut whole), &Silent).unwrap();
+        for (threads, pours) in [(1, true), (2, true), (8, true), (2, false)] {
+            let (_, blobs) = image("v1", &texts);
+            let blobs = if pours { blobs.pouring() } else { blobs };
+            let mut pipe = Pipe(Vec::new());
+            deliver(&sample, &blobs.on_threads(threads), &mut StreamSink::new(&mut pipe), &Silent).unwrap();
+            assert!(pipe.0 == whole, "{threads} {pours}");
+        }
+    }
+
     #[test]
     fn a_failure_ends_every_thread() {
         let texts: Vec<String> = (0..30).map(|n| n.to_string().repeat(10_000_000)).collect();
@@ -193,6 +228,10 @@ mod tests {
         let (image, blobs) = image("v1", &texts);
         let blobs = blobs.ending(Ending::Broken).on_threads(4);
         let error = deliver(&image, &blobs, &mut StreamSink::new(io::sink()), &Silent).unwrap_err();
+        assert!(matches!(error, DeliveryError::Layer { .. }), "{error}");
+        blobs.asked.lock().unwrap().clear();
+        let blobs = blobs.pouring();
+        let error = deliver(&image, &blobs, &mut StreamSink::new(Pipe(Vec::new())), &Silent).unwrap_err();
         assert!(matches!(error, DeliveryError::Layer { .. }), "{error}");
     }
 }

@@ -103,15 +103,6 @@ impl LayerBytes<'_> {
         self.copy_once_more_to(out, describe)
     }
 
-    /// The same, where `out` may take files' pages as they are.
-    pub fn pour_into(
-        mut self,
-        out: &mut dyn Outlet,
-        describe: impl FnOnce(io::Error) -> DeliveryError,
-    ) -> Result<(), DeliveryError> {
-        self.write_to(out, describe)
-    }
-
     /// The same, for whoever may want the bytes again: [`Missing::at_once`] can give them any number of times.
     pub fn copy_once_more_to(
         &mut self,
@@ -119,6 +110,15 @@ impl LayerBytes<'_> {
         describe: impl FnOnce(io::Error) -> DeliveryError,
     ) -> Result<(), DeliveryError> {
         self.write_to(&mut Copied(out), describe)
+    }
+
+    /// As [`LayerBytes::copy_to`], where `out` may take files' pages as they are.
+    pub fn pour_into(
+        mut self,
+        out: &mut dyn Outlet,
+        describe: impl FnOnce(io::Error) -> DeliveryError,
+    ) -> Result<(), DeliveryError> {
+        self.write_to(out, describe)
     }
 
     fn write_to(
@@ -143,8 +143,8 @@ impl LayerBytes<'_> {
             None => {}
         }
         match copied {
+            Err(_) if self.observer.cancelled() => Err(DeliveryError::Interrupted),
             Err(BlobError::Write(error)) => Err(describe(error)),
-            Err(BlobError::Source(_)) if self.observer.cancelled() => Err(DeliveryError::Interrupted),
             Err(BlobError::Source(source)) => Err(DeliveryError::Layer { digest: self.layer.digest, source }),
             Ok(()) if bytes != self.layer.size => {
                 Err(DeliveryError::LayerSize { digest: self.layer.digest, expected: self.layer.size, found: bytes })

@@ -72,11 +72,13 @@ pub trait BlobProvider: Sync {
 
     /// Writes the layer's blob to `out`, whole and in order.
     ///
-    /// The bytes are checked against the layer's digest as they pass; where they are not what was promised, this fails
-    /// at the end. So whoever gets them commits nothing before this has returned `Ok`.
+    /// The bytes are checked against the layer's digest as they pass, or what they are made of is known to be as it was when
+    /// they were; where they are not what was promised, this fails at the end. So whoever gets them commits nothing before
+    /// this has returned `Ok`.
     fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError>;
 
-    /// Whether an outlet can take most of the layer's bytes as they are: then they cost less than to make them ahead.
+    /// Whether the layer's bytes need not be hashed, and an outlet may take pages of files for them: as a rule they cost less
+    /// then than to make them ahead.
     fn pours(&self, layer: &Layer) -> bool {
         let _ = layer;
         false

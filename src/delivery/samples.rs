@@ -31,7 +31,7 @@ pub(super) fn image(tag: &str, layers: &[&str]) -> (Image, Blobs) {
     let image = Image::assemble(spec, layers.iter().map(|text| layer(text.as_bytes())).collect()).unwrap();
     let blobs = layers.iter().map(|text| (Digest::of(text.as_bytes()), text.as_bytes().to_vec())).collect();
     let delivered = BTreeMap::new();
-    (image, Blobs { blobs, ending: Ending::Whole, threads: 1, asked: Mutex::default(), delivered })
+    (image, Blobs { blobs, ending: Ending::Whole, threads: 1, pours: false, asked: Mutex::default(), delivered })
 }
 
 /// Delivers one image.
@@ -75,6 +75,8 @@ pub(super) struct Blobs {
     blobs: BTreeMap<Digest, Vec<u8>>,
     ending: Ending,
     threads: usize,
+    /// Whether every other blob, in the order of their digests, can be poured.
+    pours: bool,
     /// The blobs that were asked for, in order.
     pub(super) asked: Mutex<Vec<Digest>>,
     /// The blobs of images that were delivered before, by their manifests.
@@ -93,6 +95,12 @@ impl Blobs {
         WithPast { blobs: self, past }
     }
 
+    /// The same blobs, every other of which can be poured.
+    pub(super) fn pouring(mut self) -> Self {
+        self.pours = true;
+        self
+    }
+
     /// The same blobs, to be made on so many threads.
     pub(super) fn on_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -107,6 +115,10 @@ impl BlobProvider for Blobs {
 
     fn threads(&self) -> usize {
         self.threads
+    }
+
+    fn pours(&self, layer: &Layer) -> bool {
+        self.pours && self.blobs.keys().position(|digest| *digest == layer.digest).is_some_and(|at| at % 2 == 0)
     }
 
     fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError> {

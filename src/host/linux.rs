@@ -98,7 +98,7 @@ pub(crate) fn is_pipe(out: impl AsFd) -> bool {
 pub(crate) fn move_pages(file: impl AsFd, pipe: impl AsFd, length: u64) -> Option<u64> {
     let length = usize::try_from(length).unwrap_or(usize::MAX).min(WIDE);
     loop {
-        match rustix::pipe::splice(&file, None, &pipe, None, length, SpliceFlags::MOVE) {
+        match rustix::pipe::splice(&file, None, &pipe, None, length, SpliceFlags::empty()) {
             Err(Errno::INTR) => {}
             moved => return Some(moved.ok()? as u64),
         }

@@ -1,11 +1,13 @@
 //! In what states trees were when layers were made of them: as long as a tree is in that state, its layer need not be hashed
 //! again. The layer store remembers them from run to run.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::Workshop;
+use crate::blob::Digest;
+use crate::event::Event;
 use crate::nix::TreeState;
-use crate::store::LayerRecord;
+use crate::store::{LayerRecord, Shelf};
 
 /// The states of the trees of a list of layers.
 pub(super) struct States(Mutex<Vec<Option<Known>>>);
@@ -35,25 +37,9 @@ impl States {
         }
     }
 
-    /// Fills in what was remembered of the layers with these records; `recall` looks keys up.
-    pub(super) fn recall(
-        &self,
-        records: &[LayerRecord],
-        places: impl Iterator<Item = usize>,
-        recall: impl FnOnce(&[Vec<u8>]) -> HashMap<Vec<u8>, Vec<u8>>,
-    ) {
-        let mut known = self.known();
-        let unknown: Vec<(usize, Vec<u8>)> =
-            places.filter(|&at| known[at].is_none()).map(|at| (at, records[at].key.as_bytes().to_vec())).collect();
-        if unknown.is_empty() {
-            return;
-        }
-        let keys: Vec<Vec<u8>> = unknown.iter().map(|(_, key)| key.clone()).collect();
-        let remembered = recall(&keys);
-        for (at, key) in unknown {
-            let state = remembered.get(&key).and_then(|value| state_of(value, &records[at]));
-            known[at] = state.map(|state| Known { state, is_new: false });
-        }
+    /// So it was in an earlier run.
+    pub(super) fn recall(&self, at: usize, state: TreeState) {
+        self.known()[at] = Some(Known { state, is_new: false });
     }
 
     /// What is to be remembered, under which key, and was not yet.
@@ -73,13 +59,41 @@ impl States {
     }
 }
 
+impl Workshop<'_> {
+    /// What is remembered of these layers, by their digests. Where the memory fails, nothing is: layers are hashed.
+    pub(super) fn recall_states(&self, records: &[&LayerRecord]) -> Vec<(Digest, TreeState)> {
+        let Some(store) = self.store_without_trouble().filter(|_| !records.is_empty()) else { return Vec::new() };
+        let keys: Vec<Vec<u8>> = records.iter().map(|record| record.key.as_bytes().to_vec()).collect();
+        let found = store.recall_these(Shelf::States, &keys).unwrap_or_else(|error| {
+            let message = format!("{error}: layers are hashed as if nobody had done so before");
+            self.observer.event(Event::Detail { message });
+            Default::default()
+        });
+        let state =
+            |(record, key): (&&LayerRecord, &Vec<u8>)| Some((record.digest, state_of(found.get(key)?, record)?));
+        records.iter().zip(&keys).filter_map(state).collect()
+    }
+
+    /// Remembers states for later runs, as far as the memory can.
+    pub(super) fn remember_states(&self, entries: &[(Vec<u8>, Vec<u8>)]) {
+        let Some(store) = self.store_without_trouble().filter(|_| !entries.is_empty()) else { return };
+        if let Err(error) = store.remember(Shelf::States, entries) {
+            let message = format!("{error}: the next run hashes layers again");
+            self.observer.event(Event::Detail { message });
+        }
+    }
+}
+
+/// Changes with what a state is made of, or what a layer with the same key.
+const VERSION: u8 = 1;
+
 /// A state says what the bytes are together with their digest: of another digest it says nothing.
 fn value_of(state: TreeState, record: &LayerRecord) -> Vec<u8> {
-    [*record.digest.as_bytes(), state.to_bytes()].concat()
+    [&[VERSION], &record.digest.as_bytes()[..], &state.to_bytes()].concat()
 }
 
 /// Reads what [`value_of`] made of this record.
 fn state_of(value: &[u8], record: &LayerRecord) -> Option<TreeState> {
-    let (digest, state) = value.split_at_checked(32)?;
+    let (digest, state) = value.strip_prefix(&[VERSION])?.split_at_checked(32)?;
     (digest == record.digest.as_bytes()).then_some(TreeState::from_bytes(state.try_into().ok()?))
 }

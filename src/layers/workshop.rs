@@ -153,10 +153,7 @@ impl Workshop<'_> {
         what: &str,
         work: impl FnOnce(&LayerStore) -> Result<T, StoreError>,
     ) -> Option<T> {
-        if self.trouble.0.load(Ordering::Relaxed) {
-            return None;
-        }
-        match work(self.store?) {
+        match work(self.store_without_trouble()?) {
             Ok(done) => Some(done),
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -164,6 +161,11 @@ impl Workshop<'_> {
                 None
             }
         }
+    }
+
+    /// The store, if there is one, and it has not failed.
+    pub(super) fn store_without_trouble(&self) -> Option<&LayerStore> {
+        self.store.filter(|_| !self.trouble.0.load(Ordering::Relaxed))
     }
 
     fn give_up_the_store(&self, what: &str, why: &str, hint: Option<String>) {
@@ -319,6 +321,8 @@ impl Workshop<'_> {
     ) -> Result<Made, LayersError> {
         let to_nowhere = || -> Result<Made, LayersError> {
             let (packed, state) = self.packer.pack_in_state(contents, &mut io::sink(), lane)?;
+            // Compressed, it is to be compressed again, and hashed on the way.
+            let state = state.filter(|_| self.packer.compression() == Compression::None);
             Ok(Made { packed, blob: None, state })
         };
         let is_own = matches!(contents, LayerContents::RootFs { .. });

@@ -74,24 +74,26 @@ impl FileEntry<'_> {
 }
 
 /// Shows the nodes of a store path to `visitor`, and says in what state the tree was: the stamps of its directories and
-/// files, as far as any later change would show in them; `now` is a time before the walk. A symbolic link cannot change,
-/// it can only be replaced, and that shows in its directory.
+/// files, as far as any later change would show in them, and the targets of its links; `now` is a time before the walk.
 pub(super) fn walk(
     location: Location<'_>,
     visitor: &mut dyn Visitor,
     now: i128,
 ) -> Result<Option<TreeState>, WalkError> {
     let (mut state, mut is_settled) = (blake3::Hasher::new(), true);
-    let mut stamped = |stamp: &FileStamp| {
+    let mut stamped = |state: &mut blake3::Hasher, stamp: &FileStamp| {
         state.update(&stamp.to_bytes());
         is_settled &= stamp.is_settled(now);
     };
     walk_entries(location, &mut |path, entry| match entry {
         Entry::Directory(stamp) => {
-            stamped(&stamp);
+            stamped(&mut state, &stamp);
             visitor.node(path, Node::Directory).map_err(WalkError::Visitor)
         }
-        Entry::Symlink(target) => visitor.node(path, Node::Symlink { target }).map_err(WalkError::Visitor),
+        Entry::Symlink(target) => {
+            state.update(&(target.len() as u64).to_le_bytes()).update(target);
+            visitor.node(path, Node::Symlink { target }).map_err(WalkError::Visitor)
+        }
         Entry::Regular(file) => {
             let opened = if visitor.reads() {
                 CheckedFile::open_first(file.directory, file.name)
@@ -100,7 +102,7 @@ pub(super) fn walk(
                 file.look().map(|(executable, stamp)| (None, executable, stamp))
             };
             let (open, executable, stamp) = opened.map_err(|error| location.error(path, error))?;
-            stamped(&stamp);
+            stamped(&mut state, &stamp);
             let mut contents = FileContents { file, stamp, open, failure: None };
             let shown = visitor.node(path, Node::Regular { executable, size: stamp.size, contents: &mut contents });
             contents.conclude(shown, location, path)

@@ -110,6 +110,11 @@ impl LayerContents<'_> {
         Ok(self.write_tar(source, TarWriter::measuring())?.0)
     }
 
+    /// The state of the trees of which the layer would be made now; `None` where it cannot be told.
+    pub(super) fn state(&self, source: &dyn Source) -> Option<TreeState> {
+        self.write_tar(source, TarWriter::measuring()).ok()?.1
+    }
+
     /// Writes the layer's tar. Gives its length in bytes, and the state of the trees that it was made of.
     pub(super) fn write_tar(
         &self,

@@ -125,7 +125,7 @@ impl<'a> Packer<'a> {
         contents: &LayerContents<'_>,
         out: &mut dyn Outlet,
     ) -> Result<Option<TreeState>, PackError> {
-        let mut unhashed = Unhashed { observer: self.observer, out };
+        let mut unhashed = Unhashed { observer: self.observer, takes_pages: out.takes_pages(), out };
         Ok(self.write_tar(contents, &mut unhashed)?.1)
     }
 
@@ -161,6 +161,11 @@ impl<'a> Packer<'a> {
     /// The length in bytes of a layer's tar.
     pub fn tar_size(&self, contents: &LayerContents<'_>) -> Result<u64, PackError> {
         contents.tar_size(self.source)
+    }
+
+    /// The state of the layer's trees, where it can be told without fetching them. Reads names and lengths, no contents.
+    pub fn state(&self, contents: &LayerContents<'_>) -> Option<TreeState> {
+        if self.is_far(contents) { None } else { contents.state(self.source) }
     }
 
     fn write_tar(
@@ -227,6 +232,7 @@ impl TakePiece for Plain<'_> {
 /// A tar whose digest is known.
 struct Unhashed<'p> {
     observer: &'p dyn Observer,
+    takes_pages: bool,
     out: &'p mut dyn Outlet,
 }
 
@@ -238,7 +244,7 @@ impl TakePiece for Unhashed<'_> {
     }
 
     fn outlet(&mut self) -> Option<&mut dyn Outlet> {
-        self.out.takes_pages().then_some(&mut *self.out)
+        self.takes_pages.then_some(&mut *self.out)
     }
 }
 

@@ -33,7 +33,7 @@ impl Attributes {
     }
 }
 
-/// From this size on a file is worth two calls more: one for what goes before it, one to move its pages.
+/// From this size on a file is worth a call for what goes before it, and one for every MiB of its pages.
 const WORTH_MOVING: u64 = 64 << 10;
 
 /// Takes a tar, cut into pieces of one length; only the last may be shorter, and those before a file that goes into an
@@ -127,13 +127,13 @@ impl<'a> TarWriter<'a> {
 
     /// Has the outlet take a large file's bytes as they are, as far as that goes; how many it took.
     fn move_pages(&mut self, size: u64, contents: &mut dyn Contents) -> io::Result<u64> {
-        if size < WORTH_MOVING || self.out.as_mut().is_none_or(|out| out.outlet().is_none()) {
+        if size < WORTH_MOVING || self.outlet().is_none() {
             return Ok(0);
         }
         self.pass_on()?;
         let mut taken = 0;
         while taken < size {
-            let Some(outlet) = self.out.as_mut().and_then(|out| out.outlet()) else { break };
+            let Some(outlet) = self.outlet() else { break };
             match contents.give_pages(outlet, size - taken)? {
                 None => break,
                 Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -142,6 +142,10 @@ impl<'a> TarWriter<'a> {
         }
         self.passed += taken;
         Ok(taken)
+    }
+
+    fn outlet(&mut self) -> Option<&mut dyn Outlet> {
+        self.out.as_mut()?.outlet()
     }
 
     /// Two empty blocks end the archive. Its length in bytes.

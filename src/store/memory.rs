@@ -171,7 +171,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tmp")).unwrap();
         let held = database::hold(directory.path(), Duration::from_secs(1)).unwrap();
-        let all = [Shelf::Files, Shelf::Answers, Shelf::Skeletons, Shelf::Catalog, Shelf::Blobs, Shelf::Sheets];
+        let all = [
+            Shelf::Files,
+            Shelf::Answers,
+            Shelf::Skeletons,
+            Shelf::Catalog,
+            Shelf::Blobs,
+            Shelf::Sheets,
+            Shelf::States,
+        ];
         for (n, shelf) in all.into_iter().enumerate() {
             let entries = [(b"a".to_vec(), vec![n as u8]), (b"b".to_vec(), vec![])];
             remember(directory.path(), &held, shelf, &entries).unwrap();

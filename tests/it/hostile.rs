@@ -93,7 +93,7 @@ fn a_store_path_that_is_a_link_out_of_the_store_brings_nothing_from_there() {
 const LARGE: usize = 16 << 20;
 
 /// After so long a file's times tell every later change.
-const SETTLING: Duration = Duration::from_millis(2100);
+pub(crate) const SETTLING: Duration = Duration::from_millis(2100);
 
 /// What is known of the layers before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
