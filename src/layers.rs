@@ -295,48 +295,35 @@ impl<'a> Layers<'a> {
     /// hashed: then that was enough.
     fn make_again(&self, at: usize, out: &mut dyn Outlet) -> Result<(), BlobError> {
         let (packer, contents) = (self.workshop.packer, &self.contents[at]);
-        let Some(state) = self.states.of(at) else {
+        let Some(state) = self.states.current(at, || packer.state(contents)) else {
             let (packed, state) = packer.pack_again(contents, out).map_err(blob_error)?;
             self.check(at, packed)?;
-            self.states.learn(at, state.filter(|_| packer.compression() == Compression::None));
+            self.states.learn(at, state);
             return Ok(());
         };
-        let found = packer.write_again(contents, out).map_err(blob_error)?;
-        if found == Some(state) {
+        if packer.write_again(contents, out).map_err(blob_error)? == Some(state) {
             return Ok(());
         }
-        // Something was touched. If it stays as it was when it went out, what it is now is what went out.
-        let (packed, now) = packer.pack_again(contents, &mut io::sink()).map_err(blob_error)?;
-        match now {
-            Some(_) if now == found => {
-                self.check(at, packed)?;
-                self.states.learn(at, now);
-                Ok(())
-            }
-            _ => Err(BlobError::Source("its store paths changed while they were read".into())),
-        }
+        Err(BlobError::Source("its store paths changed while they were read".into()))
     }
 
-    /// Recalls the states of trees of which these layers' bytes will be made again. Those that are in another one now are
-    /// hashed as if nothing were remembered.
+    /// Recalls the states of trees of which these layers' bytes will be made again.
     fn recall_states(&self, layers: &[&Layer]) {
-        let Workshop { packer, .. } = self.workshop;
+        let packer = self.workshop.packer;
         if packer.compression() != Compression::None {
             return;
         }
         let places = layers.iter().filter_map(|layer| self.by_digest.get(&layer.digest).copied());
         let unknown: Vec<&LayerRecord> = places
-            .filter(|&at| self.states.of(at).is_none() && !packer.is_far(&self.contents[at]))
+            .filter(|&at| !self.states.has(at) && !packer.is_far(&self.contents[at]))
             .map(|at| &self.records[at])
             .filter(|record| !self.is_kept(record))
             .collect();
-        let remembered = self.workshop.recall_states(&unknown);
-        remembered.into_par_iter().for_each(|(digest, state)| {
-            let Some(&at) = self.by_digest.get(&digest) else { return };
-            if packer.state(&self.contents[at]) == Some(state) {
+        for (digest, state) in self.workshop.recall_states(&unknown) {
+            if let Some(&at) = self.by_digest.get(&digest) {
                 self.states.recall(at, state);
             }
-        });
+        }
     }
 
     /// Remembers in what states the trees were whose layers were hashed in this run.
@@ -427,8 +414,8 @@ impl BlobProvider for Layers<'_> {
         self.workshop.packer.threads()
     }
 
-    /// Reads the kept blobs that were not made in this run, on all threads. One that is damaged or cannot be read is
-    /// thrown away, and its layer is packed again while it streams.
+    /// Recalls in what states trees were, and reads the kept blobs that were not made in this run, on all threads. One that
+    /// is damaged or cannot be read is thrown away, and its layer is packed again while it streams.
     fn prepare(&self, layers: &[&Layer]) {
         let Some(store) = self.workshop.store else { return };
         self.recall_states(layers);
@@ -477,7 +464,7 @@ impl BlobProvider for Layers<'_> {
 
     fn pours(&self, layer: &Layer) -> bool {
         let Some(&at) = self.by_digest.get(&layer.digest) else { return false };
-        !self.is_kept(&self.records[at]) && self.states.of(at).is_some()
+        !self.is_kept(&self.records[at]) && self.states.confirm(at, || self.workshop.packer.state(&self.contents[at]))
     }
 }
 

@@ -15,23 +15,15 @@ const AHEAD: usize = 4 << 20;
 const PIECE: usize = 256 * 1024;
 
 /// Calls `take` for each layer in order, while threads of the provider's number make its bytes and those of the layers
-/// behind it; of layers that `are_left` nobody makes them.
+/// behind it. Of a layer that can be poured nobody makes them where whoever takes them `takes_pages`.
 pub(super) fn read(
     layers: &[&Layer],
     provider: &dyn BlobProvider,
-    are_left: &dyn Fn(&Layer) -> bool,
-    mut take: impl FnMut(&Layer, Option<Ahead<'_>>) -> Result<(), DeliveryError>,
+    takes_pages: bool,
+    mut take: impl FnMut(&Layer, Ahead<'_>) -> Result<(), DeliveryError>,
 ) -> Result<(), DeliveryError> {
-    let channel = |layer: &&Layer| match are_left(layer) {
-        true => (None, None),
-        false => {
-            let (sender, receiver) = sync_channel(AHEAD / PIECE);
-            (Some(sender), Some(receiver))
-        }
-    };
-    let (senders, receivers): (Vec<_>, Vec<_>) = layers.iter().map(channel).unzip();
-    let to_make = senders.iter().flatten().count();
-    let senders: Vec<_> = senders.into_iter().map(Mutex::new).collect();
+    let (senders, receivers): (Vec<_>, Vec<_>) = layers.iter().map(|_| sync_channel(AHEAD / PIECE)).unzip();
+    let senders: Vec<_> = senders.into_iter().map(|sender| Mutex::new(Some(sender))).collect();
     let (next, spare) = (AtomicUsize::new(0), Spare::default());
     let window = Window { length: provider.threads(), taken: Mutex::default(), moved: Condvar::new() };
     let make = || {
@@ -39,26 +31,30 @@ pub(super) fn read(
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(sender) = senders.get(at) else { return };
             window.wait_for(at);
-            let Some(sender) = sender.lock().unwrap_or_else(PoisonError::into_inner).take() else { continue };
-            let mut pieces = Pieces { sender, piece: spare.take(), spare: &spare };
-            let made =
-                provider.copy_to(layers[at], &mut pieces).and_then(|()| pieces.flush().map_err(BlobError::Write));
+            let Some(sender) = sender.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+            let last = if takes_pages && provider.pours(layers[at]) {
+                Piece::Pour
+            } else {
+                let mut pieces = Pieces { sender: &sender, piece: spare.take(), spare: &spare };
+                let made = provider.copy_to(layers[at], &mut pieces);
+                Piece::End(made.and_then(|()| pieces.flush().map_err(BlobError::Write)))
+            };
             // Whoever should take it may have given up: then the other layers are not wanted either.
-            if pieces.sender.send(Piece::End(made)).is_err() {
+            if sender.send(last).is_err() {
                 next.store(layers.len(), Ordering::Relaxed);
             }
         }
     };
     std::thread::scope(|scope| {
         // Half of them: the other cores' time is the taker's, and whoever reads from it.
-        for _ in 0..provider.threads().div_ceil(2).min(to_make) {
+        for _ in 0..provider.threads().div_ceil(2).min(layers.len()) {
             scope.spawn(make);
         }
         // Whatever happens, those who wait go on; and as the receivers end here, those who send learn that nobody listens.
         let _open = OpenAtEnd(&window);
         let mut in_order = layers.iter().zip(receivers);
         in_order.try_for_each(|(layer, pieces)| {
-            take(layer, pieces.map(|pieces| Ahead { pieces, spare: &spare }))?;
+            take(layer, Ahead { layer, provider, pieces, spare: &spare })?;
             window.move_on(1);
             Ok(())
         })
@@ -99,6 +95,8 @@ impl Drop for OpenAtEnd<'_> {
 /// What goes from thread to thread.
 enum Piece {
     Bytes(Vec<u8>),
+    /// There are none: whoever takes the layer pours it.
+    Pour,
     End(Result<(), BlobError>),
 }
 
@@ -120,7 +118,7 @@ impl Spare {
 
 /// Collects what a provider writes, and sends it on.
 struct Pieces<'a> {
-    sender: SyncSender<Piece>,
+    sender: &'a SyncSender<Piece>,
     piece: Vec<u8>,
     spare: &'a Spare,
 }
@@ -145,19 +143,22 @@ impl Write for Pieces<'_> {
 
 /// The bytes of one layer, as far as they are made.
 pub(super) struct Ahead<'a> {
+    layer: &'a Layer,
+    provider: &'a dyn BlobProvider,
     pieces: Receiver<Piece>,
     spare: &'a Spare,
 }
 
 impl Ahead<'_> {
-    /// Copies all of them to `out`.
-    pub(super) fn copy_to(self, out: &mut dyn Write) -> Result<(), BlobError> {
+    /// Copies all of them to `out`, or pours them.
+    pub(super) fn copy_to(self, out: &mut dyn Outlet) -> Result<(), BlobError> {
         loop {
             match self.pieces.recv() {
                 Ok(Piece::Bytes(piece)) => {
                     out.write_all(&piece).map_err(BlobError::Write)?;
                     self.spare.put(piece);
                 }
+                Ok(Piece::Pour) => return self.provider.copy_to(self.layer, out),
                 Ok(Piece::End(made)) => return made,
                 Err(_) => return Err(BlobError::Source("the thread that made the layer came to an end".into())),
             }
@@ -214,10 +215,19 @@ mod tests {
         deliver(&sample, &blobs, &mut StreamSink::new(&mut whole), &Silent).unwrap();
         for (threads, pours) in [(1, true), (2, true), (8, true), (2, false)] {
             let (_, blobs) = image("v1", &texts);
-            let blobs = if pours { blobs.pouring() } else { blobs };
+            let blobs = if pours { blobs.pouring() } else { blobs }.on_threads(threads);
             let mut pipe = Pipe(Vec::new());
-            deliver(&sample, &blobs.on_threads(threads), &mut StreamSink::new(&mut pipe), &Silent).unwrap();
+            deliver(&sample, &blobs, &mut StreamSink::new(&mut pipe), &Silent).unwrap();
             assert!(pipe.0 == whole, "{threads} {pours}");
+            // With one thread there is nobody who would make them ahead.
+            let expected = if threads == 1 {
+                30
+            } else if pours {
+                15
+            } else {
+                0
+            };
+            assert_eq!(blobs.poured.into_inner().unwrap().len(), expected, "{threads} {pours}");
         }
     }
 

@@ -60,6 +60,18 @@ fn an_image_that_is_there_costs_one_question() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_load_reads_a_pipe_into_which_layers_are_poured() {
+    for runtime in [Runtime::Docker, Runtime::Podman] {
+        let bench = Bench::new(runtime);
+        let (image, blobs) = image("v1", &["base", "top"]);
+        let blobs = blobs.pouring().on_threads(2);
+        bench.deliver(&image, &blobs).unwrap();
+        assert_eq!(blobs.poured.into_inner().unwrap().len(), 1, "the other is made ahead");
+    }
+}
+
+#[test]
 fn an_answer_from_before_the_layers_were_packed_is_not_enough() {
     let bench = Bench::new(Runtime::Docker);
     let (mut image, blobs) = image("v1", &["base"]);

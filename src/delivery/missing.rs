@@ -35,11 +35,9 @@ impl<'a> Missing<'a> {
         mut put: impl FnMut(&Layer, LayerBytes<'_>) -> Result<(), DeliveryError>,
     ) -> Result<(), DeliveryError> {
         if self.provider.threads() > 1 {
-            let is_poured = |layer: &Layer| takes_pages && self.provider.pours(layer);
-            return ahead::read(&self.layers, self.provider, &is_poured, |layer, ahead| {
+            return ahead::read(&self.layers, self.provider, takes_pages, |layer, ahead| {
                 self.keep_going()?;
-                let bytes = ahead.map_or(Bytes::Provider(self.provider), Bytes::Ahead);
-                put(layer, LayerBytes { layer, bytes, observer: self.observer, told: 0 })
+                put(layer, LayerBytes { layer, bytes: Bytes::Ahead(ahead), observer: self.observer, told: 0 })
             });
         }
         self.layers.iter().try_for_each(|layer| {

@@ -78,7 +78,7 @@ pub trait BlobProvider: Sync {
     fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError>;
 
     /// Whether the layer's bytes need not be hashed, and an outlet may take pages of files for them: as a rule they cost less
-    /// then than to make them ahead.
+    /// then than to make them ahead. Asked shortly before they are wanted.
     fn pours(&self, layer: &Layer) -> bool {
         let _ = layer;
         false

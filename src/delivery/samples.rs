@@ -31,7 +31,18 @@ pub(super) fn image(tag: &str, layers: &[&str]) -> (Image, Blobs) {
     let image = Image::assemble(spec, layers.iter().map(|text| layer(text.as_bytes())).collect()).unwrap();
     let blobs = layers.iter().map(|text| (Digest::of(text.as_bytes()), text.as_bytes().to_vec())).collect();
     let delivered = BTreeMap::new();
-    (image, Blobs { blobs, ending: Ending::Whole, threads: 1, pours: false, asked: Mutex::default(), delivered })
+    (
+        image,
+        Blobs {
+            blobs,
+            ending: Ending::Whole,
+            threads: 1,
+            pours: false,
+            poured: Mutex::default(),
+            asked: Mutex::default(),
+            delivered,
+        },
+    )
 }
 
 /// Delivers one image.
@@ -77,6 +88,8 @@ pub(super) struct Blobs {
     threads: usize,
     /// Whether every other blob, in the order of their digests, can be poured.
     pours: bool,
+    /// The blobs that were poured.
+    pub(super) poured: Mutex<Vec<Digest>>,
     /// The blobs that were asked for, in order.
     pub(super) asked: Mutex<Vec<Digest>>,
     /// The blobs of images that were delivered before, by their manifests.
@@ -134,6 +147,9 @@ impl BlobProvider for Blobs {
             Ending::Wrong if !first => (&blob[..], Err(BlobError::Source("wrong digest".into()))),
             _ => (&blob[..], Ok(())),
         };
+        if out.takes_pages() {
+            self.poured.lock().unwrap().push(layer.digest);
+        }
         // In pieces, as real ones come.
         for piece in bytes.chunks(4096) {
             out.write_all(piece).map_err(BlobError::Write)?;

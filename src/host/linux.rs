@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
@@ -98,11 +99,21 @@ pub(crate) fn is_pipe(out: impl AsFd) -> bool {
 pub(crate) fn move_pages(file: impl AsFd, pipe: impl AsFd, length: u64) -> Option<u64> {
     let length = usize::try_from(length).unwrap_or(usize::MAX).min(WIDE);
     loop {
-        match rustix::pipe::splice(&file, None, &pipe, None, length, SpliceFlags::empty()) {
-            Err(Errno::INTR) => {}
-            moved => return Some(moved.ok()? as u64),
+        match rustix::pipe::splice(&file, None, &pipe, None, length, SpliceFlags::NONBLOCK) {
+            Ok(moved) => return Some(moved as u64),
+            Err(Errno::AGAIN) if has_room_soon(&pipe) => {}
+            Err(_) => return None,
         }
     }
+}
+
+/// How long a full pipe is waited for. Who writes into it then, waits in a call that a signal ends.
+const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Whether a pipe takes something, or nobody reads it, before [`PATIENCE`] is over or a signal comes.
+fn has_room_soon(pipe: impl AsFd) -> bool {
+    let mut pipes = [PollFd::new(&pipe, PollFlags::OUT)];
+    matches!(poll(&mut pipes, Some(&PATIENCE)), Ok(1))
 }
 
 /// What is the same until the system starts again, and never after; `None` where the system does not say.

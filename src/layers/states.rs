@@ -5,7 +5,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Workshop;
 use crate::blob::Digest;
-use crate::event::Event;
 use crate::nix::TreeState;
 use crate::store::{LayerRecord, Shelf};
 
@@ -17,29 +16,50 @@ struct Known {
     state: TreeState,
     /// Whether the layer was hashed in this run, and its state is not remembered yet.
     is_new: bool,
+    /// Whether the trees were found to be in that state, and nothing was made of them since.
+    is_confirmed: bool,
+}
+
+impl Known {
+    fn new(state: TreeState, is_new: bool) -> Self {
+        Self { state, is_new, is_confirmed: false }
+    }
 }
 
 impl States {
-    /// Of layers that were made in this run, or `None`.
+    /// The states in which the trees were of layers that were made in this run; `None` of those that were not.
     pub(super) fn of_made(states: impl Iterator<Item = Option<TreeState>>) -> Self {
-        Self(Mutex::new(states.map(|state| Some(Known { state: state?, is_new: true })).collect()))
+        Self(Mutex::new(states.map(|state| Some(Known::new(state?, true))).collect()))
     }
 
-    /// The state in which the layer's trees were when their bytes were found to be right.
-    pub(super) fn of(&self, at: usize) -> Option<TreeState> {
-        self.known()[at].map(|known| known.state)
+    /// Whether it is known in what state the layer's trees were when their bytes were found to be right.
+    pub(super) fn has(&self, at: usize) -> bool {
+        self.known()[at].is_some()
+    }
+
+    /// Whether the layer's trees are in that state; `look` finds out in what state they are. Where they are in another one,
+    /// it is forgotten.
+    pub(super) fn confirm(&self, at: usize, look: impl FnOnce() -> Option<TreeState>) -> bool {
+        let Some(before) = self.known()[at] else { return false };
+        let is_confirmed = look() == Some(before.state);
+        self.known()[at] = is_confirmed.then_some(Known { is_confirmed, ..before });
+        is_confirmed
+    }
+
+    /// The state of the layer's trees, if it is that one: as it was confirmed since it was asked for last, or now.
+    pub(super) fn current(&self, at: usize, look: impl FnOnce() -> Option<TreeState>) -> Option<TreeState> {
+        let is_confirmed = self.known()[at].as_mut().is_some_and(|known| std::mem::take(&mut known.is_confirmed));
+        (is_confirmed || self.confirm(at, look)).then(|| self.known()[at].map(|known| known.state))?
     }
 
     /// The layer's bytes were found to be right, and its trees in this state.
     pub(super) fn learn(&self, at: usize, state: Option<TreeState>) {
-        if let Some(state) = state {
-            self.known()[at] = Some(Known { state, is_new: true });
-        }
+        self.known()[at] = state.map(|state| Known::new(state, true));
     }
 
     /// So it was in an earlier run.
     pub(super) fn recall(&self, at: usize, state: TreeState) {
-        self.known()[at] = Some(Known { state, is_new: false });
+        self.known()[at] = Some(Known::new(state, false));
     }
 
     /// What is to be remembered, under which key, and was not yet.
@@ -60,26 +80,25 @@ impl States {
 }
 
 impl Workshop<'_> {
-    /// What is remembered of these layers, by their digests. Where the memory fails, nothing is: layers are hashed.
+    /// What is remembered of these layers, by their digests.
     pub(super) fn recall_states(&self, records: &[&LayerRecord]) -> Vec<(Digest, TreeState)> {
-        let Some(store) = self.store_without_trouble().filter(|_| !records.is_empty()) else { return Vec::new() };
+        if records.is_empty() {
+            return Vec::new();
+        }
         let keys: Vec<Vec<u8>> = records.iter().map(|record| record.key.as_bytes().to_vec()).collect();
-        let found = store.recall_these(Shelf::States, &keys).unwrap_or_else(|error| {
-            let message = format!("{error}: layers are hashed as if nobody had done so before");
-            self.observer.event(Event::Detail { message });
-            Default::default()
-        });
+        let found = self
+            .with_memory("layers are hashed again", |store| store.recall_these(Shelf::States, &keys))
+            .unwrap_or_default();
         let state =
             |(record, key): (&&LayerRecord, &Vec<u8>)| Some((record.digest, state_of(found.get(key)?, record)?));
         records.iter().zip(&keys).filter_map(state).collect()
     }
 
-    /// Remembers states for later runs, as far as the memory can.
+    /// Remembers states for later runs.
     pub(super) fn remember_states(&self, entries: &[(Vec<u8>, Vec<u8>)]) {
-        let Some(store) = self.store_without_trouble().filter(|_| !entries.is_empty()) else { return };
-        if let Err(error) = store.remember(Shelf::States, entries) {
-            let message = format!("{error}: the next run hashes layers again");
-            self.observer.event(Event::Detail { message });
+        // Who wants the run to end does not wait for another process that has the memory.
+        if !entries.is_empty() && !self.observer.cancelled() {
+            self.with_memory("the next run hashes layers again", |store| store.remember(Shelf::States, entries));
         }
     }
 }

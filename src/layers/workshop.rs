@@ -40,7 +40,11 @@ pub struct Workshop<'a> {
 /// Set once the layer store has failed: nothing more is asked of it in this run, so that what is wrong is said once and
 /// its cost is paid once.
 #[derive(Debug, Default)]
-pub struct Trouble(AtomicBool);
+pub struct Trouble {
+    store: AtomicBool,
+    /// What is remembered there has failed, which nothing else depends on.
+    memory: AtomicBool,
+}
 
 /// A layer of which all is known now.
 pub(super) struct Obtained {
@@ -164,12 +168,30 @@ impl Workshop<'_> {
     }
 
     /// The store, if there is one, and it has not failed.
-    pub(super) fn store_without_trouble(&self) -> Option<&LayerStore> {
-        self.store.filter(|_| !self.trouble.0.load(Ordering::Relaxed))
+    fn store_without_trouble(&self) -> Option<&LayerStore> {
+        self.store.filter(|_| !self.trouble.store.load(Ordering::Relaxed))
+    }
+
+    /// Asks the store's memory for something, or has it remember something. One that fails costs the work of finding out
+    /// again, and is asked no more in this run.
+    pub(super) fn with_memory<T>(
+        &self,
+        consequence: &str,
+        work: impl FnOnce(&LayerStore) -> Result<T, StoreError>,
+    ) -> Option<T> {
+        let store = self.store_without_trouble().filter(|_| !self.trouble.memory.load(Ordering::Relaxed))?;
+        match work(store) {
+            Ok(done) => Some(done),
+            Err(error) => {
+                self.trouble.memory.store(true, Ordering::Relaxed);
+                self.observer.event(Event::Detail { message: format!("{error}: {consequence}") });
+                None
+            }
+        }
     }
 
     fn give_up_the_store(&self, what: &str, why: &str, hint: Option<String>) {
-        if self.trouble.0.swap(true, Ordering::Relaxed) {
+        if self.trouble.store.swap(true, Ordering::Relaxed) {
             return;
         }
         let hint = hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
@@ -321,8 +343,6 @@ impl Workshop<'_> {
     ) -> Result<Made, LayersError> {
         let to_nowhere = || -> Result<Made, LayersError> {
             let (packed, state) = self.packer.pack_in_state(contents, &mut io::sink(), lane)?;
-            // Compressed, it is to be compressed again, and hashed on the way.
-            let state = state.filter(|_| self.packer.compression() == Compression::None);
             Ok(Made { packed, blob: None, state })
         };
         let is_own = matches!(contents, LayerContents::RootFs { .. });

@@ -79,16 +79,12 @@ impl CheckedFile {
     }
 
     /// Has `outlet` take at most `length` bytes as they are, and says how many; `None` where that does not work.
-    pub(super) fn give_pages(&mut self, outlet: &mut dyn Outlet, length: u64) -> Result<Option<u64>, FileError> {
+    pub(super) fn give_pages(&mut self, outlet: &mut dyn Outlet, length: u64) -> Option<u64> {
         let wanted = length.min(self.stamp.size - self.read);
-        let taken = if wanted > 0 { outlet.take_pages(self.file.as_fd(), wanted) } else { Some(0) };
-        match taken {
-            Some(0) if wanted > 0 => Err(FileError::Changed),
-            taken => {
-                self.read += taken.unwrap_or(0);
-                Ok(taken)
-            }
-        }
+        // Where there is nothing to take, reading finds out whether that is the end.
+        let taken = outlet.take_pages(self.file.as_fd(), wanted).filter(|&taken| taken > 0);
+        self.read += taken.unwrap_or(0);
+        taken
     }
 
     /// Makes sure that a file which was read to its end is still the same: a longer one, or one that was written to

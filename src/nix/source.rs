@@ -48,7 +48,7 @@ pub enum Node<'a> {
 /// The bytes of a regular file, front to back.
 pub trait Contents: Read {
     /// Has `outlet` take at most `length` of the bytes as they lie on this machine, and says how many; `None` where that does
-    /// not work, and they are to be read.
+    /// not work, or no byte is left: reading tells which.
     fn give_pages(&mut self, outlet: &mut dyn Outlet, length: u64) -> io::Result<Option<u64>> {
         let _ = (outlet, length);
         Ok(None)

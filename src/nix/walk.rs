@@ -179,7 +179,7 @@ impl Read for FileContents<'_> {
 
 impl Contents for FileContents<'_> {
     fn give_pages(&mut self, outlet: &mut dyn Outlet, length: u64) -> io::Result<Option<u64>> {
-        self.with_file(|file| file.give_pages(outlet, length))
+        self.with_file(|file| Ok(file.give_pages(outlet, length)))
     }
 }
 

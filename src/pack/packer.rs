@@ -100,7 +100,8 @@ impl<'a> Packer<'a> {
         Ok(self.pack_in_state(contents, out, None)?.0)
     }
 
-    /// As [`Packer::pack`], in a lane where there is one, and says in what state the layer's trees were.
+    /// As [`Packer::pack`], in a lane where there is one. Of a layer that is not compressed it says in what state the trees
+    /// were: as long as they are in that, its bytes need not be hashed again.
     pub fn pack_in_state(
         &self,
         contents: &LayerContents<'_>,
@@ -150,12 +151,12 @@ impl<'a> Packer<'a> {
         let (tar, compressed) = (self.partners.begin(), Compressed { out, blob: Sha256::new() });
         let line = self.crew.line(&self.buffers, compressed);
         let mut compressing = Compressing { observer: self.observer, tar, tell, line };
-        let (tar_size, state) = self.write_tar(contents, &mut compressing)?;
+        let (tar_size, _) = self.write_tar(contents, &mut compressing)?;
         let Compressing { tar, line, .. } = compressing;
         let Compressed { blob, .. } = line.finish().map_err(PackError::Write)?;
         let size = blob.bytes();
         let (digest, diff_id) = (Digest::from_bytes(blob.finish()), Digest::from_bytes(tar.finish()));
-        Ok((Packed { digest, diff_id: DiffId(diff_id), size, tar_size }, state))
+        Ok((Packed { digest, diff_id: DiffId(diff_id), size, tar_size }, None))
     }
 
     /// The length in bytes of a layer's tar.

@@ -135,8 +135,7 @@ impl<'a> TarWriter<'a> {
         while taken < size {
             let Some(outlet) = self.outlet() else { break };
             match contents.give_pages(outlet, size - taken)? {
-                None => break,
-                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                None | Some(0) => break,
                 Some(more) => taken += more,
             }
         }

@@ -1,9 +1,11 @@
 //! Layers of trees that stay as they were: hashed once and not again, and moved into a pipe page by page.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 use std::time::SystemTime;
@@ -17,7 +19,7 @@ use layerhold::nix::{
 };
 use layerhold::outlet::{Copied, Outlet};
 use layerhold::pack::{Compression, LayerContents, Packer};
-use layerhold::store::LayerStore;
+use layerhold::store::{LayerStore, Shelf};
 
 use crate::containerize::containerize;
 use crate::flox_fixture::{BareStore, FloxEnv, Tree};
@@ -31,14 +33,14 @@ fn store_path(name: &str) -> StorePath {
 /// A source that says in what state its only tree is, whatever is in it.
 struct Said {
     tree: MemoryTree,
-    state: Option<TreeState>,
+    state: Mutex<Option<u8>>,
 }
 
 impl Said {
     fn new(contents: &[u8], state: Option<u8>) -> Self {
         let mut tree = MemoryTree::new();
         tree.file(b"share/text", false, contents).unwrap();
-        Self { tree, state: state.map(|state| TreeState::from_bytes([state; 32])) }
+        Self { tree, state: Mutex::new(state) }
     }
 }
 
@@ -54,20 +56,23 @@ impl Source for Said {
 
     fn walk_in_state(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Option<TreeState>, WalkError> {
         self.walk(path, visitor)?;
-        Ok(self.state)
+        Ok(self.state.lock().unwrap().map(|state| TreeState::from_bytes([state; 32])))
     }
 }
 
-/// One run: the layer of what the path was when its contents were `known`, made out of what it is now.
-fn layer(cache: &Path, known: &PathInfo, now: &Said) -> Result<Vec<u8>, String> {
+/// One run: the layer of what the path was when its contents were `known`, made out of what it is now. Before its bytes are
+/// made the tree is in the state `then`.
+fn layer(cache: &Path, known: &PathInfo, now: &Said, then: Option<u8>) -> Result<Vec<u8>, String> {
     let store = LayerStore::open(cache).unwrap();
-    let (packer, trouble) = (Packer::new(now, Compression::None, &Silent), Trouble::default());
+    let source = now;
+    let (packer, trouble) = (Packer::new(source, Compression::None, &Silent), Trouble::default());
     let (store, now) = (Some(&store), SystemTime::now());
     let workshop = Workshop { packer: &packer, store, observer: &Silent, trouble: &trouble, shared: None, now };
     let contents = vec![vec![LayerContents::StorePaths(vec![known])]];
     let layers = Layers::look_up(workshop, contents, Default::default()).pack_missing(None).unwrap();
     let layer = layers.descriptors().unwrap().remove(0).remove(0);
     layers.prepare(&[&layer]);
+    *source.state.lock().unwrap() = then;
     let mut bytes = Vec::new();
     let copied = layers.copy_to(&layer, &mut Copied(&mut bytes)).map_err(|error| error.to_string());
     layers.remember_states();
@@ -80,7 +85,7 @@ fn a_tree_in_the_state_in_which_it_was_hashed_is_not_hashed_again() {
     let cache = cache.path().join("cache");
     let (right, wrong) = (b"as it was", b"otherwise");
     let known = Said::new(right, None).path_info(&store_path("tool")).unwrap().unwrap();
-    let run = |contents: &[u8], state: Option<u8>| layer(&cache, &known, &Said::new(contents, state));
+    let run = |contents: &[u8], state: Option<u8>| layer(&cache, &known, &Said::new(contents, state), state);
     let whole = run(right, None).unwrap();
     assert!(run(wrong, None).is_err(), "no state is known: it is hashed");
     // What turned out to be wrong is not known any more, so this makes the layer anew.
@@ -93,6 +98,12 @@ fn a_tree_in_the_state_in_which_it_was_hashed_is_not_hashed_again() {
     assert_eq!(run(right, Some(2)).unwrap(), whole, "and in another state");
     assert_eq!(run(wrong, Some(2)).unwrap(), unseen, "which is remembered");
     assert!(run(wrong, Some(1)).is_err(), "and the one before is not");
+
+    assert_eq!(run(right, Some(3)).unwrap(), whole);
+    let touched = |contents: &[u8], then: u8| layer(&cache, &known, &Said::new(contents, Some(3)), Some(then));
+    assert_eq!(touched(right, 4).unwrap(), whole, "touched while others were delivered: it is hashed");
+    assert_eq!(touched(wrong, 4).unwrap(), unseen, "and that state is remembered");
+    assert!(touched(wrong, 5).is_err());
 
     assert_eq!(run(right, Some(3)).unwrap(), whole);
     std::fs::remove_dir_all(cache.join("memory")).unwrap();
@@ -117,6 +128,8 @@ fn an_archive_is_the_same_hashed_or_not_and_moved_or_copied() {
         }
     };
     let whole = archive("hashed.tar");
+    let remembered = || LayerStore::open(&sandbox.path("cache")).unwrap().recall(Shelf::States).unwrap();
+    assert_eq!(remembered().len(), 2);
     assert!(archive("-") == whole, "not hashed");
     // Another name for a file is another change time: so it is when Nix optimises its store.
     std::fs::hard_link(store.real(&tool).join("share/large"), sandbox.path("another-name")).unwrap();
@@ -126,6 +139,14 @@ fn an_archive_is_the_same_hashed_or_not_and_moved_or_copied() {
     assert!(archive("-") == whole, "which is remembered");
     std::fs::remove_file(sandbox.path("work/hashed.tar")).unwrap();
     assert!(archive("not-hashed.tar") == whole);
+
+    std::fs::remove_dir_all(sandbox.path("cache/memory")).unwrap();
+    let mut broken = Command::new(env!("CARGO_BIN_EXE_layerhold"));
+    broken.env_clear().envs(sandbox.environment()).current_dir(sandbox.path("work"));
+    broken.args(["-q", "containerize", "-f", "-", "-d"]).arg(environment.dir()).arg("--store").arg(store.root());
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    assert_eq!(broken.stdout(full).status().unwrap().code(), Some(1));
+    assert!(!remembered().is_empty(), "what was hashed before it failed");
 }
 
 /// A pipe's writer that counts what was moved into it.
@@ -160,7 +181,6 @@ impl Outlet for Counted<'_> {
     }
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn what_is_moved_into_a_pipe_is_what_would_be_copied() {
     let root = tempfile::tempdir().unwrap();
@@ -197,6 +217,6 @@ fn what_is_moved_into_a_pipe_is_what_would_be_copied() {
             read.join().unwrap()
         });
         assert!(read == copied, "{most}");
-        assert_eq!(*moved.lock().unwrap(), most);
+        assert_eq!(*moved.lock().unwrap(), if cfg!(target_os = "linux") { most } else { 0 });
     }
 }

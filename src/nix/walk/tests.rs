@@ -247,8 +247,9 @@ fn a_file_whose_pages_are_taken_is_checked_as_one_that_is_read(#[case] change: O
                 std::thread::sleep(std::time::Duration::from_millis(20));
                 fs::write(&at, contents)?;
             }
-            assert_eq!(contents.give_pages(&mut pages, 99)?, Some(4));
-            assert_eq!(contents.give_pages(&mut pages, 99)?, Some(0));
+            // A file that was cut ends too early, which reading tells.
+            assert_eq!(contents.give_pages(&mut pages, 99)?, (change != Some("con")).then_some(4));
+            assert_eq!(contents.give_pages(&mut pages, 99)?, None);
             assert_eq!(contents.read(&mut [0])?, 0);
         }
         Ok(())
