@@ -13,8 +13,8 @@ use linux as system;
 use portable as system;
 
 pub(crate) use system::{
-    Listing, boot, device, is_pipe, link, move_pages, on_one_core, reserve, return_what_is_freed, share_blocks,
-    unnamed, widen_pipe,
+    Listing, boot, device, has_room, is_pipe, link, move_pages, on_one_core, reserve, return_what_is_freed,
+    share_blocks, unnamed, widen_pipe,
 };
 
 #[cfg(test)]

@@ -462,9 +462,14 @@ impl BlobProvider for Layers<'_> {
         self.make_again(at, out)
     }
 
-    fn pours(&self, layer: &Layer) -> bool {
+    fn may_pour(&self, layer: &Layer) -> bool {
         let Some(&at) = self.by_digest.get(&layer.digest) else { return false };
-        !self.is_kept(&self.records[at]) && self.states.confirm(at, || self.workshop.packer.state(&self.contents[at]))
+        !self.is_kept(&self.records[at]) && self.states.has(at)
+    }
+
+    fn pours(&self, layer: &Layer) -> bool {
+        let Some(&at) = self.by_digest.get(&layer.digest).filter(|_| self.may_pour(layer)) else { return false };
+        self.states.confirm(at, || self.workshop.packer.state(&self.contents[at]))
     }
 }
 

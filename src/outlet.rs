@@ -15,6 +15,11 @@ pub trait Outlet: Write {
         false
     }
 
+    /// Whether it takes something now, in pages or written; waits a moment for that.
+    fn has_room(&self) -> bool {
+        true
+    }
+
     /// Takes at most `length` bytes of `file`, from where it stands, and says how many: none at its end. `None` where that
     /// does not work, now or ever; read and written, the bytes go in all the same, or it turns out why they do not.
     fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {
@@ -29,6 +34,10 @@ macro_rules! of_descriptor {
         impl Outlet for $writer {
             fn takes_pages(&self) -> bool {
                 host::is_pipe(self)
+            }
+
+            fn has_room(&self) -> bool {
+                host::has_room(self)
             }
 
             fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {
@@ -50,6 +59,10 @@ macro_rules! of_pointer {
         impl<O: Outlet + ?Sized> Outlet for $pointer {
             fn takes_pages(&self) -> bool {
                 (**self).takes_pages()
+            }
+
+            fn has_room(&self) -> bool {
+                (**self).has_room()
             }
 
             fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {

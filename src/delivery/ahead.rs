@@ -25,14 +25,15 @@ pub(super) fn read(
     let (senders, receivers): (Vec<_>, Vec<_>) = layers.iter().map(|_| sync_channel(AHEAD / PIECE)).unzip();
     let senders: Vec<_> = senders.into_iter().map(|sender| Mutex::new(Some(sender))).collect();
     let (next, spare) = (AtomicUsize::new(0), Spare::default());
-    let window = Window { length: provider.threads(), taken: Mutex::default(), moved: Condvar::new() };
+    let window = Window::default();
     let make = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(sender) = senders.get(at) else { return };
-            window.wait_for(at);
+            let may_pour = takes_pages && provider.may_pour(layers[at]);
+            window.wait_for(at, if may_pour { NEAR } else { provider.threads() });
             let Some(sender) = sender.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-            let last = if takes_pages && provider.pours(layers[at]) {
+            let last = if may_pour && provider.pours(layers[at]) {
                 Piece::Pour
             } else {
                 let mut pieces = Pieces { sender: &sender, piece: spare.take(), spare: &spare };
@@ -61,18 +62,22 @@ pub(super) fn read(
     })
 }
 
+/// Of how many layers it may be asked whether they pour, those that are being taken among them: what is said then has to
+/// hold until they are taken.
+const NEAR: usize = 2;
+
 /// Holds threads back that are too far ahead: whole small layers would pile up behind a large one.
+#[derive(Default)]
 struct Window {
-    /// How many layers may be in work or wait.
-    length: usize,
     taken: Mutex<usize>,
     moved: Condvar,
 }
 
 impl Window {
-    fn wait_for(&self, at: usize) {
+    /// Waits until the layer is one of the next `length`, that which is being taken among them.
+    fn wait_for(&self, at: usize, length: usize) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        while at >= taken.saturating_add(self.length) {
+        while at >= taken.saturating_add(length) {
             taken = self.moved.wait(taken).unwrap_or_else(PoisonError::into_inner);
         }
     }

@@ -162,6 +162,19 @@ struct Metered<'a> {
 }
 
 impl Metered<'_> {
+    /// Waits for room, as long as the user does not want the run to end. A reader may have stopped for good: a call that
+    /// waits for it would come back only when it reads on.
+    fn is_wanted(&self) -> bool {
+        loop {
+            if self.observer.cancelled() {
+                return false;
+            }
+            if self.out.has_room() {
+                return true;
+            }
+        }
+    }
+
     fn count(&mut self, bytes: u64) {
         self.bytes += bytes;
         let news = self.bytes.saturating_sub(*self.told);
@@ -179,7 +192,7 @@ impl Outlet for Metered<'_> {
 
     fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {
         // Written, the bytes find out that they are not wanted.
-        let taken = if self.observer.cancelled() { None } else { self.out.take_pages(file, length) };
+        let taken = if self.is_wanted() { self.out.take_pages(file, length) } else { None };
         self.count(taken.unwrap_or(0));
         taken
     }
@@ -187,8 +200,7 @@ impl Outlet for Metered<'_> {
 
 impl Write for Metered<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let written =
-            if self.observer.cancelled() { Err(io::Error::other("interrupted")) } else { self.out.write(buf) };
+        let written = if self.is_wanted() { self.out.write(buf) } else { Err(io::Error::other("interrupted")) };
         match written {
             Ok(written) => {
                 self.count(written as u64);

@@ -77,8 +77,14 @@ pub trait BlobProvider: Sync {
     /// this has returned `Ok`.
     fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError>;
 
+    /// Whether [`BlobProvider::pours`] may be true.
+    fn may_pour(&self, layer: &Layer) -> bool {
+        let _ = layer;
+        false
+    }
+
     /// Whether the layer's bytes need not be hashed, and an outlet may take pages of files for them: as a rule they cost less
-    /// then than to make them ahead. Asked shortly before they are wanted.
+    /// then than to make them ahead. Holds for a moment, in which they are copied.
     fn pours(&self, layer: &Layer) -> bool {
         let _ = layer;
         false

@@ -130,6 +130,10 @@ impl BlobProvider for Blobs {
         self.threads
     }
 
+    fn may_pour(&self, _: &Layer) -> bool {
+        self.pours
+    }
+
     fn pours(&self, layer: &Layer) -> bool {
         self.pours && self.blobs.keys().position(|digest| *digest == layer.digest).is_some_and(|at| at % 2 == 0)
     }

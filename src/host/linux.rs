@@ -95,25 +95,19 @@ pub(crate) fn is_pipe(out: impl AsFd) -> bool {
 }
 
 /// Moves at most `length` bytes of `file`, from where it stands, into a pipe, and says how many; `None` where that does not
-/// work, for whatever reason.
+/// work, for whatever reason, or the pipe is full.
 pub(crate) fn move_pages(file: impl AsFd, pipe: impl AsFd, length: u64) -> Option<u64> {
     let length = usize::try_from(length).unwrap_or(usize::MAX).min(WIDE);
-    loop {
-        match rustix::pipe::splice(&file, None, &pipe, None, length, SpliceFlags::NONBLOCK) {
-            Ok(moved) => return Some(moved as u64),
-            Err(Errno::AGAIN) if has_room_soon(&pipe) => {}
-            Err(_) => return None,
-        }
-    }
+    Some(rustix::pipe::splice(&file, None, &pipe, None, length, SpliceFlags::NONBLOCK).ok()? as u64)
 }
 
-/// How long a full pipe is waited for. Who writes into it then, waits in a call that a signal ends.
-const PATIENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long a full pipe is waited for at a time.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// Whether a pipe takes something, or nobody reads it, before [`PATIENCE`] is over or a signal comes.
-fn has_room_soon(pipe: impl AsFd) -> bool {
+/// Whether a pipe takes something, or a write to it fails at once. Waits a moment for that, or until a signal comes.
+pub(crate) fn has_room(pipe: impl AsFd) -> bool {
     let mut pipes = [PollFd::new(&pipe, PollFlags::OUT)];
-    matches!(poll(&mut pipes, Some(&PATIENCE)), Ok(1))
+    !matches!(poll(&mut pipes, Some(&PATIENCE)), Ok(0) | Err(Errno::INTR))
 }
 
 /// What is the same until the system starts again, and never after; `None` where the system does not say.

@@ -16,7 +16,7 @@ struct Known {
     state: TreeState,
     /// Whether the layer was hashed in this run, and its state is not remembered yet.
     is_new: bool,
-    /// Whether the trees were found to be in that state, and nothing was made of them since.
+    /// Whether the trees were found to be in that state a moment ago, for bytes that are wanted now.
     is_confirmed: bool,
 }
 
@@ -38,18 +38,25 @@ impl States {
     }
 
     /// Whether the layer's trees are in that state; `look` finds out in what state they are. Where they are in another one,
-    /// it is forgotten.
+    /// it is forgotten. Those that were hashed in this run are not looked at, for that would be felt in a cold run. Holds for
+    /// those who ask next.
     pub(super) fn confirm(&self, at: usize, look: impl FnOnce() -> Option<TreeState>) -> bool {
         let Some(before) = self.known()[at] else { return false };
-        let is_confirmed = look() == Some(before.state);
+        let is_confirmed = before.is_new || look() == Some(before.state);
         self.known()[at] = is_confirmed.then_some(Known { is_confirmed, ..before });
         is_confirmed
     }
 
-    /// The state of the layer's trees, if it is that one: as it was confirmed since it was asked for last, or now.
+    /// The state of the layer's trees, if it is that one: confirmed before, or now.
     pub(super) fn current(&self, at: usize, look: impl FnOnce() -> Option<TreeState>) -> Option<TreeState> {
-        let is_confirmed = self.known()[at].as_mut().is_some_and(|known| std::mem::take(&mut known.is_confirmed));
-        (is_confirmed || self.confirm(at, look)).then(|| self.known()[at].map(|known| known.state))?
+        let is_confirmed = self.known()[at].is_some_and(|known| known.is_confirmed);
+        if !is_confirmed && !self.confirm(at, look) {
+            return None;
+        }
+        let mut known = self.known();
+        let known = known[at].as_mut()?;
+        known.is_confirmed = false;
+        Some(known.state)
     }
 
     /// The layer's bytes were found to be right, and its trees in this state.

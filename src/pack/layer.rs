@@ -112,7 +112,9 @@ impl LayerContents<'_> {
 
     /// The state of the trees of which the layer would be made now; `None` where it cannot be told.
     pub(super) fn state(&self, source: &dyn Source) -> Option<TreeState> {
-        self.write_tar(source, TarWriter::measuring()).ok()?.1
+        let Self::StorePaths(paths) = self else { return None };
+        let state = |info: &PathInfo| source.walk_in_state(&info.path, &mut |_: &[u8], _: Node<'_>| Ok(())).ok()?;
+        Some(TreeState::of_all(in_layer_order(paths).into_iter().map(state).collect::<Option<Vec<_>>>()?))
     }
 
     /// Writes the layer's tar. Gives its length in bytes, and the state of the trees that it was made of.

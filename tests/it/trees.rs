@@ -1,17 +1,17 @@
 //! Layers of trees that stay as they were: hashed once and not again, and moved into a pipe page by page.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use layerhold::delivery::BlobProvider as _;
 use layerhold::event::Silent;
+use layerhold::image::Layer;
 use layerhold::layers::{Layers, Trouble, Workshop};
 use layerhold::nix::{
     Closure, Hashing, LocalStore, MemoryTree, NoMemo, PathInfo, Source, SourceError, StorePath, TreeState, Visitor,
@@ -20,6 +20,7 @@ use layerhold::nix::{
 use layerhold::outlet::{Copied, Outlet};
 use layerhold::pack::{Compression, LayerContents, Packer};
 use layerhold::store::{LayerStore, Shelf};
+use rstest::rstest;
 
 use crate::containerize::containerize;
 use crate::flox_fixture::{BareStore, FloxEnv, Tree};
@@ -60,64 +61,94 @@ impl Source for Said {
     }
 }
 
-/// One run: the layer of what the path was when its contents were `known`, made out of what it is now. Before its bytes are
-/// made the tree is in the state `then`.
-fn layer(cache: &Path, known: &PathInfo, now: &Said, then: Option<u8>) -> Result<Vec<u8>, String> {
+/// One run: does something with the layer of what the path was when its contents were `known`, and that is made out of what
+/// it is now.
+fn run<T>(cache: &Path, known: &PathInfo, now: &Said, work: impl FnOnce(&Layers<'_>, &Layer) -> T) -> T {
     let store = LayerStore::open(cache).unwrap();
-    let source = now;
-    let (packer, trouble) = (Packer::new(source, Compression::None, &Silent), Trouble::default());
+    let (packer, trouble) = (Packer::new(now, Compression::None, &Silent), Trouble::default());
     let (store, now) = (Some(&store), SystemTime::now());
     let workshop = Workshop { packer: &packer, store, observer: &Silent, trouble: &trouble, shared: None, now };
     let contents = vec![vec![LayerContents::StorePaths(vec![known])]];
     let layers = Layers::look_up(workshop, contents, Default::default()).pack_missing(None).unwrap();
     let layer = layers.descriptors().unwrap().remove(0).remove(0);
     layers.prepare(&[&layer]);
-    *source.state.lock().unwrap() = then;
-    let mut bytes = Vec::new();
-    let copied = layers.copy_to(&layer, &mut Copied(&mut bytes)).map_err(|error| error.to_string());
+    let done = work(&layers, &layer);
     layers.remember_states();
-    copied.map(|()| bytes)
+    done
+}
+
+fn bytes(layers: &Layers<'_>, layer: &Layer) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let copied = layers.copy_to(layer, &mut Copied(&mut bytes));
+    copied.map(|()| bytes).map_err(|error| error.to_string())
+}
+
+const RIGHT: &[u8] = b"as it was";
+const WRONG: &[u8] = b"otherwise";
+
+fn known() -> PathInfo {
+    Said::new(RIGHT, None).path_info(&store_path("tool")).unwrap().unwrap()
 }
 
 #[test]
 fn a_tree_in_the_state_in_which_it_was_hashed_is_not_hashed_again() {
     let cache = tempfile::tempdir().unwrap();
-    let cache = cache.path().join("cache");
-    let (right, wrong) = (b"as it was", b"otherwise");
-    let known = Said::new(right, None).path_info(&store_path("tool")).unwrap().unwrap();
-    let run = |contents: &[u8], state: Option<u8>| layer(&cache, &known, &Said::new(contents, state), state);
-    let whole = run(right, None).unwrap();
-    assert!(run(wrong, None).is_err(), "no state is known: it is hashed");
+    let (cache, known) = (cache.path().join("cache"), known());
+    let run = |contents: &[u8], state: Option<u8>| run(&cache, &known, &Said::new(contents, state), bytes);
+    let whole = run(RIGHT, None).unwrap();
+    assert!(run(WRONG, None).is_err(), "no state is known: it is hashed");
     // What turned out to be wrong is not known any more, so this makes the layer anew.
-    assert_eq!(run(right, Some(1)).unwrap(), whole);
+    assert_eq!(run(RIGHT, Some(1)).unwrap(), whole);
 
     // Whoever lies about the state is believed: that is how it shows that nothing is hashed.
-    let unseen = run(wrong, Some(1)).unwrap();
+    let unseen = run(WRONG, Some(1)).unwrap();
     assert!(unseen != whole && unseen.len() == whole.len());
-    assert_eq!(run(right, None).unwrap(), whole, "where no state can be told it is hashed");
-    assert_eq!(run(right, Some(2)).unwrap(), whole, "and in another state");
-    assert_eq!(run(wrong, Some(2)).unwrap(), unseen, "which is remembered");
-    assert!(run(wrong, Some(1)).is_err(), "and the one before is not");
+    assert_eq!(run(RIGHT, None).unwrap(), whole, "where no state can be told it is hashed");
+    assert_eq!(run(RIGHT, Some(2)).unwrap(), whole, "and in another state");
+    assert_eq!(run(WRONG, Some(2)).unwrap(), unseen, "which is remembered");
+    assert!(run(WRONG, Some(1)).is_err(), "and the one before is not");
 
-    assert_eq!(run(right, Some(3)).unwrap(), whole);
-    let touched = |contents: &[u8], then: u8| layer(&cache, &known, &Said::new(contents, Some(3)), Some(then));
-    assert_eq!(touched(right, 4).unwrap(), whole, "touched while others were delivered: it is hashed");
-    assert_eq!(touched(wrong, 4).unwrap(), unseen, "and that state is remembered");
-    assert!(touched(wrong, 5).is_err());
-
-    assert_eq!(run(right, Some(3)).unwrap(), whole);
+    assert_eq!(run(RIGHT, Some(3)).unwrap(), whole);
     std::fs::remove_dir_all(cache.join("memory")).unwrap();
-    assert!(run(wrong, Some(3)).is_err(), "nothing is remembered");
+    assert!(run(WRONG, Some(3)).is_err(), "nothing is remembered");
+}
+
+#[test]
+fn a_tree_that_is_touched_meanwhile_is_hashed_unless_that_was_a_moment_before() {
+    let cache = tempfile::tempdir().unwrap();
+    let (cache, known) = (cache.path().join("cache"), known());
+    let whole = run(&cache, &known, &Said::new(RIGHT, Some(1)), bytes).unwrap();
+    let touched = |contents: &[u8], is_asked: bool| {
+        let source = Said::new(contents, Some(1));
+        run(&cache, &known, &source, |layers, layer| {
+            if is_asked {
+                assert!(layers.pours(layer));
+            }
+            *source.state.lock().unwrap() = Some(2);
+            [bytes(layers, layer), bytes(layers, layer)]
+        })
+    };
+    let [first, second] = touched(RIGHT, true);
+    assert!(first.unwrap_err().contains("changed while they were read"));
+    assert_eq!(second.unwrap(), whole, "what was said held once");
+    run(&cache, &known, &Said::new(RIGHT, Some(1)), bytes).unwrap();
+    assert_eq!(touched(RIGHT, false), [Ok(whole.clone()), Ok(whole)]);
+    run(&cache, &known, &Said::new(RIGHT, Some(1)), bytes).unwrap();
+    assert!(touched(WRONG, false)[0].is_err());
 }
 
 #[test]
 fn an_archive_is_the_same_hashed_or_not_and_moved_or_copied() {
     let sandbox = Sandbox::new();
     let store = BareStore::new(sandbox.path("root"));
-    let tree = Tree::new().file("share/large", vec![b'l'; 3_000_001]).file("share/small", "small");
-    let tool = store.add("tool-1", &tree);
-    let other = store.add("other-1", &Tree::new().file("share/other", vec![b'o'; 200_000]));
-    let packages = [("tool", &*tool), ("other", &*other)];
+    let [tool, other, third] = ["tool", "other", "third"].map(|name| {
+        let text = name.repeat(1 << 20).into_bytes();
+        store.add(
+            &format!("{name}-1"),
+            &Tree::new().file(format!("share/{name}"), text).file(format!("{name}.txt"), name),
+        )
+    });
+    let packages = [("tool", &*tool), ("other", &*other), ("third", &*third)];
     let environment = FloxEnv::of_store_paths(sandbox.path("project"), "trees", &packages, "");
     thread::sleep(SETTLING);
     let archive = |file: &str| {
@@ -129,24 +160,63 @@ fn an_archive_is_the_same_hashed_or_not_and_moved_or_copied() {
     };
     let whole = archive("hashed.tar");
     let remembered = || LayerStore::open(&sandbox.path("cache")).unwrap().recall(Shelf::States).unwrap();
-    assert_eq!(remembered().len(), 2);
-    assert!(archive("-") == whole, "not hashed");
-    // Another name for a file is another change time: so it is when Nix optimises its store.
-    std::fs::hard_link(store.real(&tool).join("share/large"), sandbox.path("another-name")).unwrap();
-    assert!(archive("-") == whole, "too young to tell");
+    assert_eq!(remembered().len(), 3);
+    assert!(archive("-") == whole);
+    // Another name for a file is another change time: so it is when Nix optimises its store. At first that is too young to
+    // tell anything, then it is another state, and then that is remembered.
+    std::fs::hard_link(store.real(&tool).join("share/tool"), sandbox.path("another-name")).unwrap();
+    assert!(archive("-") == whole);
     thread::sleep(SETTLING);
-    assert!(archive("-") == whole, "in another state");
-    assert!(archive("-") == whole, "which is remembered");
+    let before = remembered();
+    assert!(archive("-") == whole);
+    assert!(remembered() != before && remembered().len() == 3);
+    assert!(archive("-") == whole);
     std::fs::remove_file(sandbox.path("work/hashed.tar")).unwrap();
     assert!(archive("not-hashed.tar") == whole);
 
     std::fs::remove_dir_all(sandbox.path("cache/memory")).unwrap();
-    let mut broken = Command::new(env!("CARGO_BIN_EXE_layerhold"));
-    broken.env_clear().envs(sandbox.environment()).current_dir(sandbox.path("work"));
-    broken.args(["-q", "containerize", "-f", "-", "-d"]).arg(environment.dir()).arg("--store").arg(store.root());
-    let full = File::options().write(true).open("/dev/full").unwrap();
-    assert_eq!(broken.stdout(full).status().unwrap().code(), Some(1));
-    assert!(!remembered().is_empty(), "what was hashed before it failed");
+    let mut child = streaming(&sandbox, store.root(), &environment);
+    child.stdout.take().unwrap().read_exact(&mut vec![0; 6 << 20]).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "its reader has gone, with one layer at least");
+    assert!(!remembered().is_empty());
+}
+
+/// A run into a pipe.
+fn streaming(sandbox: &Sandbox, root: &Path, environment: &FloxEnv) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
+    command.env_clear().envs(sandbox.environment()).current_dir(sandbox.path("work"));
+    command.args(["containerize", "-f", "-", "-d"]).arg(environment.dir()).arg("--store").arg(root);
+    command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[rstest]
+#[case::copied(Duration::ZERO)]
+#[case::moved(SETTLING)]
+fn one_signal_ends_a_run_whose_reader_has_stopped(#[case] age: Duration) {
+    let sandbox = Sandbox::new();
+    let store = BareStore::new(sandbox.path("root"));
+    let tool = store.add("tool-1", &Tree::new().file("share/large", vec![b'l'; 16 << 20]));
+    let environment = FloxEnv::of_store_paths(sandbox.path("project"), "stopped", &[("tool", &tool)], "");
+    thread::sleep(age);
+    let mut child = streaming(&sandbox, store.root(), &environment);
+    let mut pipe = child.stdout.take().unwrap();
+    pipe.read_exact(&mut vec![0; 1 << 20]).unwrap();
+    // By now the pipe is full.
+    thread::sleep(Duration::from_millis(1500));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    let begun = Instant::now();
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if begun.elapsed() > Duration::from_secs(20) => {
+                child.kill().unwrap();
+                break child.wait().unwrap();
+            }
+            None => thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    assert_eq!(status.code(), Some(130));
+    drop(pipe);
 }
 
 /// A pipe's writer that counts what was moved into it.
@@ -173,6 +243,7 @@ impl Outlet for Counted<'_> {
     }
 
     fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {
+        while !self.pipe.has_room() {}
         let mut moved = self.moved.lock().unwrap();
         let left = self.most - *moved;
         let taken = if left == 0 { None } else { self.pipe.take_pages(file, length.min(left)) };
@@ -191,7 +262,7 @@ fn what_is_moved_into_a_pipe_is_what_would_be_copied() {
         let contents: Vec<u8> = (0..size).map(|place: usize| (place * 31 + at) as u8 ^ (place >> 9) as u8).collect();
         std::fs::write(tree.join(format!("file-{at}")), contents).unwrap();
     }
-    let now = SystemTime::now() + std::time::Duration::from_secs(3600);
+    let now = SystemTime::now() + Duration::from_secs(3600);
     let store = LocalStore::open(root.path(), Hashing { memo: &NoMemo, observer: &Silent, now }).unwrap();
     let closure = Closure::compute(&store, [store_path("tool")]).unwrap();
     let contents = LayerContents::StorePaths(closure.paths().collect());
