@@ -7,8 +7,8 @@ use std::process::ChildStdin;
 
 use crate::host;
 
-/// A writer, and maybe a pipe: on Linux what lies in the page cache goes into a pipe without being copied. Until somebody
-/// copies it from there it is the file's: what is written into the file meanwhile, the reader gets.
+/// A writer, and maybe a pipe: on Linux what lies in the page cache goes into a pipe without being copied. Until
+/// somebody copies it from there it is the file's: what is written into the file meanwhile, the reader gets.
 pub trait Outlet: Write {
     /// Whether [`Outlet::take_pages`] may work.
     fn takes_pages(&self) -> bool {
@@ -20,8 +20,8 @@ pub trait Outlet: Write {
         true
     }
 
-    /// Takes at most `length` bytes of `file`, from where it stands, and says how many: none at its end. `None` where that
-    /// does not work, now or ever; read and written, the bytes go in all the same, or it turns out why they do not.
+    /// Takes at most `length` bytes of `file`, from where it stands, and says how many: none at its end. `None` where
+    /// that does not work, now or ever; read and written, the bytes go in all the same, or it turns out why they do not.
     fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {
         let _ = (file, length);
         None

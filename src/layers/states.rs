@@ -1,5 +1,5 @@
-//! In what states trees were when layers were made of them: as long as a tree is in that state, its layer need not be hashed
-//! again. The layer store remembers them from run to run.
+//! In what states trees were when layers were made of them: as long as a tree is in that state, its layer need not be
+//! hashed again. The layer store remembers them from run to run.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -37,9 +37,9 @@ impl States {
         self.known()[at].is_some()
     }
 
-    /// Whether the layer's trees are in that state; `look` finds out in what state they are. Where they are in another one,
-    /// it is forgotten. Those that were hashed in this run are not looked at, for that would be felt in a cold run. Holds for
-    /// those who ask next.
+    /// Whether the layer's trees are in that state; `look` finds out in what state they are. Where they are in another
+    /// one, it is forgotten. Those that were hashed in this run are not looked at, for that would be felt in a cold run.
+    /// Holds for those who ask next.
     pub(super) fn confirm(&self, at: usize, look: impl FnOnce() -> Option<TreeState>) -> bool {
         let Some(before) = self.known()[at] else { return false };
         let is_confirmed = before.is_new || look() == Some(before.state);

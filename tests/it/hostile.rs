@@ -95,6 +95,15 @@ const LARGE: usize = 16 << 20;
 /// After so long a file's times tell every later change.
 pub(crate) const SETTLING: Duration = Duration::from_millis(2100);
 
+/// A run into a pipe.
+pub(crate) fn streaming(sandbox: &Sandbox, root: &Path, environment: &FloxEnv) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
+    command.env_clear().envs(sandbox.environment()).current_dir(sandbox.path("work"));
+    command.args(["containerize", "-f", "-", "-d"]).arg(environment.dir()).arg("--store").arg(root);
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+}
+
 /// What is known before the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {
@@ -156,10 +165,7 @@ fn a_file_that_changes_while_it_streams_is_an_error_and_never_a_whole_image(
         // Old enough for their times to tell every change: layers are hashed once, and not again on their way out.
         std::thread::sleep(SETTLING);
     }
-    let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
-    command.env_clear().envs(sandbox.environment()).current_dir(sandbox.path("work"));
-    command.args(["containerize", "-f", "-", "-d"]).arg(environment.dir()).arg("--store").arg(store.root());
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = streaming(&sandbox, store.root(), &environment).stderr(Stdio::piped()).spawn().unwrap();
     let mut stream = child.stdout.take().unwrap();
     let mut image = vec![0; 1 << 20];
     stream.read_exact(&mut image).unwrap();

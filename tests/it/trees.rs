@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +23,7 @@ use rstest::rstest;
 
 use crate::containerize::containerize;
 use crate::flox_fixture::{BareStore, FloxEnv, Tree};
-use crate::hostile::SETTLING;
+use crate::hostile::{SETTLING, streaming};
 use crate::sandbox::Sandbox;
 
 fn store_path(name: &str) -> StorePath {
@@ -175,18 +174,10 @@ fn an_archive_is_the_same_hashed_or_not_and_moved_or_copied() {
     assert!(archive("not-hashed.tar") == whole);
 
     std::fs::remove_dir_all(sandbox.path("cache/memory")).unwrap();
-    let mut child = streaming(&sandbox, store.root(), &environment);
+    let mut child = streaming(&sandbox, store.root(), &environment).spawn().unwrap();
     child.stdout.take().unwrap().read_exact(&mut vec![0; 6 << 20]).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0), "its reader has gone, with one layer at least");
     assert!(!remembered().is_empty());
-}
-
-/// A run into a pipe.
-fn streaming(sandbox: &Sandbox, root: &Path, environment: &FloxEnv) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
-    command.env_clear().envs(sandbox.environment()).current_dir(sandbox.path("work"));
-    command.args(["containerize", "-f", "-", "-d"]).arg(environment.dir()).arg("--store").arg(root);
-    command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 #[rstest]
@@ -198,7 +189,7 @@ fn one_signal_ends_a_run_whose_reader_has_stopped(#[case] age: Duration) {
     let tool = store.add("tool-1", &Tree::new().file("share/large", vec![b'l'; 16 << 20]));
     let environment = FloxEnv::of_store_paths(sandbox.path("project"), "stopped", &[("tool", &tool)], "");
     thread::sleep(age);
-    let mut child = streaming(&sandbox, store.root(), &environment);
+    let mut child = streaming(&sandbox, store.root(), &environment).spawn().unwrap();
     let mut pipe = child.stdout.take().unwrap();
     pipe.read_exact(&mut vec![0; 1 << 20]).unwrap();
     // By now the pipe is full.
