@@ -1,6 +1,7 @@
 """What the figures belong to: the commit, the day, the machine in general words, the peers' versions."""
 
 import datetime
+import gzip
 import os
 import pathlib
 import platform
@@ -47,6 +48,14 @@ def machine(place):
 
 
 def version(package):
-    """The version of a Debian package."""
+    """The version of a Debian package: as it is installed, or unpacked below target."""
     done = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package], stdout=subprocess.PIPE, text=True)
-    return done.stdout if done.returncode == 0 else "(absent)"
+    if done.returncode == 0:
+        return done.stdout
+    changelogs = (REPOSITORY / "target" / package / "usr/share/doc" / package).glob("changelog.Debian*.gz")
+    newest = max(changelogs, key=lambda changelog: len(changelog.name), default=None)
+    if newest is None:
+        return "(absent)"
+    # "package (version) suite; urgency=..."; that of a mere rebuild is in a changelog of its own, for one architecture.
+    with gzip.open(newest, "rt") as lines:
+        return lines.readline().split("(")[1].split(")")[0]

@@ -75,7 +75,11 @@ def pipe_jobs(place):
     ours = piped(place.layerhold("base", "-f", "-"))
     tar, nixpkgs = piped(place.tar("base", "-")), piped(place.stream_layered_image("base"))
     return [
-        Job("cold-pipe", [Contender(OURS, ours, place.cold), Contender("tar", tar), Contender(STREAM, nixpkgs)]),
+        Job(
+            "cold-pipe",
+            [Contender(OURS, ours, place.cold), Contender("tar", tar), Contender(STREAM, nixpkgs, rounds=5)],
+            rounds=11,
+        ),
         Job("unchanged-pipe", [Contender(OURS, ours, place.warm), Contender("tar", tar)]),
     ]
 
@@ -108,7 +112,7 @@ def codec_jobs(place):
                 Contender("the parts, one after another", parts_of(alone, whole, part), output=place.work / "part"),
                 *others,
             ],
-            rounds=3 if codec.startswith("gzip") else 9,
+            rounds=5 if codec.startswith("gzip") else 9,
         )
 
     skopeo = quoted(["skopeo", "--insecure-policy", "copy", "-q", f"docker-archive:{place.archive('base')}",

@@ -97,6 +97,11 @@ class Results:
         pairs = list(zip(self.runs(job, contender), self.runs(job, other)))
         return statistics.median(a[key] / b[key] for a, b in pairs) if pairs else None
 
+    def beyond(self, job, contender, other):
+        """The median of the seconds, pair by pair, that one contender took beyond another."""
+        pairs = list(zip(self.runs(job, contender), self.runs(job, other)))
+        return statistics.median(a["wall"] - b["wall"] for a, b in pairs) if pairs else None
+
     def notes(self, kind):
         """Lines of another kind than runs."""
         return [line for line in self.lines if line.get("note") == kind]

@@ -91,7 +91,8 @@ def introduction(place, results, about):
         "what is free, and whoever writes then pays: so before each part what is free is taken, given back and left "
         "alone for a minute, and before each run up to 1.5 GiB of it. CPU is user and system time, that of dockerd and "
         "containerd included. Memory is what the largest process took, the daemons left out. "
-        "*Beside* is the median, over the pairs, of the time to ours: above 1 is slower than layerhold.",
+        "*Beside* is the median, over the pairs, of the time to ours: above 1 is slower than layerhold. What a target allows "
+        "*beyond* another is the median, over the pairs, too.",
         "**Stand-ins**: `streamLayeredImage` is a re-implementation of nixpkgs' algorithm, in Python as it is. "
         "nix2container is stood in for by tar and sha256 on one core. *The parts* of a compressed image are reading a "
         "ready tar file, the codec on one thread, and both digests, in programs of their own (sha256 is OpenSSL's, one "

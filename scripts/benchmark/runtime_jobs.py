@@ -80,10 +80,10 @@ def runtime_jobs(place):
         else:
             own = [
                 Contender("podman pull of a ready layout", f"podman pull -q {quoted([layout])}", runtime.with_base),
-                Contender("podman load of the whole archive", f"{load} {full}", runtime.with_base),
+                Contender("podman load of the whole archive", f"{load} {full}", runtime.with_base, rounds=5),
                 Contender("skopeo copy of a ready layout", quoted(
                     ["skopeo", "--insecure-policy", "copy", "-q", layout, "containers-storage:localhost/bench:latest"]),
-                    runtime.with_base),
+                    runtime.with_base, rounds=5),
             ]
             build = f"podman build -q --no-cache -t built {context}"
         jobs += [
@@ -96,7 +96,7 @@ def runtime_jobs(place):
                 *own,
                 Contender(f"{STREAM} | {program} load", nixpkgs["leaf"], runtime.with_base, rounds=2),
                 Contender(f"{program} build, the closure copied", build, runtime.with_base, rounds=1),
-            ], setup=runtime.take_base_in),
+            ], 11, runtime.take_base_in),
             Job(f"added-{program}", [
                 Contender(OURS, place.layerhold("added", *ours), runtime.with_base),
                 Contender(PREVIOUS, place.layerhold("added", *ours, "--previous"), runtime.with_base),

@@ -53,8 +53,8 @@ def timed(results):
     """Targets on seconds."""
 
     def beyond(job, other):
-        ours, theirs = results.figures(job, OURS), results.figures(job, other)
-        return (ours.wall - theirs.wall) * 1000 if ours and theirs else None
+        seconds = results.beyond(job, OURS, other)
+        return None if seconds is None else seconds * 1000
 
     def wall(job):
         figures = results.figures(job, OURS)
