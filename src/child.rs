@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::event::Observer;
 use crate::host::widen_pipe;
-use crate::outlet::Outlet;
+use crate::outlet::{Outlet, Patient};
 
 /// How much of either output is kept; the rest is read and thrown away.
 const KEPT: u64 = 64 << 20;
@@ -143,10 +143,10 @@ impl Child {
         })
     }
 
-    /// Writes to the child's standard input; a child that ends breaks the pipe.
-    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes to the child's standard input, for as long as the user wants that; a child that ends breaks the pipe.
+    pub(crate) fn write_all(&mut self, bytes: &[u8], observer: &dyn Observer) -> io::Result<()> {
         match &mut self.stdin {
-            Some(stdin) => stdin.write_all(bytes),
+            Some(stdin) => Patient::new(stdin, observer).write_all(bytes),
             None => Closed.write_all(bytes),
         }
     }

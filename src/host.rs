@@ -12,10 +12,25 @@ use linux as system;
 #[cfg(not(target_os = "linux"))]
 use portable as system;
 
+use std::os::fd::AsFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
 pub(crate) use system::{
-    Listing, boot, device, has_room, is_pipe, link, move_pages, on_one_core, reserve, return_what_is_freed,
-    share_blocks, unnamed, widen_pipe,
+    Listing, boot, device, is_pipe, link, move_pages, on_one_core, reserve, return_what_is_freed, share_blocks,
+    unnamed, widen_pipe,
 };
+
+/// How long a full pipe is waited for at a time.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// Whether a pipe takes something, or a write to it fails at once. Waits a moment for that, or until a signal comes. What
+/// is no pipe always has room (poll(2)).
+pub(crate) fn has_room(pipe: impl AsFd) -> bool {
+    let mut pipes = [PollFd::new(&pipe, PollFlags::OUT)];
+    !matches!(poll(&mut pipes, Some(&PATIENCE)), Ok(0) | Err(Errno::INTR))
+}
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use std::io::{self, PipeWriter, Write};
 use std::os::fd::BorrowedFd;
 use std::process::ChildStdin;
 
+use crate::event::{Cancelled, Observer};
 use crate::host;
 
 /// A writer, and maybe a pipe: on Linux what lies in the page cache goes into a pipe without being copied. Until
@@ -88,3 +89,99 @@ impl<W: Write> Write for Copied<W> {
 }
 
 impl<W: Write> Outlet for Copied<W> {}
+
+/// An outlet that is waited for only as long as the user wants the run to go on. A reader may have stopped for good: a
+/// call that waits for it would come back only when it reads on, whatever signal comes meanwhile. One that has written
+/// something comes back at a signal, with what it has written: so it is begun only where there is room.
+pub struct Patient<'a, O> {
+    out: O,
+    observer: &'a dyn Observer,
+}
+
+impl<'a, O: Outlet> Patient<'a, O> {
+    /// Waits for `out`, and asks the observer meanwhile.
+    pub fn new(out: O, observer: &'a dyn Observer) -> Self {
+        Self { out, observer }
+    }
+
+    fn wait_for_room(&self) -> io::Result<()> {
+        loop {
+            Cancelled::check(self.observer)?;
+            if self.out.has_room() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl<O: Outlet> Write for Patient<'_, O> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.wait_for_room()?;
+        self.out.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl<O: Outlet> Outlet for Patient<'_, O> {
+    fn takes_pages(&self) -> bool {
+        self.out.takes_pages()
+    }
+
+    fn has_room(&self) -> bool {
+        self.out.has_room()
+    }
+
+    fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {
+        // Written, the bytes find out that they are not wanted.
+        self.wait_for_room().ok()?;
+        self.out.take_pages(file, length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// Wants the run to end once it was asked so often.
+    struct Impatient(AtomicU32);
+
+    impl Observer for Impatient {
+        fn event(&self, _: Event) {}
+
+        fn cancelled(&self) -> bool {
+            self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |asked| asked.checked_sub(1)).is_err()
+        }
+    }
+
+    #[test]
+    fn a_pipe_has_room_until_it_is_full_and_where_nobody_reads_any_more() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        while writer.has_room() {
+            writer.write_all(&[0; 4096]).unwrap();
+        }
+        drop(reader);
+        assert!(writer.has_room(), "to write is to fail");
+        assert!(tempfile::tempfile().unwrap().has_room());
+    }
+
+    #[test]
+    fn a_reader_that_has_stopped_is_waited_for_until_the_run_shall_end() {
+        let (_reader, writer) = io::pipe().unwrap();
+        // As often as it takes to fill a pipe of 64 KiB, and a few times more.
+        let observer = Impatient(AtomicU32::new(20));
+        let mut patient = Patient::new(writer, &observer);
+        let error = loop {
+            if let Err(error) = patient.write_all(&[0; 4096]) {
+                break error;
+            }
+        };
+        assert!(Cancelled::caused(&error), "{error}");
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(patient.take_pages(std::os::fd::AsFd::as_fd(&file), 1), None);
+    }
+}

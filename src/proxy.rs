@@ -5,7 +5,7 @@
 //! the container end with it. So no container outlives the run that it belongs to.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Mutex;
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::delivery::{DeliveryError, Receiver, Runtime, RuntimeClient, Target};
 use crate::event::Observer;
+use crate::outlet::Outlet;
 
 /// The program in the container, looked for on the image's `PATH`.
 pub const PROGRAM: &str = "layerhold";
@@ -133,7 +134,7 @@ impl Proxy<'_> {
     pub fn run(
         &self,
         target: &Target,
-        stdout: &mut dyn Write,
+        stdout: &mut dyn Outlet,
         observer: &dyn Observer,
         say: &(dyn Fn(&str) + Sync),
     ) -> Result<(), ProxyError> {

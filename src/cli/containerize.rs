@@ -28,6 +28,7 @@ use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::host::widen_pipe;
 use crate::image::Timestamp;
+use crate::outlet::Patient;
 use crate::pack::Compression;
 use crate::substitute::CacheAddress;
 
@@ -87,7 +88,7 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
         logins: substituters.credentials.hand_on(&substituters.addresses),
         now: SystemTime::now(),
     };
-    let mut stdout = unbuffered_stdout().map_err(Failure::output)?;
+    let mut stdout = Patient::new(unbuffered_stdout().map_err(Failure::output)?, progress);
     if args.proxy.proxy {
         return proxy::run(args, outset, &mut stdout, progress);
     }

@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::event::{Event, Observer};
 use crate::image::ImageName;
 use crate::nix::ClosureError;
+use crate::outlet::Outlet;
 use crate::proxy::{ARGUMENT, Proxy, ProxyError};
 use crate::substitute::Credentials;
 
@@ -64,7 +65,7 @@ pub(super) fn may_help(os: &str, args: &Containerize, error: &Error) -> bool {
 pub(super) fn run(
     args: &Containerize,
     outset: Outset<'_>,
-    stdout: &mut (dyn std::io::Write + Send),
+    stdout: &mut (dyn Outlet + Send),
     progress: &Progress,
 ) -> Result<(), Failure> {
     let place = Place::find(&outset, progress)?;

@@ -152,7 +152,7 @@ impl<'a> LayoutSink<'a> {
 
     fn commit(&self, temporary: PartialFile, path: &str) -> Result<(), DeliveryError> {
         let path = self.dir.join(path);
-        temporary.persist(&path).map_err(failed("write", &path))?;
+        temporary.persist(&path).map(drop).map_err(failed("write", &path))?;
         sync_parent(&path).map_err(failed("write", &path))
     }
 

@@ -7,7 +7,7 @@ use super::ahead::{self, Ahead};
 use super::{BlobError, BlobProvider, DeliveryError};
 use crate::event::{Event, Observer};
 use crate::image::Layer;
-use crate::outlet::{Copied, Outlet};
+use crate::outlet::{Copied, Outlet, Patient};
 use crate::parallel;
 
 /// The layers that a sink is given, the lowest first, and where their bytes come from.
@@ -124,6 +124,7 @@ impl LayerBytes<'_> {
         out: &mut dyn Outlet,
         describe: impl FnOnce(io::Error) -> DeliveryError,
     ) -> Result<(), DeliveryError> {
+        let out = Patient::new(out, self.observer);
         let mut metered = Metered { out, observer: self.observer, bytes: 0, told: &mut self.told, failure: None };
         let copied = match std::mem::replace(&mut self.bytes, Bytes::Gone) {
             Bytes::Provider(provider) => {
@@ -153,28 +154,15 @@ impl LayerBytes<'_> {
 }
 
 /// Tells the observer of every buffer, and remembers why its writer failed.
-struct Metered<'a> {
-    out: &'a mut dyn Outlet,
+struct Metered<'a, 'o> {
+    out: Patient<'a, &'o mut (dyn Outlet + 'o)>,
     observer: &'a dyn Observer,
     bytes: u64,
     told: &'a mut u64,
     failure: Option<io::Error>,
 }
 
-impl Metered<'_> {
-    /// Waits for room, as long as the user does not want the run to end. A reader may have stopped for good: a call that
-    /// waits for it would come back only when it reads on.
-    fn is_wanted(&self) -> bool {
-        loop {
-            if self.observer.cancelled() {
-                return false;
-            }
-            if self.out.has_room() {
-                return true;
-            }
-        }
-    }
-
+impl Metered<'_, '_> {
     fn count(&mut self, bytes: u64) {
         self.bytes += bytes;
         let news = self.bytes.saturating_sub(*self.told);
@@ -185,23 +173,21 @@ impl Metered<'_> {
     }
 }
 
-impl Outlet for Metered<'_> {
+impl Outlet for Metered<'_, '_> {
     fn takes_pages(&self) -> bool {
         self.out.takes_pages()
     }
 
     fn take_pages(&mut self, file: BorrowedFd<'_>, length: u64) -> Option<u64> {
-        // Written, the bytes find out that they are not wanted.
-        let taken = if self.is_wanted() { self.out.take_pages(file, length) } else { None };
+        let taken = self.out.take_pages(file, length);
         self.count(taken.unwrap_or(0));
         taken
     }
 }
 
-impl Write for Metered<'_> {
+impl Write for Metered<'_, '_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let written = if self.is_wanted() { self.out.write(buf) } else { Err(io::Error::other("interrupted")) };
-        match written {
+        match self.out.write(buf) {
             Ok(written) => {
                 self.count(written as u64);
                 Ok(written)

@@ -51,13 +51,14 @@ impl PartialFile {
         }
     }
 
-    /// Gives the file its name, in the directory that it was made in; a file that has it is replaced.
-    pub(super) fn persist(self, target: &Path) -> io::Result<()> {
+    /// Gives the file its name, in the directory that it was made in; a file that has it is replaced. The file itself
+    /// comes back: another process may have given the name to one of its own since.
+    pub(super) fn persist(self, target: &Path) -> io::Result<File> {
         let named = self.named()?;
         crash::point("output.written");
-        named.persist(target).map_err(|error| error.error)?;
+        let file = named.persist(target).map_err(|error| error.error)?;
         crash::point("output.in-place");
-        Ok(())
+        Ok(file)
     }
 
     /// As [`PartialFile::persist`], but a file that has the name is left alone: that is an error then.

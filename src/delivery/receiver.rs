@@ -8,6 +8,7 @@ use super::load::LOAD;
 use super::{DeliveryError, FileSink, RuntimeClient, Target, TargetError};
 use crate::child::Child;
 use crate::event::Observer;
+use crate::outlet::{Outlet, Patient};
 
 /// Takes an archive piece by piece. Dropped before [`Receiver::finish`], it leaves the target as it was; what went out
 /// into a stream cannot be taken back, but is no whole archive.
@@ -18,13 +19,13 @@ pub struct Receiver<'a> {
 
 enum To<'a> {
     File { path: PathBuf, output: Output },
-    Stdout(&'a mut dyn Write),
+    Stdout(&'a mut dyn Outlet),
     Load { client: RuntimeClient, child: Child },
 }
 
 impl<'a> Receiver<'a> {
     /// A receiver on the target. What cannot be written is known here.
-    pub fn new(target: &Target, stdout: &'a mut dyn Write, observer: &'a dyn Observer) -> Result<Self, DeliveryError> {
+    pub fn new(target: &Target, stdout: &'a mut dyn Outlet, observer: &'a dyn Observer) -> Result<Self, DeliveryError> {
         let to = match target {
             Target::File(path) => To::File { path: path.clone(), output: FileSink::new(path).open()? },
             Target::Stdout => To::Stdout(stdout),
@@ -36,12 +37,12 @@ impl<'a> Receiver<'a> {
 
     /// Takes the next bytes.
     pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), DeliveryError> {
+        // A reader that has stopped must not keep a run that shall end.
+        let write = |out: &mut dyn Outlet| Patient::new(out, self.observer).write_all(bytes);
         match &mut self.to {
-            To::File { path, output } => {
-                output.file().write_all(bytes).map_err(|error| FileSink::failure(path.clone(), error))
-            }
-            To::Stdout(out) => out.write_all(bytes).map_err(DeliveryError::of_stream),
-            To::Load { child, .. } => child.write_all(bytes).map_err(DeliveryError::Stream),
+            To::File { path, output } => write(output.file()).map_err(|error| FileSink::failure(path.clone(), error)),
+            To::Stdout(out) => write(out).map_err(DeliveryError::of_stream),
+            To::Load { child, .. } => child.write_all(bytes, self.observer).map_err(DeliveryError::Stream),
         }
     }
 
@@ -60,7 +61,7 @@ impl<'a> Receiver<'a> {
     pub fn finish(self) -> Result<(), DeliveryError> {
         match self.to {
             To::File { output: Output::Beside { temporary, target }, path } => {
-                temporary.persist(&target).map_err(|error| FileSink::failure(path, error))
+                temporary.persist(&target).map(drop).map_err(|error| FileSink::failure(path, error))
             }
             To::File { output: Output::Direct(_), .. } => Ok(()),
             To::Stdout(out) => out.flush().map_err(DeliveryError::of_stream),
@@ -143,6 +144,27 @@ mod tests {
         for pieces in [&[&large[..]][..], &[]] {
             let error = receive(&target, pieces, true).unwrap_err().to_string();
             assert_eq!(error, "'docker load' failed with exit status 3: no room");
+        }
+    }
+
+    #[test]
+    fn whoever_does_not_read_keeps_no_run_that_shall_end() {
+        struct Stopped;
+        impl Observer for Stopped {
+            fn event(&self, _: crate::event::Event) {}
+            fn cancelled(&self) -> bool {
+                true
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let client = fake(Runtime::Docker, dir.path());
+        sabotage(dir.path(), "load", "sleep 60");
+        // More than a pipe holds.
+        let large = vec![0; 4 << 20];
+        let (_reader, mut pipe) = io::pipe().unwrap();
+        for target in [Target::Stdout, Target::Runtime(client)] {
+            let mut receiver = Receiver::new(&target, &mut pipe, &Stopped).unwrap();
+            receiver.write_all(&large).unwrap_err();
         }
     }
 

@@ -6,7 +6,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
@@ -99,15 +98,6 @@ pub(crate) fn is_pipe(out: impl AsFd) -> bool {
 pub(crate) fn move_pages(file: impl AsFd, pipe: impl AsFd, length: u64) -> Option<u64> {
     let length = usize::try_from(length).unwrap_or(usize::MAX).min(WIDE);
     Some(rustix::pipe::splice(&file, None, &pipe, None, length, SpliceFlags::NONBLOCK).ok()? as u64)
-}
-
-/// How long a full pipe is waited for at a time.
-const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-
-/// Whether a pipe takes something, or a write to it fails at once. Waits a moment for that, or until a signal comes.
-pub(crate) fn has_room(pipe: impl AsFd) -> bool {
-    let mut pipes = [PollFd::new(&pipe, PollFlags::OUT)];
-    !matches!(poll(&mut pipes, Some(&PATIENCE)), Ok(0) | Err(Errno::INTR))
 }
 
 /// What is the same until the system starts again, and never after; `None` where the system does not say.

@@ -70,11 +70,6 @@ pub(crate) fn move_pages(_: impl AsFd, _: impl AsFd, _: u64) -> Option<u64> {
     None
 }
 
-/// Nothing is known of a pipe: whoever writes into a full one waits there.
-pub(crate) fn has_room(_: impl AsFd) -> bool {
-    true
-}
-
 /// What is the same until the system starts again: nothing that can be asked for without a program or a special call.
 pub(crate) fn boot() -> Option<Vec<u8>> {
     None

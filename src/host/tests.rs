@@ -151,7 +151,6 @@ macro_rules! conformance {
                 let (mut reader, writer) = io::pipe().unwrap();
                 let moved = system::move_pages(&file, &writer, 3);
                 assert_eq!(moved, system::is_pipe(&writer).then_some(3));
-                assert!(system::has_room(&writer));
                 if moved.is_some() {
                     assert_eq!(system::move_pages(&file, &writer, 99), Some(1));
                     assert_eq!(system::move_pages(&file, &writer, 99), Some(0), "its end");
@@ -159,15 +158,12 @@ macro_rules! conformance {
                 drop(writer);
                 assert_eq!(io::read_to_string(&mut reader).unwrap(), if moved.is_some() { "that" } else { "" });
 
-                let (reader, mut full) = io::pipe().unwrap();
+                let (_reader, mut full) = io::pipe().unwrap();
                 if system::is_pipe(&full) {
                     full.write_all(&[0; 64 << 10]).unwrap();
-                    assert!(!system::has_room(&full));
                     file.seek(SeekFrom::Start(0)).unwrap();
                     assert_eq!(system::move_pages(&file, &full, 1), None, "nobody waits");
                 }
-                drop(reader);
-                assert!(system::has_room(&full), "to write is to fail");
 
                 let target = tempfile::tempfile().unwrap();
                 assert!(!system::is_pipe(&target));

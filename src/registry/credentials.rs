@@ -222,7 +222,7 @@ impl Search<'_> {
         let program = find_program(helper, self.path).ok_or("was not found in PATH")?;
         let mut child = Child::spawn(Command::new(program).arg("get"), true).map_err(|_| "cannot be started")?;
         // One that ends without reading is judged by its end.
-        let _ = child.write_all(server.as_bytes());
+        let _ = child.write_all(server.as_bytes(), self.observer);
         let ended = match child.wait_at_most(PATIENCE, self.observer).map_err(|_| "cannot be waited for")? {
             Ok(ended) => ended,
             Err(Abandoned::Interrupted) => return Err("was interrupted".to_owned()),
