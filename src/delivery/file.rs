@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::partial::PartialFile;
 use super::twin::Twin;
-use super::written::{contents, mark, token};
+use super::written::{contents, mark, token, token_of};
 use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Missing, Past, Sink, Spool};
 use crate::blob::Digest;
 use crate::crash;
@@ -233,16 +233,24 @@ impl Sink for FileSink {
         }
         if let Output::Beside { temporary, target } = output {
             let marked = mark(temporary.as_file());
-            temporary.persist(&target).map_err(&failed)?;
-            // A kill before this leaves the memory of what the file was before: that fits no longer.
-            if let (true, Ok(target)) = (marked, target.canonicalize())
-                && let contents = contents(images)
-                && let Some(token) = token(&target, &contents)
-            {
-                past.remember_output(&target, &contents, &token);
+            let written = temporary.persist(&target).map_err(&failed)?;
+            if marked {
+                remember(&written, &target, images, past);
             }
         }
         Ok(Finish::Committed)
+    }
+}
+
+/// Remembers that the file at a path is this one, and holds the images. A kill before this leaves the memory of what was
+/// there before: that fits no longer. The file itself is asked, not its path: what another process has put there since is
+/// none of ours, and what is remembered then fits nothing.
+fn remember(written: &File, target: &Path, images: &Images, past: &dyn Past) {
+    let contents = contents(images);
+    if let (Ok(target), Ok(metadata)) = (target.canonicalize(), written.metadata())
+        && let Some(token) = token_of(&metadata, &contents)
+    {
+        past.remember_output(&target, &contents, &token);
     }
 }
 
@@ -332,6 +340,35 @@ mod tests {
             assert_eq!(fs::read(&path).unwrap(), whole);
             assert_eq!(sent(deliver("v2", &["base", "other"])), 0);
         }
+    }
+
+    #[test]
+    fn what_another_process_has_put_there_meanwhile_is_not_taken_for_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.tar");
+        let past = Remembering::default();
+        let deliver = |tag: &str| {
+            let (image, blobs) = image(tag, &["base", "top"]);
+            samples::deliver(&image, &blobs.with_past(&past), &mut FileSink::new(&path), &Silent).unwrap().layers_sent
+        };
+        assert_eq!(deliver("v1"), 2);
+        let ours = File::open(&path).unwrap();
+        // Between the moment at which one process has given its file the name and that at which it remembers it, another
+        // one does the same.
+        let theirs = fs::read(write_elsewhere(dir.path())).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, &theirs).unwrap();
+        remember(&ours, &path, &Images::One(image("v1", &["base", "top"]).0), &past);
+        assert_eq!(deliver("v1"), 2, "the file holds another image");
+        assert_eq!(deliver("v1"), 0);
+    }
+
+    /// A file with another image.
+    fn write_elsewhere(dir: &Path) -> PathBuf {
+        let path = dir.join("other.tar");
+        let (image, blobs) = image("v2", &["base", "other"]);
+        deliver(&image, &blobs, &mut FileSink::new(&path), &Silent).unwrap();
+        path
     }
 
     #[test]
