@@ -57,6 +57,8 @@ pub struct RuntimeSink<'a> {
     load: Option<Load>,
     /// Whether layers are left out of the archive because the runtime has them.
     partial: bool,
+    /// Why the runtime did not take such an archive, where it said so before it had all of it.
+    refused: Option<DeliveryError>,
 }
 
 struct Load {
@@ -81,7 +83,7 @@ pub(super) const LOAD: [&str; 2] = ["load", "--quiet"];
 impl<'a> RuntimeSink<'a> {
     /// A sink on the runtime. Nothing is asked yet.
     pub fn new(client: RuntimeClient, observer: &'a dyn Observer) -> Self {
-        Self { client, observer, opening: None, there: There::Absent, load: None, partial: false }
+        Self { client, observer, opening: None, there: There::Absent, load: None, partial: false, refused: None }
     }
 
     /// Uses what was asked while the image was made.
@@ -222,8 +224,12 @@ impl Sink for RuntimeSink<'_> {
         }
         let load = self.feed(|archive, pipe| {
             missing.in_order(pipe.takes_pages(), |layer, bytes| archive.put(pipe, layer, bytes, DeliveryError::Stream))
-        })?;
-        self.load = Some(load);
+        });
+        match load {
+            Ok(load) => self.load = Some(load),
+            Err(error @ DeliveryError::Command { .. }) if self.partial => self.refused = Some(error),
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 
@@ -243,7 +249,7 @@ impl Sink for RuntimeSink<'_> {
                     Err(error) => return Err(error),
                 }
             }
-            There::Absent => match self.load(images) {
+            There::Absent => match self.refused.take().map_or_else(|| self.load(images), Err) {
                 Ok(()) => {}
                 // Whatever the reason, the runtime did without some layers before and gets them all now.
                 Err(error @ DeliveryError::Command { .. }) if self.partial => return self.incomplete(image, &error),

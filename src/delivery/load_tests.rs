@@ -139,6 +139,33 @@ fn layers_that_vanish_meanwhile_are_sent_after_all() {
 }
 
 #[test]
+fn a_runtime_that_refuses_the_short_way_gets_the_whole_image_and_that_is_said() {
+    // Far more than a pipe holds: who does not read it breaks the pipe.
+    let large = "x".repeat(8 << 20);
+    // Before the runtime has read anything, or when it has read all.
+    for (reads, layer) in [("", large.as_str()), ("cat >/dev/null;", "new top")] {
+        for runtime in [Runtime::Docker, Runtime::Podman] {
+            let bench = Bench::new(runtime);
+            let (first, blobs) = image("v1", &["base", "top"]);
+            bench.deliver(&first, &blobs).unwrap();
+            bench.calls();
+            bench.sabotage("load", &format!(r#"rm "$FAKE/fail-load"; {reads} echo 'no such layer' >&2; exit 1"#));
+            let (second, blobs) = image("v1", &["base", layer]);
+            let observer = Watcher::patient_for(usize::MAX);
+            let delivered = deliver(&second, &blobs, &mut bench.client.sink(&observer), &observer).unwrap();
+            assert_eq!(delivered.layers_sent, 2);
+            assert!(bench.images().contains(&second.config_digest.to_string()));
+            assert_eq!(bench.calls().iter().filter(|call| *call == "load").count(), 2);
+            let seen = observer.seen.lock().unwrap();
+            let said = |word: &str| {
+                seen.iter().any(|event| matches!(event, Event::Detail { message } if message.contains(word)))
+            };
+            assert!(said("no such layer") && said("sending the whole image"), "{seen:?}");
+        }
+    }
+}
+
+#[test]
 fn an_image_that_vanishes_before_it_is_named_is_sent_after_all() {
     let bench = Bench::new(Runtime::Docker);
     let (first, blobs) = image("v1", &["base"]);
@@ -178,7 +205,11 @@ fn containerds_image_store_is_spared_the_blobs_of_images_that_came_from_here() {
     assert!(error.to_string().contains("no space left"), "{error}");
     let said = || format!("{:?}", observer.seen.lock().unwrap());
     assert!(said().contains("sending the whole image"), "{}", said());
-    fs::remove_file(bench.dir.path().join("fail-load")).unwrap();
+
+    bench.sabotage("load", r#"rm "$FAKE/fail-load"; cat >/dev/null; echo 'content digest not found' >&2; exit 1"#);
+    assert_eq!(deliver(&blobs).layers_sent, 2, "the whole image, after it was refused with less");
+    let listed = bench.images().replace(&second.config_digest.to_string(), &first.manifest_digest.to_string());
+    fs::write(bench.dir.path().join("images"), listed).unwrap();
 
     assert_eq!(deliver(&blobs).layers_sent, 1);
 }

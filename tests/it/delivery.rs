@@ -17,7 +17,7 @@ use layerhold::outlet::Outlet;
 
 /// Blobs in memory.
 #[derive(Default)]
-struct Blobs(BTreeMap<Digest, Vec<u8>>);
+pub(crate) struct Blobs(BTreeMap<Digest, Vec<u8>>);
 
 impl BlobProvider for Blobs {
     fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError> {
@@ -61,7 +61,7 @@ impl Blobs {
     }
 
     /// An image that prints `says`: busybox below, a data layer, the words on top.
-    fn image(&mut self, name: &str, tag: &str, media_type: LayerMediaType, says: &str) -> Image {
+    pub(crate) fn image(&mut self, name: &str, tag: &str, media_type: LayerMediaType, says: &str) -> Image {
         let busybox = fs::read("/bin/busybox").expect("busybox-static is installed");
         let layers = vec![
             self.layer(media_type, &[("bin/busybox", 0o555, &busybox)]),
@@ -75,13 +75,13 @@ impl Blobs {
         Image::assemble(spec, layers).unwrap()
     }
 
-    fn deliver(&self, image: &Image, sink: &mut dyn Sink) -> Result<Delivered, DeliveryError> {
+    pub(crate) fn deliver(&self, image: &Image, sink: &mut dyn Sink) -> Result<Delivered, DeliveryError> {
         deliver(&Images::from(image.clone()), self, sink, &Silent)
     }
 }
 
 /// Whether these programs are there. In CI they must be; elsewhere their absence is a visible skip.
-fn have(programs: &[&str]) -> bool {
+pub(crate) fn have(programs: &[&str]) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let absent: Vec<_> =
         programs.iter().filter(|program| !std::env::split_paths(&path).any(|dir| dir.join(program).exists())).collect();
@@ -97,7 +97,7 @@ fn accepts(client: &RuntimeClient, media_type: LayerMediaType) -> Result<(), Del
     client.ask(&ImageName::new("hello", "v1").unwrap(), media_type)?.accepts(&Silent)
 }
 
-fn ok(output: Output) -> String {
+pub(crate) fn ok(output: Output) -> String {
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     assert!(output.status.success(), "{}\n{text}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     text
@@ -108,13 +108,13 @@ fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 /// A Docker daemon of the test's own.
-struct Dockerd {
+pub(crate) struct Dockerd {
     process: Child,
     dir: tempfile::TempDir,
 }
 
 impl Dockerd {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("lh-").tempdir_in("/tmp").unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
         let log = fs::File::create(at("log")).unwrap();
@@ -141,11 +141,11 @@ impl Dockerd {
         format!("unix://{}", self.dir.path().join("sock").display())
     }
 
-    fn docker(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn docker(&self, arguments: &[&str]) -> Output {
         Command::new("docker").args(arguments).env("DOCKER_HOST", self.host()).output().unwrap()
     }
 
-    fn client(&self) -> RuntimeClient {
+    pub(crate) fn client(&self) -> RuntimeClient {
         RuntimeClient::find(Runtime::Docker, std::env::var_os("PATH").as_deref())
             .unwrap()
             .with_env("DOCKER_HOST", self.host())
@@ -166,12 +166,12 @@ impl Drop for Dockerd {
 }
 
 /// Podman with storage and configuration of the test's own.
-struct Podman {
+pub(crate) struct Podman {
     dir: tempfile::TempDir,
 }
 
 impl Podman {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // Podman 4 names an image pulled from a layout after the directory: it must be lower-case.
         let name = format!("lh-podman-{}", std::process::id());
         let dir = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir_in("/tmp").unwrap();
@@ -197,11 +197,11 @@ impl Podman {
         ]
     }
 
-    fn podman(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn podman(&self, arguments: &[&str]) -> Output {
         Command::new("podman").args(arguments).envs(self.environment()).output().unwrap()
     }
 
-    fn client(&self) -> RuntimeClient {
+    pub(crate) fn client(&self) -> RuntimeClient {
         let client = RuntimeClient::find(Runtime::Podman, std::env::var_os("PATH").as_deref()).unwrap();
         self.environment().into_iter().fold(client, |client, (name, value)| client.with_env(name, value))
     }

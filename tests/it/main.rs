@@ -7,6 +7,7 @@ mod bucket_server;
 mod cache_server;
 mod flox_fixture;
 mod floxhub_fixture;
+mod lost_layers;
 mod nix_fixture;
 mod peers;
 mod registry_messages;
