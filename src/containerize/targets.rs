@@ -104,7 +104,8 @@ impl Sinks<'_> {
         self.0.into_iter().map(foresee).collect()
     }
 
-    /// Brings the image to every target in turn. Where one fails, the error says which have it by then.
+    /// Brings the image to every target in turn. Where one fails, the error says which have it by then. A reader that
+    /// goes away has what it wanted; the other targets still want the image.
     pub(super) fn deliver(
         self,
         images: &Images,
@@ -112,9 +113,11 @@ impl Sinks<'_> {
         observer: &dyn Observer,
     ) -> Result<Vec<Delivery>, Error> {
         let mut done: Vec<Delivery> = Vec::new();
+        let mut has_left = false;
         for (target, mut sink) in self.0 {
             match delivery::deliver(images, layers, &mut *sink, observer) {
                 Ok(delivered) => done.push(Delivery { target, delivered, to_send: Vec::new() }),
+                Err(DeliveryError::ClosedPipe) => has_left = true,
                 Err(error) if done.is_empty() => return Err(error.into()),
                 Err(error) => {
                     let written = done.into_iter().map(|delivery| delivery.target).collect();
@@ -122,6 +125,6 @@ impl Sinks<'_> {
                 }
             }
         }
-        Ok(done)
+        if done.is_empty() && has_left { Err(DeliveryError::ClosedPipe.into()) } else { Ok(done) }
     }
 }

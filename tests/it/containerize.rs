@@ -10,8 +10,10 @@ use serde_json::Value;
 
 use crate::archive::{Archive, EntryKind, LayerEntry};
 use crate::flox_fixture::{BareStore, FloxEnv, LockedPackage, Tree};
+use crate::hostile::streaming;
 use crate::nix_fixture::NixStore;
 use crate::peers::peer;
+use crate::registry_server::Setup;
 use crate::sandbox::Sandbox;
 
 /// An environment of bash, coreutils and hello, all from the real store.
@@ -413,4 +415,24 @@ fn a_reader_that_goes_away_ends_the_run_without_an_error() {
     let status = child.wait().unwrap();
     let said = errors.join().unwrap();
     assert!(status.success() && !said.contains("ERROR"), "{status}: {said}");
+}
+
+#[test]
+fn a_reader_that_goes_away_keeps_nothing_from_the_other_targets() {
+    let program = peer!(docker_registry);
+    let sandbox = Sandbox::new();
+    let server = program.start(&sandbox.path("registry"), Setup::default());
+    let store = BareStore::new(sandbox.path("root"));
+    // Far more than a pipe holds.
+    let tool = store.add("tool-1", &Tree::new().file("share/tool", vec![7; 8 << 20]));
+    let environment = FloxEnv::of_store_paths(sandbox.path("project"), "web", &[("tool", &tool)], "");
+    let mut command = streaming(&sandbox, store.root(), &environment);
+    let (reader, writer) = std::io::pipe().unwrap();
+    command.args(["--push", &server.reference("team/web:1")]).stdout(writer).stderr(std::process::Stdio::piped());
+    let child = command.spawn().unwrap();
+    drop((command, reader));
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("ERROR"), "{}: {said}", output.status);
+    assert_eq!(server.tags("team/web"), ["1"], "{said}");
 }
