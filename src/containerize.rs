@@ -107,6 +107,7 @@ pub fn containerize(
     let environment = environment::find(&request.environment, &request.surroundings, observer)?;
     let name = ImageName::new(&environment.name, &request.tag)?;
     let mut targets = Targets::choose(&request, &name, &environment.name)?;
+    targets.accept_compression(observer)?;
 
     let memo = Memo::new(request.cache, observer);
     let nix = request.reach(&memo, observer)?;
@@ -136,7 +137,7 @@ pub fn containerize(
     counts.try_for_each(|count| targets.accept_layers(count))?;
     let far = Layers::look_up_far(workshop, far);
     if !far.is_complete() {
-        targets.accept_compression(observer)?;
+        targets.hear(observer)?;
     }
     let made_before = far.make_before()?;
 
@@ -145,7 +146,7 @@ pub fn containerize(
     composed.iter().try_for_each(|composed| targets.accept_layers(composed.layer_count()))?;
     let sought = Layers::look_up(workshop, composed.iter().map(Composed::contents).collect(), made_before);
     if !sought.is_complete() {
-        targets.accept_compression(observer)?;
+        targets.hear(observer)?;
     }
     let registries = Registries::new(request.registries.clone(), observer);
     let mut sinks = targets.sinks(stdout, &Means { registries: &registries, observer });

@@ -55,8 +55,13 @@ impl Targets {
         self.targets.iter().try_for_each(|target| target.accepts_layers(count))
     }
 
-    /// Whether every runtime reads such layers: waits for what they were asked.
+    /// Whether every runtime reads such layers.
     pub(super) fn accept_compression(&mut self, observer: &dyn Observer) -> Result<(), DeliveryError> {
+        self.openings.iter_mut().flatten().try_for_each(|opening| opening.reads_layers(observer))
+    }
+
+    /// Whether every runtime answers: waits for what they were asked.
+    pub(super) fn hear(&mut self, observer: &dyn Observer) -> Result<(), DeliveryError> {
         self.openings.iter_mut().flatten().try_for_each(|opening| opening.accepts(observer))
     }
 

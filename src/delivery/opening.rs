@@ -37,13 +37,17 @@ impl Opening {
         Ok(Self { client: client.clone(), named: Some(named), version, found: None, listed: None })
     }
 
-    /// Waits for the answers, and fails where the runtime does not answer or does not read such layers: to be called
-    /// before any work that takes long.
+    /// Fails where the runtime does not read such layers; waits for its answer only where that matters.
+    pub fn reads_layers(&mut self, observer: &dyn Observer) -> Result<(), DeliveryError> {
+        let Some(child) = self.version.take() else { return Ok(()) };
+        let ended = self.client.wait(child, observer)?;
+        docker::reads_zstd(&self.client, &ended, observer)
+    }
+
+    /// Waits for all answers, and fails where the runtime does not answer or does not read such layers: to be called
+    /// before layers are made for it.
     pub fn accepts(&mut self, observer: &dyn Observer) -> Result<(), DeliveryError> {
-        if let Some(child) = self.version.take() {
-            let ended = self.client.wait(child, observer)?;
-            docker::reads_zstd(&self.client, &ended, observer)?;
-        }
+        self.reads_layers(observer)?;
         if let Some(child) = self.named.take() {
             let ended = self.client.wait(child, observer)?;
             if ended.status.success() {

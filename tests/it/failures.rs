@@ -249,6 +249,29 @@ fn a_runtime(#[case] script: &str, #[case] part: &str) {
 }
 
 #[test]
+fn a_runtime_that_cannot_read_the_layers_is_known_before_any_work() {
+    let place = Place::new();
+    place.sandbox.script("docker", "case \"$1 $2\" in version*) echo 20.10.24 ;; *inspect) exit 1 ;; esac");
+    let run = |args: &[&str]| {
+        let mut command = containerize(&place.sandbox, place.store.root(), &place.environment(""));
+        command.args(["--compression", "zstd"]).args(args);
+        command
+    };
+    let files = |directory: &str| fs::read_dir(place.sandbox.path("cache").join(directory)).unwrap().count();
+    let refused = |tag: &str| {
+        let said = place.failure(&mut run(&["--runtime", "docker", "--tag", tag]));
+        says(&said, &["Docker 20.10.24 cannot load layers compressed with zstd", "hint: ", "--compression none"]);
+    };
+    refused("v1");
+    assert_eq!((files("records"), files("images")), (0, 0));
+    // Nor is an image recorded that can go nowhere, where all of its layers are there.
+    run(&["-f", "other.tar", "--tag", "v1"]).assert().success();
+    assert_eq!(files("images"), 1);
+    refused("v2");
+    assert_eq!(files("images"), 1);
+}
+
+#[test]
 fn an_argument_out_of_range() {
     let place = Place::new();
     let environment = place.environment("");
