@@ -113,8 +113,12 @@ pub(super) fn pack_missing(
                 })
                 .and_then(|()| {
                     let elsewhere = std::mem::take(&mut *elsewhere.lock().unwrap_or_else(PoisonError::into_inner));
+                    if !elsewhere.is_empty() {
+                        let message = format!("waiting for layers that others are making: {}", elsewhere.len());
+                        workshop.observer.event(Event::Detail { message });
+                    }
                     parallel::for_each(packer.threads(), &elsewhere, |&at| {
-                        let claim = workshop.with_store("wait for another process", |store| store.claim(&keys[at]));
+                        let claim = workshop.wait_for_another_process(&contents[at], &keys[at])?;
                         let made = workshop.wait_for_another_machine(&contents[at], &keys[at]);
                         keep(at, made.map_or_else(|| pack(at, claim, None), Ok)?);
                         Ok(())
@@ -136,6 +140,14 @@ pub(super) fn pack_missing(
 
 /// Another process, or another machine, is making the layer.
 struct BeingMade;
+
+/// How often is looked whether another process is done with a layer.
+const GLANCE: Duration = Duration::from_millis(10);
+/// Bytes a second that another process on this machine is expected to pack at least, with the slowest codec and all cores
+/// at other work.
+const SLOWEST_HERE: u64 = 1 << 20;
+/// So long another process is waited for at least.
+const SHORTEST_WAIT_HERE: Duration = Duration::from_secs(30);
 
 /// Bytes a second that whoever makes a layer elsewhere is expected to pack and to send at least.
 const SLOWEST_PACKING: u64 = 20 << 20;
@@ -204,6 +216,33 @@ impl Workshop<'_> {
             Some(None) => Err(BeingMade),
             Some(claim) => Ok(claim),
             None => Ok(None),
+        }
+    }
+
+    /// Claims the work on a layer that another process is making, once that is over; its record may be there then. A
+    /// process that was stopped, and has not ended, keeps its claim: after a while the layer is made without one.
+    fn wait_for_another_process(
+        &self,
+        contents: &LayerContents<'_>,
+        key: &LayerKey,
+    ) -> Result<Option<Claim>, LayersError> {
+        let patience = SHORTEST_WAIT_HERE + Duration::from_secs(contents.estimated_size() / SLOWEST_HERE);
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.try_claim(key) {
+                Ok(claim) => return Ok(claim),
+                Err(BeingMade) if waited >= patience => {
+                    let waited = waited.as_secs();
+                    let message =
+                        format!("another process has been at a layer for {waited} s; it is made here as well");
+                    self.observer.event(Event::Warning { message });
+                    return Ok(None);
+                }
+                Err(BeingMade) => {}
+            }
+            Cancelled::check(self.observer).map_err(PackError::Write)?;
+            thread::sleep(GLANCE);
+            waited += GLANCE;
         }
     }
 

@@ -9,7 +9,7 @@ use crate::crash;
 
 /// The right to make one layer, held by one process at a time. A process that is killed loses it.
 ///
-/// The file goes when the claim is dropped. Who waited for it then holds a lock on a file without a name, while a
+/// The file goes when the claim is dropped. Who had opened it before then holds a lock on a file without a name, while a
 /// third process may claim anew: both look for the record first, so at worst a layer whose making failed is made twice.
 #[derive(Debug)]
 pub struct Claim {
@@ -19,7 +19,7 @@ pub struct Claim {
 
 impl Claim {
     pub(super) fn try_take(path: &Path) -> Result<Option<Self>, StoreError> {
-        let file = open(path)?;
+        let file = File::options().create(true).append(true).open(path).context("open", path)?;
         match file.try_lock() {
             Ok(()) => {
                 crash::point("claim.taken");
@@ -29,16 +29,6 @@ impl Claim {
             Err(TryLockError::Error(error)) => Err(error).context("lock", path),
         }
     }
-
-    pub(super) fn take(path: &Path) -> Result<Self, StoreError> {
-        let file = open(path)?;
-        file.lock().context("lock", path)?;
-        Ok(Self { path: path.to_owned(), _locked: file })
-    }
-}
-
-fn open(path: &Path) -> Result<File, StoreError> {
-    File::options().create(true).append(true).open(path).context("open", path)
 }
 
 impl Drop for Claim {

@@ -288,11 +288,6 @@ impl LayerStore {
         Claim::try_take(&self.root.join("claims").join(key.hex()))
     }
 
-    /// Claims the work on a layer once no other process is at it; its record may be there then.
-    pub fn claim(&self, key: &LayerKey) -> Result<Claim, StoreError> {
-        Claim::take(&self.root.join("claims").join(key.hex()))
-    }
-
     /// The record of one layer, past the index: what another process has just made.
     pub fn read_record(&self, key: &LayerKey) -> Result<Option<LayerRecord>, StoreError> {
         let record = LayerRecord::read(&self.record(key))?.filter(|record| record.key == *key);

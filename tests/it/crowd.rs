@@ -1,9 +1,11 @@
 //! Many processes at once on one layer store.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -126,4 +128,58 @@ fn of_many_builds_at_once_only_one_makes_each_layer() {
     made.dedup();
     assert_eq!(times, made.len(), "a layer was made twice");
     sandbox.cmd().args(["cache", "verify"]).assert().success();
+}
+
+/// Ends it in bounded time, whatever it waits for: its exit code, if it ended by itself.
+fn end(mut child: Child) -> Option<i32> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    None
+}
+
+#[test]
+fn whoever_waits_for_a_process_that_was_stopped_can_be_interrupted() {
+    let sandbox = Sandbox::new();
+    let store = BareStore::new(sandbox.path("root"));
+    let environment = &overlapping(&sandbox, &store)[0];
+    let cache = sandbox.path("cache");
+    finish(spawn(&sandbox, &store, environment, "before.tar", "cache"));
+    // As if the layers had never been made, and somebody were at all of them.
+    let claims: Vec<_> = fs::read_dir(cache.join("records"))
+        .unwrap()
+        .flat_map(|directory| fs::read_dir(directory.unwrap().path()).unwrap())
+        .map(|record| {
+            let claim = fs::File::create(cache.join("claims").join(record.unwrap().file_name())).unwrap();
+            claim.try_lock().unwrap();
+            claim
+        })
+        .collect();
+    assert!(claims.len() > 2);
+    fs::remove_dir_all(cache.join("index")).unwrap();
+    for known in ["records", "images"] {
+        fs::remove_dir_all(cache.join(known)).unwrap();
+        fs::create_dir(cache.join(known)).unwrap();
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
+    command.env_clear().envs(sandbox.environment()).env("LAYERHOLD_CACHE", &cache).current_dir(sandbox.path("work"));
+    command.args(["-v", "containerize", "--compression", "zstd", "-f", "after.tar", "--store"]).arg(store.root());
+    let mut child = command.arg("-d").arg(environment.dir()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let is_waiting = said.any(|line| line.contains("waiting for layers that others are making"));
+    // What it says from here on goes nowhere, and is not waited for.
+    let rest = thread::spawn(move || said.count());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    assert!(is_waiting);
+    assert_eq!(end(child), Some(130));
+    rest.join().unwrap();
+    drop(claims);
+    finish(spawn(&sandbox, &store, environment, "after.tar", "cache"));
+    assert_eq!(fs::read(sandbox.path("work/before.tar")).unwrap(), fs::read(sandbox.path("work/after.tar")).unwrap());
 }
