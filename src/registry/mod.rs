@@ -40,6 +40,9 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application
                          application/vnd.docker.distribution.manifest.v2+json, \
                          application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// The longest manifest that is read: distribution takes 4 MiB.
+pub(crate) const LONGEST_MANIFEST: u64 = 4 << 20;
+
 /// How registries are reached.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -137,16 +140,22 @@ impl<'a> Repository<'a> {
     /// The digest of the manifest or index with this tag or digest; `None` where there is none.
     pub fn manifest_digest(&self, name: &str) -> Result<Option<Digest>, RegistryError> {
         let what = format!("the manifest '{name}'");
-        self.runtime()?.block_on(async {
+        let said = self.runtime()?.block_on(async {
             let url = self.session.address(&self.reference, &format!("manifests/{name}")).await?;
             let accept = |request: reqwest::RequestBuilder| request.header(header::ACCEPT, MANIFESTS);
             let answer = self.session.send(self.question(Scope::Pull, &what, Method::HEAD, &url), accept).await?;
             match answer {
-                Ok(response) => Ok(digest_of(&response).and_then(|digest| digest.parse().ok())),
+                Ok(response) => Ok(Some(digest_of(&response).and_then(|digest| digest.parse().ok()))),
                 Err(refusal) if refusal.status == StatusCode::NOT_FOUND => Ok(None),
                 Err(refusal) => Err(self.session.refused(&what, refusal)),
             }
-        })
+        })?;
+        match said {
+            // It is there, and its digest need not be said (distribution-spec, "Pulling manifests").
+            Some(None) => Ok(self.manifest(name, LONGEST_MANIFEST)?.map(|bytes| Digest::of(&bytes))),
+            Some(digest) => Ok(digest),
+            None => Ok(None),
+        }
     }
 
     /// The manifest or index with this tag or digest, of at most `most` bytes; `None` where there is none. What was asked
@@ -205,9 +214,12 @@ impl<'a> Repository<'a> {
                 Ok(_) => Ok(Deletion::Done),
                 Err(refusal) => match refusal.status {
                     StatusCode::NOT_FOUND => Ok(Deletion::Absent),
-                    StatusCode::METHOD_NOT_ALLOWED | StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
-                        Ok(Deletion::NotAllowed)
-                    }
+                    // The specification has 400 and 405 for registries that do not delete ("Content Management").
+                    StatusCode::BAD_REQUEST
+                    | StatusCode::METHOD_NOT_ALLOWED
+                    | StatusCode::NOT_IMPLEMENTED
+                    | StatusCode::FORBIDDEN
+                    | StatusCode::UNAUTHORIZED => Ok(Deletion::NotAllowed),
                     _ if refusal.has_code("UNSUPPORTED") || refusal.has_code("DENIED") => Ok(Deletion::NotAllowed),
                     _ => Err(self.session.refused(&what, refusal)),
                 },

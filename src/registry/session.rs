@@ -248,7 +248,9 @@ impl<'a> Session<'a> {
             };
             let response = sent.map_err(from_reqwest)?;
             let status = response.status();
-            let is_passing = matches!(status.as_u16(), 408 | 425 | 429 | 500..);
+            // What is not implemented will not be in a moment (RFC 9110, 15.6.2).
+            let is_passing =
+                matches!(status.as_u16(), 408 | 425 | 429 | 500..) && status != StatusCode::NOT_IMPLEMENTED;
             if !is_passing && !status.is_success() {
                 return Ok(Err(Refusal::read(response, after).await));
             }

@@ -362,6 +362,32 @@ fn a_manifest_is_deleted_where_that_is_allowed(#[case] deletes: bool, #[case] ex
     });
 }
 
+#[rstest]
+#[case(Fault::Refused(400, "DIGEST_INVALID"))]
+#[case(Fault::Status(405, ""))]
+#[case(Fault::Status(501, ""))]
+fn a_registry_may_say_in_several_ways_that_it_does_not_delete(#[case] fault: Fault) {
+    let place = place!(Setup { deletes: true, ..Setup::default() }, None);
+    place.proxy.fail_always(Request::DeleteManifest, fault);
+    place.with("team/web", |repository| {
+        let digest = tagged(repository, &["v1"]);
+        assert_eq!(repository.delete_manifest(&digest).unwrap(), Deletion::NotAllowed);
+    });
+    assert_eq!(place.proxy.traffic().of(Request::DeleteManifest).requests, 1, "it is asked once");
+}
+
+#[test]
+fn a_manifest_whose_digest_is_not_said_is_there_all_the_same() {
+    let place = place!(Setup::default(), None);
+    place.proxy.fail_always(Request::HeadManifest, Fault::NoDigest);
+    place.with("team/web", |repository| {
+        let digest = tagged(repository, &["v1"]);
+        assert_eq!(repository.manifest_digest("v1").unwrap(), Some(digest));
+        assert_eq!(repository.manifest_digest("v2").unwrap(), None);
+    });
+    assert_eq!(place.proxy.traffic().of(Request::GetManifest).requests, 1);
+}
+
 #[test]
 fn a_blob_is_read_on_where_the_connection_broke() {
     let place = place!(Setup::default(), None);

@@ -79,6 +79,8 @@ pub(crate) enum Fault {
     Trickle,
     /// The digest in the answer is another one.
     OtherDigest,
+    /// The digest in the answer is left out.
+    NoDigest,
     /// One bit of the answer's body is another one.
     Damage,
     /// Nothing is answered for as long as the client waits.
@@ -440,6 +442,7 @@ impl State {
                 return Ok(false);
             }
             Some(Fault::OtherDigest) => answer.set("Docker-Content-Digest", &format!("sha256:{}", "0".repeat(64))),
+            Some(Fault::NoDigest) => answer.remove("Docker-Content-Digest"),
             _ => {}
         }
         if let Some(host) = self.elsewhere.lock().unwrap().get(&asked.request) {
