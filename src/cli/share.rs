@@ -16,7 +16,7 @@ use super::table::Table;
 use super::{registries, size, substituters};
 use crate::event::{Event, Observer};
 use crate::share::{
-    Garbage, GarbagePolicy, Gone, InvalidShareAddress, Keyring, SecretKey, Settings, ShareAddress, Trust,
+    DepotError, Garbage, GarbagePolicy, Gone, InvalidShareAddress, Keyring, SecretKey, Settings, ShareAddress, Trust,
 };
 use crate::substitute::PublicKey;
 
@@ -91,14 +91,23 @@ pub(super) fn make_key(name: &str, file: &Path) -> Result<(), Failure> {
     writeln!(io::stdout(), "{}", key.public_text()).map_err(Failure::output)
 }
 
+/// A shared cache in which nothing, or not all that could, has gone.
+#[derive(Debug, thiserror::Error)]
+#[error("the shared cache '{address}' was not tidied")]
+struct NotTidied {
+    address: ShareAddress,
+    #[source]
+    source: DepotError,
+}
+
 /// `layerhold cache gc --remote`.
 pub(super) fn gc(address: &ShareAddress, args: &GcArgs, progress: &Progress) -> Result<(), Failure> {
     let policy =
         GarbagePolicy { older_than: args.older_than, keep_last: args.keep_last, keep: args.keep.clone(), now: now() };
     let keyring = keyring(&args.registries, &[address])?;
-    let garbage = crate::share::collect(address, keyring, &policy, args.dry_run, progress).map_err(|error| {
-        let hint = error.hint();
-        Failure::new(format!("the shared cache '{address}' was not tidied: {error}"), hint)
+    let garbage = crate::share::collect(address, keyring, &policy, args.dry_run, progress).map_err(|source| {
+        let hint = source.hint();
+        Failure::new(NotTidied { address: address.clone(), source }, hint)
     })?;
     if args.json {
         return print_json(&garbage, args.dry_run);
@@ -119,6 +128,9 @@ pub(super) fn gc(address: &ShareAddress, args: &GcArgs, progress: &Progress) -> 
     progress.result(&match (args.dry_run, garbage.freed) {
         (true, _) => format!("{gone} layers would go, {bytes}; {kept} stay"),
         (false, Some(freed)) => format!("{gone} layers gone, {} freed; {kept} stay", size::human(freed)),
+        (false, None) if garbage.sheets_left > 0 => {
+            format!("{gone} layers gone, {kept} stay; {bytes} of what is gone stay with the sheets that name them")
+        }
         (false, None) => {
             format!("{gone} layers gone, {kept} stay; {bytes} are free once the registry has collected its own garbage")
         }
@@ -126,7 +138,7 @@ pub(super) fn gc(address: &ShareAddress, args: &GcArgs, progress: &Progress) -> 
     if garbage.sheets_left > 0 {
         let message = format!(
             "the registry does not let {} sheets be removed: they are left out when the cache is read, and stay there; \
-             allow deletion (storage.delete.enabled) to be rid of them",
+             allow deletion (storage.delete.enabled), and they go with the next layers that do",
             garbage.sheets_left
         );
         progress.event(Event::Warning { message });

@@ -20,7 +20,7 @@ use crate::registry::Deletion;
 /// A depot, and what must live as long as it does.
 struct Place {
     depot: ObjectDepot<'static>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 fn place(kind: &str) -> Place {
@@ -31,7 +31,7 @@ fn place(kind: &str) -> Place {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let patience = (Patience::default(), Patience::default());
-    Place { depot: ObjectDepot::new(store, prefix, Arc::new(runtime), &Silent, patience), _directory: directory }
+    Place { depot: ObjectDepot::new(store, prefix, Arc::new(runtime), &Silent, patience), directory }
 }
 
 fn read(depot: &dyn Depot, bytes: &[u8]) -> Option<Vec<u8>> {
@@ -85,6 +85,48 @@ fn blobs_are_had_whole_or_not_at_all(#[values("memory", "directory")] kind: &str
     });
     assert!(matches!(broken, Err(DepotError::Source(_))));
     assert_eq!(read(depot, &absent), None);
+}
+
+#[rstest]
+fn blobs_that_are_damaged_are_replaced(#[values("memory", "directory")] kind: &str) {
+    let place = place(kind);
+    let depot = &place.depot;
+    for bytes in [b"small".to_vec(), vec![7; 20 << 20]] {
+        let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+        let whole = |out: &mut dyn std::io::Write| out.write_all(&bytes);
+        // One that is cut shows in its length.
+        depot.write_blob(&digest, size - 1, &[], &mut |out| out.write_all(&bytes[1..])).unwrap();
+        depot.write_blob(&digest, size, &[], &mut { whole }).unwrap();
+        assert!(read(depot, &bytes).unwrap() == bytes);
+        // Others do not: whoever has read it knows.
+        depot.replace_blob(&digest, size, &mut |out| out.write_all(&vec![0; bytes.len()])).unwrap();
+        assert!(read(depot, &bytes).unwrap() != bytes);
+        depot.replace_blob(&digest, size, &mut { whole }).unwrap();
+        assert!(read(depot, &bytes).unwrap() == bytes);
+    }
+}
+
+#[test]
+fn blobs_that_are_old_are_written_again_before_they_are_relied_on() {
+    let place = place("directory");
+    let depot = &place.depot;
+    write(depot, b"blob");
+    let file = place.directory.path().join("blobs/sha256").join(Digest::of(b"blob").hex());
+    let times_written = |age: u64| {
+        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(then).unwrap();
+        let mut times = 0;
+        let mut again = |out: &mut dyn std::io::Write| {
+            times += 1;
+            out.write_all(b"blob")
+        };
+        depot.write_blob(&Digest::of(b"blob"), 4, &[], &mut again).unwrap();
+        times
+    };
+    assert_eq!([60, 1200, 2400].map(times_written), [0, 0, 1]);
+    // It is new now.
+    let an_hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    assert!(std::fs::metadata(&file).unwrap().modified().unwrap() > an_hour_ago);
 }
 
 #[rstest]

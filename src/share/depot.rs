@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 
-use super::sheet::SheetName;
+use super::sheet::{InvalidSheet, SheetName};
 use crate::blob::Digest;
 use crate::http::FetchError;
 use crate::registry::{Deletion, RegistryError};
@@ -38,6 +38,38 @@ pub enum DepotError {
     /// It lost a blob that it has just been given.
     #[error("it has not kept a blob")]
     Forgetful,
+    /// A sheet that is listed cannot be read.
+    #[error("the sheet {name} cannot be read")]
+    Sheet {
+        /// The sheet.
+        name: SheetName,
+        /// Why.
+        #[source]
+        why: UnreadableSheet,
+    },
+    /// Its sheets were others at every look.
+    #[error("its sheets change faster than they are read")]
+    Restless,
+}
+
+/// Why a sheet that is listed cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum UnreadableSheet {
+    /// It is listed at every look, and not had at any; or its tag is there, and its bytes are not.
+    #[error("it is listed, and its bytes are not there")]
+    Lost,
+    /// Something else has its name.
+    #[error("what is there is no sheet")]
+    Foreign,
+    /// Its bytes are others than they were.
+    #[error("its bytes do not have their digest")]
+    Damaged,
+    /// Its bytes broke off.
+    #[error("its bytes did not come")]
+    Broken(#[source] io::Error),
+    /// Its bytes say nothing, or nothing to this version.
+    #[error(transparent)]
+    Invalid(#[from] InvalidSheet),
 }
 
 impl DepotError {
@@ -49,6 +81,14 @@ impl DepotError {
                 "name a key that may: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"
                     .to_owned(),
             ),
+            Self::Sheet { why: UnreadableSheet::Invalid(InvalidSheet::Version { .. }), .. } => {
+                Some("have the cache tidied by a version that reads all its sheets".to_owned())
+            }
+            Self::Sheet { why: UnreadableSheet::Broken(_), .. } => None,
+            Self::Sheet { name, .. } => Some(format!(
+                "if it cannot be had back, remove '{name}' there: layers that only its images need go then"
+            )),
+            Self::Restless => Some("try again while fewer runs write to it".to_owned()),
             Self::Objects { .. } | Self::Source(_) | Self::Forgetful => None,
         }
     }
@@ -65,8 +105,16 @@ pub trait Depot: Send + Sync {
     /// The sheets that are there.
     fn sheets(&self) -> Result<Vec<SheetName>, DepotError>;
 
-    /// The bytes of a sheet; `None` where it is gone.
-    fn read_sheet(&self, name: &SheetName) -> Result<Option<Vec<u8>>, DepotError>;
+    /// The bytes of a sheet, for a build, to which one that is not whole says nothing; `None` where it is gone.
+    fn read_sheet(&self, name: &SheetName) -> Result<Option<Vec<u8>>, DepotError> {
+        match self.read_whole_sheet(name) {
+            Err(DepotError::Sheet { .. }) => Ok(None),
+            read => read,
+        }
+    }
+
+    /// The same for whoever removes what no sheet needs: one that is there and not whole is an error.
+    fn read_whole_sheet(&self, name: &SheetName) -> Result<Option<Vec<u8>>, DepotError>;
 
     /// Writes a sheet, or writes it anew. The blobs that its entries need are there by then.
     fn write_sheet(&self, name: &SheetName, bytes: &[u8], blobs: &BTreeMap<Digest, BlobNote>)
@@ -81,7 +129,8 @@ pub trait Depot: Send + Sync {
     /// Has a blob read; the answer is what `read` gives, `None` where there is no such blob.
     fn read_blob(&self, blob: &Digest, size: u64, read: ReadBlob<'_>) -> Result<Option<io::Result<()>>, DepotError>;
 
-    /// Keeps a blob, out of one of these repositories of the same registry if it can be had from there.
+    /// Keeps a blob, out of one of these repositories of the same registry if it can be had from there. One that is there
+    /// already is not written, unless it may be about to go.
     fn write_blob(
         &self,
         blob: &Digest,
@@ -89,6 +138,9 @@ pub trait Depot: Send + Sync {
         mount_from: &[String],
         write: WriteBlob<'_>,
     ) -> Result<(), DepotError>;
+
+    /// Keeps a blob in the place of what is there: for one that is known to be damaged.
+    fn replace_blob(&self, blob: &Digest, size: u64, write: WriteBlob<'_>) -> Result<(), DepotError>;
 
     /// Removes blobs that nothing needs and that were kept before `before`, in seconds after 1970; says how many bytes that
     /// gave, or `None` where that is somebody else's work.

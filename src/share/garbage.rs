@@ -1,31 +1,38 @@
 //! Which entries of a shared cache go: those that no image needs which somebody still has. A plan, then its execution.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use super::address::ShareAddress;
-use super::depot::{Depot, DepotError};
+use super::depot::{Depot, DepotError, UnreadableSheet};
 use super::entry::Entry;
 use super::merging::{self, Replacement};
 use super::open::{Keyring, Opener};
 use super::shared_cache::replace;
 use super::sheet::{Contents, ImageUse, Sheet, SheetName};
 use crate::blob::{Digest, LayerKey};
-use crate::event::{Event, Observer};
+use crate::event::Observer;
 use crate::registry::Reference;
 
-/// An image that was pushed nowhere is needed for so long after it was made last, in seconds.
+/// An image that was pushed nowhere, or nowhere where tags can be seen, is needed for so long after it was made last, in
+/// seconds.
 const UNPUSHED: u64 = 30 * 24 * 3600;
-/// Whatever was used within the last hour stays: a run may be about to rely on it.
-const GRACE: u64 = 3600;
+/// Whatever was used or written within the last hour stays: a run may be about to rely on it.
+pub(super) const GRACE: u64 = 3600;
+/// A run that makes an image anew writes that down no sooner than so long after it was written down last
+/// (`SharedCache::finish`), in seconds. So what a sheet says of an image counts for so much longer.
+const WRITTEN_AGAIN_AFTER: u64 = 24 * 3600;
+/// How often sheets are looked at again because they were others at the look before.
+const LOOKS: usize = 5;
 
 /// What may stay and what must go.
 #[derive(Clone, Debug, Default)]
 pub struct GarbagePolicy {
     /// Images that were not made for this many seconds go.
     pub older_than: Option<u64>,
-    /// The images of each name that were made last stay, this many of them.
+    /// The images of each name that were made last stay, this many of them, and those that may be among them.
     pub keep_last: usize,
     /// Images with these names (`NAME` or `NAME:TAG`) stay.
     pub keep: Vec<String>,
@@ -36,7 +43,7 @@ pub struct GarbagePolicy {
 /// Why an image's layers are no longer kept for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
-    /// It was not made for longer than the policy allows.
+    /// It was not made for longer than the policy allows, or for 30 days where no tag can say more.
     Old,
     /// No tag that it was pushed to leads to it any more.
     Replaced,
@@ -69,56 +76,150 @@ pub fn collect(
 ) -> Result<Garbage, DepotError> {
     let opener = Opener::new(keyring, observer);
     let depot = opener.open(address)?;
-    let sheets = read_all(&*depot, observer)?;
-    let is_there = |image: &ImageUse| opener.leads_to(image);
-    let all = merging::union(&sheets);
-    let gone: Vec<Option<Gone>> = all
-        .images()
-        .collect::<Vec<_>>()
-        .par_iter()
-        .map(|image| verdict(image, &all, policy, is_there))
-        .collect::<Result<_, _>>()?;
-    let (mut garbage, kept) = plan(&sheets, &all, &gone, policy.now);
-    let nothing = garbage.images.is_empty() && garbage.entries.is_empty();
-    if dry_run || nothing {
-        return Ok(garbage);
-    }
-    let over = sheets.iter().filter(|(_, sheet)| merging::is_over(sheet, policy.now));
-    let over: BTreeSet<SheetName> = over.map(|(name, _)| *name).collect();
-    garbage.sheets_left = replace(&*depot, Replacement::new(kept, over, policy.now))?;
-    garbage.freed = depot.remove_blobs(&garbage.blobs, policy.now.saturating_sub(GRACE))?;
-    Ok(garbage)
+    let shown = Mutex::default();
+    collect_from(&*depot, policy, dry_run, |pushed| opener.tag(pushed, &shown))
 }
 
-fn read_all(depot: &dyn Depot, observer: &dyn Observer) -> Result<BTreeMap<SheetName, Sheet>, DepotError> {
-    let read = |name: &SheetName| -> Result<Option<(SheetName, Sheet)>, DepotError> {
-        let Some(bytes) = depot.read_sheet(name)? else { return Ok(None) };
-        match Sheet::decode(&bytes) {
-            Ok(sheet) => Ok(Some((*name, sheet))),
-            // One of another version is another version's to tidy.
-            Err(error) => {
-                observer.event(Event::Warning { message: format!("sheet {name} stays as it is: {error}") });
-                Ok(None)
+/// The same, where `ask` says what tags lead to.
+fn collect_from(
+    depot: &dyn Depot,
+    policy: &GarbagePolicy,
+    dry_run: bool,
+    ask: impl Fn(&str) -> Result<Tag, DepotError> + Sync,
+) -> Result<Garbage, DepotError> {
+    let tags = Mutex::default();
+    let tag = |pushed: &str| remembered(&tags, pushed, || ask(pushed));
+    let mut sheets = Sheets::default();
+    for _ in 0..LOOKS {
+        sheets.settle(depot)?;
+        let all = merging::union(&sheets.read);
+        let gone: Vec<Option<Gone>> = all
+            .images()
+            .collect::<Vec<_>>()
+            .par_iter()
+            .map(|image| verdict(image, &all, policy, tag))
+            .collect::<Result<_, _>>()?;
+        let (mut garbage, kept) = plan(&sheets.read, &all, &gone, policy.now);
+        let nothing = garbage.images.is_empty() && garbage.entries.is_empty();
+        if dry_run || nothing {
+            return Ok(garbage);
+        }
+        // Registries took their time to answer.
+        if !sheets.look(depot)? {
+            continue;
+        }
+        garbage.sheets_left = replace(depot, Replacement::new(kept, sheets.over(policy.now), policy.now))?;
+        // Whoever has merged the same sheets meanwhile names once more what was in them.
+        sheets.settle(depot)?;
+        let named = merging::union(&sheets.read).blobs();
+        garbage.blobs.retain(|blob, _| !named.contains_key(blob));
+        garbage.freed = depot.remove_blobs(&garbage.blobs, policy.now.saturating_sub(GRACE))?;
+        return Ok(garbage);
+    }
+    Err(DepotError::Restless)
+}
+
+/// The sheets of a cache, while others write to it. What cannot be read is an error: it may be all that keeps an entry.
+#[derive(Default, PartialEq, Eq)]
+struct Sheets {
+    read: BTreeMap<SheetName, Sheet>,
+    /// Those that another one supersedes: what they say is in that one.
+    superseded: BTreeSet<SheetName>,
+    /// Those that were listed, and not there any more when they were to be read.
+    missed: BTreeSet<SheetName>,
+}
+
+impl Sheets {
+    /// Looks until two looks say the same.
+    fn settle(&mut self, depot: &dyn Depot) -> Result<(), DepotError> {
+        for _ in 0..LOOKS {
+            if self.look(depot)? {
+                return Ok(());
             }
         }
-    };
-    let read: Vec<_> = depot.sheets()?.par_iter().map(read).collect::<Result<_, _>>()?;
-    Ok(read.into_iter().flatten().collect())
+        Err(match self.missed.first() {
+            Some(name) => DepotError::Sheet { name: *name, why: UnreadableSheet::Lost },
+            None => DepotError::Restless,
+        })
+    }
+
+    /// Reads what is new, or may have grown; says whether all is as it was at the look before, and was read. Sheets that
+    /// were merged into another one between the list and the reading are gone, and only the next list has the other one.
+    fn look(&mut self, depot: &dyn Depot) -> Result<bool, DepotError> {
+        let before = std::mem::take(self);
+        let read = |name: &SheetName| match before.read.get(name) {
+            Some(known) if known.is_final => Ok((*name, Some(known.clone()))),
+            _ => match depot.read_whole_sheet(name)?.map(|bytes| Sheet::decode(&bytes)).transpose() {
+                Ok(sheet) => Ok((*name, sheet)),
+                Err(why) => Err(DepotError::Sheet { name: *name, why: why.into() }),
+            },
+        };
+        let mut levels: BTreeMap<u32, Vec<SheetName>> = BTreeMap::new();
+        depot.sheets()?.into_iter().for_each(|name| levels.entry(name.level).or_default().push(name));
+        // The merged ones first.
+        for names in levels.into_values().rev() {
+            let superseded: BTreeSet<&SheetName> = self.read.values().flat_map(|sheet| &sheet.supersedes).collect();
+            let (dead, live): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| superseded.contains(name));
+            self.superseded.extend(dead);
+            let found: Vec<(SheetName, Option<Sheet>)> =
+                live.par_iter().map(read).collect::<Result<_, DepotError>>()?;
+            for (name, sheet) in found {
+                match sheet {
+                    Some(sheet) => drop(self.read.insert(name, sheet)),
+                    None => drop(self.missed.insert(name)),
+                }
+            }
+        }
+        Ok(self.missed.is_empty() && *self == before)
+    }
+
+    /// Those that nobody writes to any more.
+    fn over(&self, now: u64) -> BTreeSet<SheetName> {
+        let over = self.read.iter().filter(|(_, sheet)| merging::is_over(sheet, now)).map(|(name, _)| name);
+        over.chain(&self.superseded).copied().collect()
+    }
+}
+
+/// What a tag that an image was pushed to leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tag {
+    /// To this manifest or index.
+    LeadsTo(Digest),
+    /// It is not there, while others of its repository are.
+    Absent,
+    /// Its repository shows none at all: it is not there, or not for everybody.
+    Unseen,
 }
 
 impl Opener<'_> {
-    /// Whether one of the tags that the image was pushed to still leads to it. A registry that cannot be asked is an error:
-    /// nothing goes because somebody is away.
-    fn leads_to(&self, image: &ImageUse) -> Result<bool, DepotError> {
-        for pushed in &image.pushed {
-            let Ok(reference) = pushed.parse::<Reference>() else { continue };
-            let found = self.repository(&reference).manifest_digest(reference.tag().unwrap_or("latest"))?;
-            if found == Some(image.manifest) {
-                return Ok(true);
-            }
+    /// What a tag leads to. A registry that cannot be asked is an error: nothing goes because somebody is away. `shown` is
+    /// which repositories show tags, as far as that was asked.
+    fn tag(&self, pushed: &str, shown: &Mutex<BTreeMap<String, bool>>) -> Result<Tag, DepotError> {
+        let Ok(reference) = pushed.parse::<Reference>() else { return Ok(Tag::Unseen) };
+        let repository = self.repository(&reference);
+        if let Some(digest) = repository.manifest_digest(reference.tag().unwrap_or("latest"))? {
+            return Ok(Tag::LeadsTo(digest));
         }
-        Ok(false)
+        // Some registries say of what is not for everybody that it is not there.
+        let shows_tags = remembered(shown, &reference.name(), || Ok(!repository.tags()?.is_empty()))?;
+        Ok(if shows_tags { Tag::Absent } else { Tag::Unseen })
     }
+}
+
+/// What is asked for only where it is not known yet.
+fn remembered<T: Copy>(
+    known: &Mutex<BTreeMap<String, T>>,
+    name: &str,
+    ask: impl FnOnce() -> Result<T, DepotError>,
+) -> Result<T, DepotError> {
+    let known = || known.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = known().get(name).copied();
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    let answer = ask()?;
+    known().insert(name.to_owned(), answer);
+    Ok(answer)
 }
 
 /// Why an image is not kept; `None` where it is.
@@ -126,22 +227,31 @@ fn verdict(
     image: &ImageUse,
     all: &Contents,
     policy: &GarbagePolicy,
-    is_there: impl Fn(&ImageUse) -> Result<bool, DepotError>,
+    tag: impl Fn(&str) -> Result<Tag, DepotError>,
 ) -> Result<Option<Gone>, DepotError> {
-    let age = policy.now.saturating_sub(image.used_at);
+    // It may have been made once more since then, and nobody has written it down.
+    let made_last = image.used_at.saturating_add(WRITTEN_AGAIN_AFTER);
+    let age = policy.now.saturating_sub(made_last);
     let names = [image.name.clone(), format!("{}:{}", image.name, image.tag)];
-    let newer = all.images().filter(|other| other.name == image.name && other.used_at > image.used_at).count();
+    let newer = all.images().filter(|other| other.name == image.name && other.used_at > made_last).count();
     if age < GRACE || newer < policy.keep_last || policy.keep.iter().any(|kept| names.contains(kept)) {
         return Ok(None);
     }
-    let most = match image.pushed.is_empty() {
-        true => Some(policy.older_than.unwrap_or(UNPUSHED)),
-        false => policy.older_than,
-    };
-    if most.is_some_and(|most| age > most) {
+    if policy.older_than.is_some_and(|most| age > most) {
         return Ok(Some(Gone::Old));
     }
-    Ok((!image.pushed.is_empty() && !is_there(image)?).then_some(Gone::Replaced))
+    let mut is_unseen = image.pushed.is_empty();
+    for pushed in &image.pushed {
+        match tag(pushed)? {
+            Tag::LeadsTo(manifest) if manifest == image.manifest => return Ok(None),
+            Tag::LeadsTo(_) | Tag::Absent => {}
+            Tag::Unseen => is_unseen = true,
+        }
+    }
+    Ok(match is_unseen {
+        true => (policy.older_than.is_none() && age > UNPUSHED).then_some(Gone::Old),
+        false => Some(Gone::Replaced),
+    })
 }
 
 /// What goes, and what the sheets that nobody writes to any more say without it.
@@ -158,13 +268,13 @@ fn plan(sheets: &BTreeMap<SheetName, Sheet>, all: &Contents, gone: &[Option<Gone
             }
         }
     }
-    // What a run is writing now stays, whoever needs it.
-    let mut in_use = Contents::default();
+    // What a run is writing now, or making, stays, whoever needs it.
     for sheet in sheets.values().filter(|sheet| !merging::is_over(sheet, now)) {
-        in_use.merge(sheet.contents.clone());
+        needed.extend(sheet.contents.entries().map(Entry::key));
+        needed.extend(&sheet.claims);
     }
     for entry in all.entries() {
-        match needed.contains(&entry.key()) || in_use.of_key(&entry.key()).next().is_some() {
+        match needed.contains(&entry.key()) {
             true => kept.insert(entry.clone()),
             false => garbage.entries.push(entry.clone()),
         }
@@ -178,74 +288,5 @@ fn plan(sheets: &BTreeMap<SheetName, Sheet>, all: &Contents, gone: &[Option<Gone
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::samples::{entry, image};
-    use super::*;
-
-    const NOW: u64 = 100 * 24 * 3600;
-
-    fn sheets() -> BTreeMap<SheetName, Sheet> {
-        let mut contents = Contents::default();
-        (1..=5).for_each(|n| contents.insert(entry(n, n != 2)));
-        contents.insert_image(image(1, &[1, 2], NOW - 10 * 24 * 3600));
-        contents.insert_image(image(2, &[2, 3], NOW - 20 * 24 * 3600));
-        let pushed = BTreeSet::from(["registry.example/app:v1".to_owned()]);
-        contents.insert_image(ImageUse { pushed, ..image(3, &[4], NOW - 20 * 24 * 3600) });
-        let sheet = Sheet { is_final: true, time: NOW - 3600, contents, ..Sheet::default() };
-        BTreeMap::from([(SheetName::new(0, [1; 16]), sheet)])
-    }
-
-    fn collected(policy: GarbagePolicy, is_there: bool) -> (Vec<String>, Vec<String>, Garbage) {
-        let sheets = sheets();
-        let all = merging::union(&sheets);
-        let verdict = |image: &ImageUse| verdict(image, &all, &policy, |_| Ok(is_there)).unwrap();
-        let gone: Vec<_> = all.images().map(verdict).collect();
-        let (garbage, _) = plan(&sheets, &all, &gone, NOW);
-        let images = garbage.images.iter().map(|(image, gone)| format!("{} {gone:?}", image.name)).collect();
-        let entries = garbage.entries.iter().map(|entry| entry.layer.contents[0].name.clone()).collect();
-        (images, entries, garbage)
-    }
-
-    #[test]
-    fn what_no_kept_image_needs_goes() {
-        let policy = GarbagePolicy { now: NOW, ..GarbagePolicy::default() };
-        let (images, mut entries, garbage) = collected(policy.clone(), true);
-        // Nobody has ever said to need the fifth.
-        assert_eq!((images, std::mem::take(&mut entries)), (vec![], vec!["path-5".to_owned()]));
-        assert_eq!((garbage.kept, garbage.blobs.len()), (4, 1));
-
-        let (images, mut entries, _) = collected(policy.clone(), false);
-        entries.sort();
-        assert_eq!(images, ["image-3 Replaced"]);
-        assert_eq!(entries, ["path-4", "path-5"]);
-
-        let (images, mut entries, garbage) =
-            collected(GarbagePolicy { older_than: Some(15 * 24 * 3600), ..policy }, true);
-        entries.sort();
-        assert_eq!(images, ["image-2 Old", "image-3 Old"]);
-        assert_eq!(entries, ["path-3", "path-4", "path-5"]);
-        assert_eq!(garbage.blobs.len(), 3);
-    }
-
-    #[test]
-    fn kept_names_the_last_ones_and_what_is_new_stay() {
-        let strict = GarbagePolicy { now: NOW, older_than: Some(1), ..GarbagePolicy::default() };
-        let policy = GarbagePolicy { keep: vec!["image-2:latest".to_owned()], ..strict.clone() };
-        assert_eq!(collected(policy, true).0, ["image-1 Old", "image-3 Old"]);
-        assert!(collected(GarbagePolicy { keep_last: 1, ..strict.clone() }, true).0.is_empty());
-        let soon = GarbagePolicy { now: NOW - 10 * 24 * 3600 + 60, ..strict };
-        assert_eq!(collected(soon, true).0, ["image-2 Old", "image-3 Old"]);
-    }
-
-    #[test]
-    fn what_a_run_is_writing_stays() {
-        let mut sheets = sheets();
-        let mut contents = Contents::default();
-        contents.insert(entry(5, true));
-        let growing = Sheet { time: NOW - 10, contents, ..Sheet::default() };
-        sheets.insert(SheetName::new(0, [2; 16]), growing);
-        let all = merging::union(&sheets);
-        let (garbage, _) = plan(&sheets, &all, &[None, None, None], NOW);
-        assert!(garbage.entries.is_empty());
-    }
-}
+#[path = "garbage_tests.rs"]
+mod tests;

@@ -18,7 +18,7 @@ mod conformance;
 mod samples;
 
 pub use address::{InvalidShareAddress, ShareAddress};
-pub use depot::{BlobNote, Depot, DepotError, ReadBlob, WriteBlob};
+pub use depot::{BlobNote, Depot, DepotError, ReadBlob, UnreadableSheet, WriteBlob};
 pub use entry::{Entry, Trust};
 pub use garbage::{Garbage, GarbagePolicy, Gone, collect};
 pub use open::Keyring;

@@ -1,4 +1,4 @@
-//! A shared cache in an object store: `sheets/<name>`, `blobs/sha256/<digest>`.
+//! A shared cache in an object store: `sheets/<name>`, `blobs/sha256/<digest>`, and `blobs/clock`, which says what time it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -8,11 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
-use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, WriteMultipart};
+use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, WriteMultipart};
 use tokio::runtime::Runtime;
 use tokio::time::{sleep, timeout};
 
 use super::depot::{BlobNote, Depot, DepotError, ReadBlob, WriteBlob};
+use super::garbage::GRACE;
 use super::sheet::{LONGEST, SheetName};
 use crate::blob::Digest;
 use crate::event::Observer;
@@ -24,6 +25,12 @@ const QUESTIONS: usize = 16;
 /// Bytes of a part of a large object, and how many of them may be under way.
 const PART: usize = 8 << 20;
 const PARTS: usize = 2;
+
+/// A blob that was written so long ago is written again by whoever needs it and knows of no sheet that names it, in
+/// seconds: he has as long until a collection of garbage could take it, and names it before.
+const RENEWED_AFTER: i64 = GRACE as i64 / 2;
+/// An empty object, whose time is the store's.
+const CLOCK: &str = "blobs/clock";
 
 /// An object store as a depot.
 pub(super) struct ObjectDepot<'a> {
@@ -87,15 +94,24 @@ impl<'a> ObjectDepot<'a> {
         self.runtime.block_on(until_cancelled(self.observer, attempts)).map_err(Self::failed(what))
     }
 
-    fn exists(&self, name: &str, patience: Patience) -> Result<bool, DepotError> {
+    /// What is known of an object; `None` where there is none.
+    fn find(&self, name: &str) -> Result<Option<ObjectMeta>, DepotError> {
         let path = self.path(name);
-        self.insist(name, patience, || async {
+        self.insist(name, self.steady, || async {
             match self.store.head(&path).await {
-                Ok(_) => Ok(true),
-                Err(Error::NotFound { .. }) => Ok(false),
+                Ok(object) => Ok(Some(object)),
+                Err(Error::NotFound { .. }) => Ok(None),
                 Err(error) => Err(error),
             }
         })
+    }
+
+    /// Whether an object was written so long ago that a collection of garbage may be about to remove it, by the store's own
+    /// clock: what is written now has its time.
+    fn is_old(&self, object: &ObjectMeta) -> Result<bool, DepotError> {
+        self.put(CLOCK, &Bytes::new(), PutMode::Overwrite)?;
+        let now = self.find(CLOCK)?;
+        Ok(now.is_none_or(|now| (now.last_modified - object.last_modified).num_seconds() > RENEWED_AFTER))
     }
 
     fn put(&self, name: &str, bytes: &Bytes, mode: PutMode) -> Result<bool, DepotError> {
@@ -179,7 +195,7 @@ impl Depot for ObjectDepot<'_> {
         Ok(listed.iter().filter_map(|object| object.location.filename()?.parse().ok()).collect())
     }
 
-    fn read_sheet(&self, name: &SheetName) -> Result<Option<Vec<u8>>, DepotError> {
+    fn read_whole_sheet(&self, name: &SheetName) -> Result<Option<Vec<u8>>, DepotError> {
         let path = self.path(&format!("sheets/{name}")).to_string();
         let reading = small_file(&self.objects, &path, LONGEST, self.quick);
         match self.runtime.block_on(until_cancelled(self.observer, reading)) {
@@ -235,10 +251,15 @@ impl Depot for ObjectDepot<'_> {
     }
 
     fn write_blob(&self, blob: &Digest, size: u64, _: &[String], write: WriteBlob<'_>) -> Result<(), DepotError> {
-        let name = Self::blob(blob);
-        if self.exists(&name, self.steady)? {
-            return Ok(());
+        // One of another length is damaged. One that is old may be on its way out: no sheet names it, as far as is known.
+        match self.find(&Self::blob(blob))? {
+            Some(object) if object.size == size && !self.is_old(&object)? => Ok(()),
+            _ => self.replace_blob(blob, size, write),
         }
+    }
+
+    fn replace_blob(&self, blob: &Digest, size: u64, write: WriteBlob<'_>) -> Result<(), DepotError> {
+        let name = Self::blob(blob);
         if size > PART as u64 {
             return self.put_large(&name, write);
         }

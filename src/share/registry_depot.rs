@@ -8,10 +8,10 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::json;
 
-use super::depot::{BlobNote, Depot, DepotError, ReadBlob, WriteBlob};
+use super::depot::{BlobNote, Depot, DepotError, ReadBlob, UnreadableSheet, WriteBlob};
 use super::sheet::{LONGEST, SheetName};
 use crate::blob::{Digest, canonical_json};
-use crate::registry::{Deletion, PutManifest, RegistryError, Repository, UploadError};
+use crate::registry::{Deletion, LONGEST_MANIFEST, PutManifest, RegistryError, Repository, UploadError};
 
 /// What the sheets are among artifacts (image-spec, manifest.md, "Guidelines for Artifact Usage").
 const ARTIFACT: &str = "application/vnd.layerhold.cache.v1";
@@ -22,8 +22,6 @@ const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const EMPTY_JSON: &[u8] = b"{}";
 /// How often a sheet is written where the registry says that it lacks what it was just given.
 const ATTEMPTS: u32 = 4;
-/// The longest manifest that is read: distribution takes 4 MiB.
-const LONGEST_MANIFEST: u64 = 4 << 20;
 
 /// A repository as a depot.
 pub(super) struct RegistryDepot<'a> {
@@ -86,22 +84,16 @@ impl<'a> RegistryDepot<'a> {
                 let before = self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(*name, digest);
                 if let Some(before) = before.filter(|before| *before != digest) {
                     // Without a tag it would stay for ever, and with it all blobs that it names. Where the registry deletes
-                    // nothing, it stays as other sheets do.
-                    self.steady.delete_manifest(&before)?;
+                    // nothing, it stays as other sheets do, whatever the reason: the sheet itself is there.
+                    match self.steady.delete_manifest(&before) {
+                        Ok(_) | Err(RegistryError::Refused { .. }) => {}
+                        Err(error) => return Err(error.into()),
+                    }
                 }
                 Ok(())
             }
             PutManifest::LacksBlobs => Err(DepotError::Forgetful),
         }
-    }
-
-    fn read(&self, digest: &Digest, size: u64) -> Result<Option<Vec<u8>>, RegistryError> {
-        let mut bytes = Vec::new();
-        let read = self.quick.read_blob(digest, size, |blob| blob.read_to_end(&mut bytes).map(drop))?;
-        Ok(match read {
-            Some(Ok(())) if Digest::of(&bytes) == *digest => Some(bytes),
-            _ => None,
-        })
     }
 }
 
@@ -110,15 +102,23 @@ impl Depot for RegistryDepot<'_> {
         Ok(self.quick.tags()?.iter().filter_map(|tag| tag.parse().ok()).collect())
     }
 
-    fn read_sheet(&self, name: &SheetName) -> Result<Option<Vec<u8>>, DepotError> {
+    fn read_whole_sheet(&self, name: &SheetName) -> Result<Option<Vec<u8>>, DepotError> {
+        let unreadable = |why| DepotError::Sheet { name: *name, why };
         let Some(manifest) = self.quick.manifest(&name.to_string(), LONGEST_MANIFEST)? else { return Ok(None) };
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap_or_default();
         let first = &manifest["layers"][0];
         let digest = first["digest"].as_str().and_then(|digest| digest.parse().ok());
         let size = first["size"].as_u64().filter(|size| *size <= LONGEST);
-        // What another tool has put under such a tag says nothing.
-        let (true, Some(digest), Some(size)) = (first["mediaType"] == SHEET, digest, size) else { return Ok(None) };
-        Ok(self.read(&digest, size)?)
+        let (true, Some(digest), Some(size)) = (first["mediaType"] == SHEET, digest, size) else {
+            return Err(unreadable(UnreadableSheet::Foreign));
+        };
+        let mut bytes = Vec::new();
+        match self.quick.read_blob(&digest, size, |blob| blob.read_to_end(&mut bytes).map(drop))? {
+            Some(Ok(())) if Digest::of(&bytes) == digest => Ok(Some(bytes)),
+            Some(Ok(())) => Err(unreadable(UnreadableSheet::Damaged)),
+            Some(Err(error)) => Err(unreadable(UnreadableSheet::Broken(error))),
+            None => Err(unreadable(UnreadableSheet::Lost)),
+        }
     }
 
     fn write_sheet(
@@ -164,6 +164,10 @@ impl Depot for RegistryDepot<'_> {
             true => self.upload(blob, size, mount_from, write),
             false => Ok(()),
         }
+    }
+
+    fn replace_blob(&self, blob: &Digest, size: u64, write: WriteBlob<'_>) -> Result<(), DepotError> {
+        self.upload(blob, size, &[], write)
     }
 
     fn remove_blobs(&self, _: &BTreeMap<Digest, u64>, _: u64) -> Result<Option<u64>, DepotError> {
