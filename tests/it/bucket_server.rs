@@ -3,6 +3,7 @@
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// Where `scripts/test` puts it; `None` where it has not.
 pub(crate) fn moto() -> Option<Moto> {
@@ -27,10 +28,32 @@ pub(crate) enum Readers {
 /// A running server; it ends with the test.
 pub(crate) struct BucketServer {
     server: Child,
+    python: PathBuf,
     port: u16,
     /// The owner's key and its secret.
     pub(crate) keys: (String, String),
 }
+
+/// The server, by a clock that is behind.
+const SERVE: &str = r#"
+import datetime, sys
+import moto.core.utils as utils
+now, behind = utils.utcnow, datetime.timedelta(seconds=int(sys.argv.pop(1)))
+utils.utcnow = lambda: now() - behind
+from moto.server import main
+main()
+"#;
+
+/// Says what is in the bucket.
+const LIST: &str = r#"
+import sys
+import boto3
+endpoint, id, secret = sys.argv[1:]
+s3 = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1",
+                  aws_access_key_id=id, aws_secret_access_key=secret)
+for object in s3.list_objects_v2(Bucket="cache").get("Contents", []):
+    print(object["Key"])
+"#;
 
 /// Makes a user and a bucket, fills the bucket, and has signatures checked from then on where all may not read.
 const FILL: &str = r#"
@@ -61,14 +84,14 @@ print(key["AccessKeyId"], key["SecretAccessKey"])
 impl Moto {
     /// Starts it with the files of a directory in the bucket `cache`.
     pub(crate) fn start(&self, directory: &Path, readers: Readers) -> BucketServer {
+        self.start_behind(Duration::ZERO, directory, readers)
+    }
+
+    /// The same with a clock that is so far behind: what is put there is as old at once.
+    pub(crate) fn start_behind(&self, behind: Duration, directory: &Path, readers: Readers) -> BucketServer {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let python = || {
-            let mut command = Command::new(&self.python);
-            command.env_clear().stdin(Stdio::null());
-            command
-        };
-        let mut server = python()
-            .args(["-m", "moto.server", "--host", "127.0.0.1", "--port", &port.to_string()])
+        let mut server = python(&self.python)
+            .args(["-c", SERVE, &behind.as_secs().to_string(), "--host", "127.0.0.1", "--port", &port.to_string()])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -77,18 +100,34 @@ impl Moto {
             assert!(server.try_wait().unwrap().is_none(), "moto's server has ended");
             std::thread::yield_now();
         }
-        let mut running = BucketServer { server, port, keys: Default::default() };
+        let mut running = BucketServer { server, python: self.python.clone(), port, keys: Default::default() };
         let readers = if readers == Readers::All { "all" } else { "owner" };
-        let filled = python().args(["-c", FILL, &running.endpoint()]).arg(directory).arg(readers).output().unwrap();
-        assert!(filled.status.success(), "{}", String::from_utf8_lossy(&filled.stderr));
-        let said = String::from_utf8(filled.stdout).unwrap();
+        let said = running.run(FILL, &[&directory.display().to_string(), readers]);
         let (id, secret) = said.trim().split_once(' ').unwrap();
         running.keys = (id.to_owned(), secret.to_owned());
         running
     }
 }
 
+fn python(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
 impl BucketServer {
+    /// Runs a client's script with the server's address and these arguments: what it prints.
+    fn run(&self, script: &str, args: &[&str]) -> String {
+        let output = python(&self.python).args(["-c", script, &self.endpoint()]).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The names of all that is in the bucket.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.run(LIST, &[&self.keys.0, &self.keys.1]).lines().map(str::to_owned).collect()
+    }
+
     fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }

@@ -53,4 +53,5 @@ mod services;
 mod share;
 mod substitute;
 mod surroundings;
+mod tidying;
 mod trees;
