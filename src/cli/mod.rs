@@ -22,7 +22,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{Arg, CommandFactory, FromArgMatches};
 
 use crate::{crash, host};
 use args::{Cli, Command};
@@ -32,15 +32,18 @@ use progress::{Progress, Verbosity};
 /// Runs the command line and says how it ended: 0 done, 1 failed, 2 wrong usage, 3 damage found, 130 interrupted.
 pub fn run() -> ExitCode {
     host::return_what_is_freed();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // clap knows which of help, version and error goes where, and what that exits with. A reader that has
-            // gone away is no failure.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
-    };
+    let mut grammar = without_empty_variables(Cli::command());
+    let parsed = grammar.try_get_matches_from_mut(std::env::args_os());
+    let cli =
+        match parsed.and_then(|matches| Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut grammar))) {
+            Ok(cli) => cli,
+            Err(error) => {
+                // clap knows which of help, version and error goes where, and what that exits with. A reader that has
+                // gone away is no failure.
+                let _ = error.print();
+                return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            }
+        };
     let verbosity = match (cli.general.quiet, cli.general.verbose) {
         (true, _) => Verbosity::Quiet,
         (false, 0) => Verbosity::Normal,
@@ -61,6 +64,13 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&progress),
     }
+}
+
+/// The same command line, to which a variable that is set to nothing counts as not set.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &Arg| arg.get_env().is_some_and(|name| surroundings::variable(name).is_none());
+    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(None::<&'static str>) } else { arg });
+    command.mut_subcommands(without_empty_variables)
 }
 
 /// In a debug build `LAYERHOLD_CRASH_AT` makes the process kill itself at a named point: for tests.

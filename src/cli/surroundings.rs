@@ -1,6 +1,6 @@
 //! What the process was started in: the time, directories and settings from environment variables.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ use crate::event::{Event, Observer};
 use crate::store::LayerStore;
 
 /// A variable's value; one that is set to nothing counts as not set, as the XDG specification wants it.
-pub(super) fn variable(name: &str) -> Option<PathBuf> {
+pub(super) fn variable(name: impl AsRef<OsStr>) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
@@ -80,7 +80,7 @@ const GIT_VARIABLES: &[&str] = &[
 /// How environments on FloxHub are had: by Flox's variables and configuration, and with what was fetched beside the
 /// layers.
 pub(super) fn remote_access(cache: Option<&LayerStore>, offline: bool) -> RemoteAccess {
-    let text = |name| variable(name).map(|value| value.to_string_lossy().into_owned());
+    let text = |name: &str| variable(name).map(|value| value.to_string_lossy().into_owned());
     let directory = variable("FLOX_CONFIG_DIR").or_else(|| config_home().map(|directory| directory.join("flox")));
     let settings = FloxHubSettings {
         url: text(FLOXHUB_URL),
