@@ -6,7 +6,7 @@ mod states;
 mod workshop;
 
 use states::States;
-use workshop::Obtained;
+use workshop::{Obtained, is_own};
 pub use workshop::{Trouble, Workshop};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -192,9 +192,10 @@ impl<'a> Layers<'a> {
         let found = workshop.with_store("look up layers", |store| store.lookup(&keys));
         let found = found.unwrap_or_else(|| vec![None; keys.len()]);
         let mut known: Vec<Option<Obtained>> = keys.iter().map(|key| made_before.layers.remove(key)).collect();
-        // A record of something far whose bytes are not here may be another machine's, and nobody has looked into it.
-        let is_good = |record: &LayerRecord| !are_far || record.has_blob;
-        for (known, found) in known.iter_mut().zip(found) {
+        for ((known, found), contents) in known.iter_mut().zip(found).zip(&contents) {
+            // A record of something far whose bytes are not here may be another machine's, and nobody has looked into it.
+            // The bytes of own files are always here, unless an earlier version left them elsewhere.
+            let is_good = |record: &LayerRecord| record.has_blob || !(are_far || is_own(contents));
             *known = known.take().or_else(|| found.filter(is_good).map(Obtained::reused));
         }
         let unknown: Vec<usize> = (0..keys.len()).filter(|&at| known[at].is_none()).collect();

@@ -87,8 +87,9 @@ pub(super) fn pack_missing(
     let elsewhere = Mutex::new(Vec::new());
     let packer = workshop.packer;
     let near = !missing.iter().any(|&at| packer.is_far(&contents[at]));
-    let wanted: Vec<LayerKey> = missing.iter().map(|&at| keys[at]).collect();
-    let on_other_machines = workshop.shared.map(|shared| shared.claim(&wanted)).unwrap_or_default();
+    let claimed: Vec<LayerKey> = missing.iter().filter(|&&at| !is_own(&contents[at])).map(|&at| keys[at]).collect();
+    let shared = workshop.shared.filter(|_| !claimed.is_empty());
+    let on_other_machines = shared.map(|shared| shared.claim(&claimed)).unwrap_or_default();
     let outcome: Result<(), LayersError> = std::thread::scope(|scope| {
         // A new index is made meanwhile, so that nobody waits for it at the end.
         scope.spawn(|| workshop.with_store("make the index", LayerStore::prepare_index));
@@ -155,6 +156,12 @@ const SLOWEST_PACKING: u64 = 20 << 20;
 const SHORTEST_WAIT: Duration = Duration::from_secs(5);
 /// No layer is waited for any longer without news.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Whether the layer is of an image's own files. They lie nowhere else: its bytes are always kept, and since they cost little
+/// they are made here, whoever else has them.
+pub(super) fn is_own(contents: &LayerContents<'_>) -> bool {
+    matches!(contents, LayerContents::RootFs { .. })
+}
 
 /// A record of somebody else's, whose bytes are not here.
 fn without_bytes(record: LayerRecord) -> LayerRecord {
@@ -247,16 +254,35 @@ impl Workshop<'_> {
     }
 
     /// What the shared caches know of layers that the store does not: recorded here too, though their bytes are not here
-    /// yet.
+    /// yet. Layers of own files are made, and count as known where that gives what is known.
     pub(super) fn look_up_shared(&self, wanted: &[(LayerKey, &LayerContents<'_>)]) -> Vec<Option<Obtained>> {
         let nothing = || wanted.iter().map(|_| None).collect();
         let Some(shared) = self.shared.filter(|_| !wanted.is_empty()) else { return nothing() };
         let keys: Vec<LayerKey> = wanted.iter().map(|(key, _)| *key).collect();
         let found = shared.look_up(&keys).into_iter();
         let found: Vec<_> = found.map(|found| found.filter(|record| self.can_be(record)).map(without_bytes)).collect();
-        let known: Vec<_> = found.iter().flatten().cloned().collect();
-        self.record(&known);
-        found.into_iter().map(|found| found.map(Obtained::reused)).collect()
+        let (mut obtained, mut to_record) = (Vec::new(), Vec::new());
+        for (found, (key, contents)) in found.into_iter().zip(wanted) {
+            obtained.push(match found {
+                Some(told) if is_own(contents) => self.make_own(contents, *key, &told),
+                Some(told) => {
+                    to_record.push(told.clone());
+                    Some(Obtained::reused(told))
+                }
+                None => None,
+            });
+        }
+        self.record(&to_record);
+        obtained
+    }
+
+    /// Makes a layer of own files of which others have `told`. Where it cannot be made, that is said when all are made that
+    /// nobody knows.
+    fn make_own(&self, contents: &LayerContents<'_>, key: LayerKey, told: &LayerRecord) -> Option<Obtained> {
+        let made = self.pack(contents, key, None, None, None).ok()?;
+        self.packer.pause();
+        self.with_store("index layers", |store| store.index_layers(std::slice::from_ref(&made.record)));
+        Some(Obtained { reused: made.record.digest == told.digest, ..made })
     }
 
     /// Whether somebody else's record is of a layer like those that are made here.
@@ -279,6 +305,9 @@ impl Workshop<'_> {
         if let Some(record) = self.read_record(contents, key) {
             return Some(Obtained::reused(record));
         }
+        if is_own(contents) {
+            return None;
+        }
         let patience = SHORTEST_WAIT + Duration::from_secs(contents.estimated_size() / SLOWEST_PACKING);
         let record = shared.wait_for(key, patience.min(LONGEST_WAIT));
         let record = record.filter(|record| self.can_be(record))?;
@@ -292,11 +321,11 @@ impl Workshop<'_> {
         Some(Obtained::reused(record))
     }
 
-    /// The layer's record, if there is one by now. Of a layer with something far in it one that has no bytes here may be
-    /// another machine's, and nobody has looked into it.
+    /// The layer's record, if there is one by now. Of a layer with something far in it, or of own files, one that has no
+    /// bytes here may be another machine's, and nobody has looked into it.
     fn read_record(&self, contents: &LayerContents<'_>, key: &LayerKey) -> Option<LayerRecord> {
         let record = self.with_store("read a record", |store| store.read_record(key))??;
-        (record.has_blob || !self.packer.is_far(contents)).then_some(record)
+        (record.has_blob || !(is_own(contents) || self.packer.is_far(contents))).then_some(record)
     }
 
     /// Runs `work`, which tells of layers that were made; they are given to the shared caches meanwhile, as far as that
@@ -384,8 +413,7 @@ impl Workshop<'_> {
             let (packed, state) = self.packer.pack_in_state(contents, &mut io::sink(), lane)?;
             Ok(Made { packed, blob: None, state })
         };
-        let is_own = matches!(contents, LayerContents::RootFs { .. });
-        if self.packer.compression() == Compression::None && !is_own && !self.packer.is_far(contents) {
+        if self.packer.compression() == Compression::None && !is_own(contents) && !self.packer.is_far(contents) {
             let Some((spool, at, mut out)) = place.and_then(|(spool, at)| Some((spool, at, spool.writer(at)?))) else {
                 return to_nowhere();
             };

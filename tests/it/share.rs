@@ -42,7 +42,7 @@ fn overlapping(sandbox: &Sandbox, store: &BareStore) -> Vec<FloxEnv> {
 pub(crate) struct Machine<'s> {
     sandbox: &'s Sandbox,
     store: PathBuf,
-    cache: PathBuf,
+    pub(crate) cache: PathBuf,
 }
 
 impl<'s> Machine<'s> {
@@ -83,7 +83,7 @@ pub(crate) struct Project {
     pub(crate) sandbox: Sandbox,
     pub(crate) store: BareStore,
     pub(crate) environment: FloxEnv,
-    expected: Vec<u8>,
+    pub(crate) expected: Vec<u8>,
 }
 
 impl Project {
@@ -121,9 +121,55 @@ impl Project {
         assert!(image == self.expected, "{said}");
         said
     }
+
+    /// Makes a key that signs: its file, and its public half.
+    pub(crate) fn key(&self, name: &str) -> (String, String) {
+        let file = self.sandbox.path(format!("{name}.key"));
+        let made = self.sandbox.cmd().args(["cache", "key", name]).arg(&file).assert().success();
+        let public = String::from_utf8(made.get_output().stdout.clone()).unwrap().trim().to_owned();
+        (file.display().to_string(), public)
+    }
+
+    /// The digest, in hexadecimal digits, of the layer with the packages: by what the cache in the directory says.
+    pub(crate) fn packages(&self) -> String {
+        let lines = lines(&self.sandbox.path("share"));
+        let entry = lines.iter().find(|line| is_of_packages(line)).unwrap();
+        entry["layer"]["digest"].as_str().unwrap().trim_start_matches("sha256:").to_owned()
+    }
 }
 
-fn files(directory: &Path) -> Vec<PathBuf> {
+/// Whether a line of a sheet is the entry of a layer of packages, which an image's own files are not.
+pub(crate) fn is_of_packages(line: &Value) -> bool {
+    line["layer"]["contents"].as_array().is_some_and(|contents| !contents.is_empty())
+}
+
+/// What the sheets say of a cache in a directory.
+pub(crate) fn lines(share: &Path) -> Vec<Value> {
+    let text = |file: PathBuf| String::from_utf8(zstd::decode_all(&*fs::read(file).unwrap()).unwrap()).unwrap();
+    let texts = files(&share.join("sheets")).into_iter().map(text);
+    texts.flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>()).collect()
+}
+
+/// Changes what they say.
+pub(crate) fn rewrite(share: &Path, change: impl Fn(&mut Value)) {
+    for file in files(&share.join("sheets")) {
+        let changed = rewritten(&fs::read(&file).unwrap(), &change);
+        fs::write(file, changed).unwrap();
+    }
+}
+
+fn rewritten(sheet: &[u8], change: impl Fn(&mut Value)) -> Vec<u8> {
+    let text = String::from_utf8(zstd::decode_all(sheet).unwrap()).unwrap();
+    let changed = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        change(&mut line);
+        line.to_string() + "\n"
+    };
+    let text: String = text.lines().map(changed).collect();
+    zstd::encode_all(text.as_bytes(), 3).unwrap()
+}
+
+pub(crate) fn files(directory: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files
@@ -205,17 +251,17 @@ fn what_a_cache_has_lost_or_has_wrong_is_made_here() {
     let project = Project::new();
     let share = project.directory();
     project.fill(&share);
-    let blobs = files(&project.sandbox.path("share/blobs/sha256"));
+    let blob = project.sandbox.path("share/blobs/sha256").join(project.packages());
     let said = project.newcomer("good", &share, &[]);
-    assert!(said.contains("fetched from a shared cache: 3 layers"), "{said}");
+    assert!(said.contains("fetched from a shared cache: 1 layers"), "{said}");
 
-    let good = fs::read(&blobs[0]).unwrap();
-    fs::write(&blobs[0], vec![0; good.len()]).unwrap();
+    let good = fs::read(&blob).unwrap();
+    fs::write(&blob, vec![0; good.len()]).unwrap();
     let said = project.newcomer("wrong", &share, &[]);
     assert!(said.contains("! the shared cache 'file://[SANDBOX]/share' gave sha256:[DIGEST] wrong"), "{said}");
-    fs::write(&blobs[0], &good[..good.len() / 2]).unwrap();
+    fs::write(&blob, &good[..good.len() / 2]).unwrap();
     project.newcomer("short", &share, &[]);
-    fs::remove_file(&blobs[0]).unwrap();
+    fs::remove_file(&blob).unwrap();
     let said = project.newcomer("lost", &share, &[]);
     assert!(said.contains("has lost sha256:[DIGEST]"), "{said}");
     for machine in ["wrong", "short", "lost"] {
@@ -254,13 +300,7 @@ fn a_cache_that_does_not_answer_costs_a_warning() {
 fn entries_count_only_when_a_trusted_key_has_signed_them() {
     let project = Project::new();
     let share = project.directory();
-    let key = |name: &str| {
-        let file = project.sandbox.path(format!("{name}.key"));
-        let made = project.sandbox.cmd().args(["cache", "key", name]).arg(&file).assert().success();
-        let public = String::from_utf8(made.get_output().stdout.clone()).unwrap().trim().to_owned();
-        (file.display().to_string(), public)
-    };
-    let ((secret, public), (_, other)) = (key("team"), key("other"));
+    let ((secret, public), (_, other)) = (project.key("team"), project.key("other"));
     let again = project.sandbox.cmd().args(["cache", "key", "team"]).arg(&secret).assert().failure();
     assert!(String::from_utf8_lossy(&again.get_output().stderr).contains("File exists"), "a key was overwritten");
 
@@ -273,7 +313,7 @@ fn entries_count_only_when_a_trusted_key_has_signed_them() {
         project.machine("signer").image(&project.environment, &["--cache-to", &share, "--cache-key", &secret]);
     assert!(!said.contains(&fs::read_to_string(&secret).unwrap().trim()[10..]), "{said}");
     let said = project.newcomer("trusting", &share, &["--cache-trust", &public, "--cache-trust", &other]);
-    assert!(said.contains("fetched from a shared cache: 3 layers"), "{said}");
+    assert!(said.contains("fetched from a shared cache: 1 layers"), "{said}");
     let said = project.newcomer("stranger", &share, &["--cache-trust", &other]);
     assert!(!said.contains("fetched"), "{said}");
 }
@@ -307,6 +347,66 @@ fn settings_may_stand_in_the_environment_and_in_the_tools_own_file() {
         said.contains("config.toml: 'https://registry.example/cache' is not the address of a shared cache"),
         "{said}"
     );
+    // A variable that is set to nothing is not set: the file is read.
+    let mut command = project.machine("empty").command(environment);
+    command.env("LAYERHOLD_CACHE_FROM", "").env("LAYERHOLD_CACHE_TO", "").arg("-f").arg(&file);
+    let said = String::from_utf8(command.assert().failure().get_output().stderr.clone()).unwrap();
+    assert!(said.contains("config.toml: 'https://registry.example/cache'"), "{said}");
+    fs::remove_file(&config).unwrap();
+    let said = String::from_utf8(command.assert().success().get_output().stderr.clone()).unwrap();
+    assert!(!said.contains("shared cache"), "{said}");
+}
+
+#[test]
+fn what_is_written_and_signed_may_be_a_setting_too() {
+    let project = Project::new();
+    let (share, (secret, public)) = (project.directory(), project.key("team"));
+    let given = "given to the shared cache 'file://[SANDBOX]/share': 3 layers, 3 blobs";
+    let run = |name: &str, variable: Option<&str>| {
+        let file = project.sandbox.path("work/image.tar");
+        let mut command = project.machine(name).command(&project.environment);
+        command.args(["--compression", "zstd", "-f"]).arg(&file);
+        if let Some(value) = variable {
+            command.env("LAYERHOLD_CACHE_TO", value);
+        }
+        let said = String::from_utf8(command.assert().success().get_output().stderr.clone()).unwrap();
+        assert!(fs::read(file).unwrap() == project.expected, "{said}");
+        project.sandbox.tidy(&said)
+    };
+    let said = run("variable", Some(&share));
+    assert!(said.contains(given), "{said}");
+
+    // What nobody has signed is as good as not there, so all is given again.
+    let config = project.sandbox.path("home/.config/layerhold/config.toml");
+    fs::create_dir_all(config.parent().unwrap()).unwrap();
+    let settings = format!("to = [\"{share}\"]\ntrust = [\"{public}\"]\nkey-file = \"{secret}\"\n");
+    fs::write(&config, format!("[shared-cache]\n{settings}")).unwrap();
+    let said = run("file", None);
+    assert!(said.contains(given) && !said.contains("fetched"), "{said}");
+    let said = run("another", None);
+    assert!(said.contains("fetched from a shared cache: 1 layers") && said.contains("3 reused"), "{said}");
+    fs::remove_file(&config).unwrap();
+    let said = project.newcomer("trusting", &share, &["--cache-trust", &public]);
+    assert!(said.contains("fetched from a shared cache: 1 layers"), "{said}");
+}
+
+#[test]
+fn several_caches_are_filled_at_once() {
+    let project = Project::new();
+    let shares = ["share", "other"].map(|name| format!("file://{}", project.sandbox.path(name).display()));
+    let both = ["--cache-to", &shares[0], "--cache-to", &shares[1]];
+    let said = project.machine("first").image(&project.environment, &both).1;
+    for (at, share) in shares.iter().enumerate() {
+        let given = format!("given to the shared cache '{}': 3 layers, 3 blobs", project.sandbox.tidy(share));
+        assert!(said.contains(&given), "{said}");
+        let said = project.newcomer(&format!("m{at}"), share, &[]);
+        assert!(said.contains("fetched from a shared cache: 1 layers") && said.contains(" 0 new"), "{said}");
+    }
+    // One that lacks everything gets it from whoever has it out of the other.
+    fs::remove_dir_all(project.sandbox.path("other")).unwrap();
+    let (image, said) = project.machine("third").image(&project.environment, &both);
+    assert!(image == project.expected && said.contains("other': 3 layers, 3 blobs"), "{said}");
+    assert!(said.contains("share': 0 layers, 0 blobs"), "{said}");
 }
 
 #[rstest]
@@ -360,7 +460,7 @@ fn a_bucket_is_a_cache_too() {
     let said = image("first", "--cache-to", &secret);
     assert!(said.contains("given to the shared cache 's3://cache/team/layers': 3 layers, 3 blobs"), "{said}");
     let said = image("second", "--cache-from", &secret);
-    assert!(said.contains("fetched from a shared cache: 3 layers"), "{said}");
+    assert!(said.contains("fetched from a shared cache: 1 layers"), "{said}");
     let said = image("third", "--cache-from", "not the secret");
     assert!(said.contains("access is denied") && !said.contains("not the secret"), "{said}");
 }
@@ -400,7 +500,7 @@ fn a_bucket_of_googles_is_one_too() {
     let said = image("first", &["--cache-to", &share]);
     assert!(said.contains("given to the shared cache 'gs://cache/team/layers': 3 layers, 3 blobs"), "{said}");
     let said = image("second", &["--cache-from", &share]);
-    assert!(said.contains("fetched from a shared cache: 3 layers"), "{said}");
+    assert!(said.contains("fetched from a shared cache: 1 layers"), "{said}");
     // What is there is not given again.
     let said = image("third", &["--cache-to", &share]);
     assert!(said.contains("': 0 layers, 0 blobs"), "{said}");
@@ -470,19 +570,14 @@ pub(crate) fn age(share: &Path, seconds: u64) {
 
 /// A sheet, and all that it says of, so many seconds older.
 pub(crate) fn older(sheet: &[u8], seconds: u64) -> Vec<u8> {
-    let text = String::from_utf8(zstd::decode_all(sheet).unwrap()).unwrap();
-    let older = |line: &str| {
-        let mut line: Value = serde_json::from_str(line).unwrap();
+    rewritten(sheet, |line| {
         for (object, key) in [("", "time"), ("image", "used_at")] {
-            let place = if object.is_empty() { Some(&mut line) } else { line.get_mut(object) };
+            let place = if object.is_empty() { Some(&mut *line) } else { line.get_mut(object) };
             if let Some(time) = place.and_then(|place| place.get_mut(key)) {
                 *time = (time.as_u64().unwrap() - seconds).into();
             }
         }
-        line.to_string() + "\n"
-    };
-    let text: String = text.lines().map(older).collect();
-    zstd::encode_all(text.as_bytes(), 3).unwrap()
+    })
 }
 
 #[test]
