@@ -175,7 +175,7 @@ struct Kept {
 
 impl Kept {
     fn put(&mut self, name: SheetName, sheet: &Sheet) {
-        self.sheets.insert(name, sheet.encode().unwrap());
+        self.sheets.insert(name, sheet.encode(&name).unwrap());
     }
 
     /// Does what a writer does who sees many sheets.

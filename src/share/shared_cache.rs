@@ -409,7 +409,7 @@ impl<'a> SharedCache<'a> {
         };
         let sheet = self.own_sheet(&state.own, is_final);
         let blobs = notes(&sheet.contents);
-        let bytes = sheet.encode().map_err(|error| DepotError::Source(io::Error::other(error)))?;
+        let bytes = sheet.encode(&name).map_err(|error| DepotError::Source(io::Error::other(error)))?;
         share.depot.write_sheet(&name, &bytes, &blobs)?;
         state.own.is_published = true;
         Ok(name)
@@ -493,8 +493,9 @@ fn is_kept(record: &LayerRecord) -> bool {
 /// Puts new sheets in the place of old ones; says how many of those the depot does not remove.
 pub(super) fn replace(depot: &dyn Depot, replacement: Replacement) -> Result<usize, DepotError> {
     for sheet in &replacement.sheets {
-        let bytes = sheet.encode().map_err(|error| DepotError::Source(io::Error::other(error)))?;
-        depot.write_sheet(&SheetName::new(replacement.level, random()?), &bytes, &notes(&sheet.contents))?;
+        let name = SheetName::new(replacement.level, random()?);
+        let bytes = sheet.encode(&name).map_err(|error| DepotError::Source(io::Error::other(error)))?;
+        depot.write_sheet(&name, &bytes, &notes(&sheet.contents))?;
     }
     let mut left = 0;
     for name in &replacement.supersedes {

@@ -258,6 +258,10 @@ pub enum InvalidSheet {
 #[derive(Serialize, Deserialize)]
 struct Head {
     layerhold_cache: u32,
+    /// The sheet's own name, which nobody reads: two sheets that say the same would be one manifest in a registry, which
+    /// goes from under both names when it is removed from one.
+    #[serde(default)]
+    name: Option<SheetName>,
     #[serde(default)]
     r#final: bool,
     #[serde(default)]
@@ -285,12 +289,14 @@ enum Line {
 }
 
 impl Sheet {
-    /// The bytes that are stored: lines of JSON, compressed. The same sheet has the same bytes.
-    pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+    /// The bytes that are stored under this name, and under no other: lines of JSON, compressed. The same sheet has the same
+    /// bytes.
+    pub fn encode(&self, name: &SheetName) -> Result<Vec<u8>, EncodeError> {
         let Self { is_final, time, supersedes, claims, is_choosing, contents } = self;
         let mut out = zstd::Encoder::new(Vec::new(), LEVEL)?;
         let head = Head {
             layerhold_cache: VERSION,
+            name: Some(*name),
             r#final: *is_final,
             time: *time,
             supersedes: supersedes.clone(),

@@ -78,7 +78,7 @@ proptest! {
         let supersedes = BTreeSet::from([SheetName::new(3, superseded)]);
         let claims = claims.into_iter().map(key).collect();
         let sheet = Sheet { is_final, time, supersedes, claims, is_choosing: !is_final, contents };
-        prop_assert_eq!(Sheet::decode(&sheet.encode().unwrap()).unwrap(), sheet);
+        prop_assert_eq!(Sheet::decode(&sheet.encode(&SheetName::new(0, superseded)).unwrap()).unwrap(), sheet);
     }
 
     #[test]
@@ -209,9 +209,9 @@ fn a_sheet_is_these_lines() {
         contents,
         ..Sheet::default()
     };
-    let text = zstd::decode_all(&*sheet.encode().unwrap()).unwrap();
+    let text = zstd::decode_all(&*sheet.encode(&SheetName::new(1, [2; 16])).unwrap()).unwrap();
     insta::assert_snapshot!(String::from_utf8(text).unwrap(), @r#"
-    {"final":true,"layerhold_cache":1,"supersedes":["layerhold-cache.0.01010101010101010101010101010101"],"time":20}
+    {"final":true,"layerhold_cache":1,"name":"layerhold-cache.1.02020202020202020202020202020202","supersedes":["layerhold-cache.0.01010101010101010101010101010101"],"time":20}
     {"layer":{"contents":[{"name":"path-1","size":900}],"diff_id":"sha256:4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a","digest":"sha256:df5e7ef8b4a2dcbf2d99a0a0ac4527f9b3967daa799f7e0b7c11b06c4cd56a80","has_blob":true,"key":"43d20a32f1bd921c38f08c415192e15686b64532c88353ed0ddc052fc049d7d5","media_type":"application/vnd.oci.image.layer.v1.tar+zstd","size":101,"tar_size":1000},"signatures":["key-1:vQVvQDQ5Z6SBSwleMH4wds8n81CAwpQfNVqSsxg51cmqiDu/NtKxRTk4aKAqzmKBc7h+5QUwe5LXESaG8H9CBg=="]}
     {"image":{"keys":["43d20a32f1bd921c38f08c415192e15686b64532c88353ed0ddc052fc049d7d5"],"manifest":"sha256:9dcf97a184f32623d11a73124ceb99a5709b083721e878a16d78f596718ba7b2","name":"image-1","pushed":["registry.example/team/app:v1"],"tag":"latest","used_at":20}}
     "#);

@@ -146,6 +146,22 @@ mod tests {
     }
 
     #[test]
+    fn runs_that_say_the_same_in_one_second_write_different_sheets() {
+        let directory = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        for _ in 0..3 {
+            let to = vec![format!("file://{}", directory.path().display()).parse().unwrap()];
+            let settings = Settings { to, ..Settings::default() };
+            let machine = SharedCache::new(settings, &Forgetful, &Silent, now).unwrap();
+            assert!(machine.claim(&[]).is_empty());
+        }
+        let sheets = std::fs::read_dir(directory.path().join("sheets")).unwrap();
+        let sheets: Vec<_> = sheets.map(|sheet| std::fs::read(sheet.unwrap().path()).unwrap()).collect();
+        assert_eq!((sheets.len(), sheets.iter().collect::<BTreeSet<_>>().len()), (3, 3));
+        assert!(sheets.iter().all(|sheet| Sheet::decode(sheet).unwrap().contents.is_empty()));
+    }
+
+    #[test]
     fn a_layer_has_one_first_claimant_whoever_asks() {
         let names: Vec<SheetName> = (0..9).map(|n| SheetName::new(0, [n; 16])).collect();
         let winner = |key: LayerKey| {
