@@ -105,6 +105,7 @@ fn pack_missing(cache: &LayerStore, source: &LocalStore<'_>, layers: &[&PathInfo
                 tar_size: packed.tar_size,
                 media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
                 has_blob: false,
+                is_hearsay: false,
                 contents: Vec::new(),
             }
         })

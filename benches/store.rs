@@ -44,6 +44,7 @@ fn layer(n: usize) -> LayerRecord {
         tar_size: 4096,
         media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
         has_blob,
+        is_hearsay: false,
         contents: vec![Content { name: name(n), size: 2048 }],
     }
 }

@@ -19,11 +19,11 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use crate::delivery::{Means, TargetRequest};
-use crate::environment::{self, ActivateMode, Selection, StartServices, Surroundings, System};
+use crate::environment::{self, ActivateMode, Environment, Selection, StartServices, Surroundings, System};
 use crate::error::Error;
-use crate::event::Observer;
+use crate::event::{Event, Observer};
 use crate::image::{Image, ImageName, Images, Timestamp};
-use crate::layers::{Layers, Trouble, Workshop};
+use crate::layers::{Layers, MadeBefore, Trouble, Workshop};
 use crate::memo::Memo;
 use crate::nix::StorePath;
 use crate::outlet::Outlet;
@@ -144,33 +144,122 @@ pub fn containerize(
     let composed = request.for_each(&platforms, |platform| platform.compose(&environment, &nix, request.max_layers))?;
     memo.save();
     composed.iter().try_for_each(|composed| targets.accept_layers(composed.layer_count()))?;
-    let sought = Layers::look_up(workshop, composed.iter().map(Composed::contents).collect(), made_before);
-    if !sought.is_complete() {
-        targets.hear(observer)?;
-    }
-    let registries = Registries::new(request.registries.clone(), observer);
-    let mut sinks = targets.sinks(stdout, &Means { registries: &registries, observer });
-    let sizes = if request.dry_run || !sinks.have_places() { None } else { sought.sizes()? };
-    let spool = match sizes {
-        Some(sizes) => sinks.spool(&sizes)?,
-        None => None,
+    let making = Making {
+        request: &request,
+        environment: &environment,
+        name,
+        platforms: &platforms,
+        composed: &composed,
+        workshop,
     };
-    let layers = sought.pack_missing(spool)?;
-    let images = request.for_each(composed.iter().zip(layers.descriptors()?), |(composed, layers)| {
-        Image::assemble(composed.spec(&request, name.clone(), &environment.manifest.containerize), layers)
-    })?;
-    let images = Images::assemble(name, images)?;
-    if request.dry_run {
-        layers.remember_states();
-        let deliveries = sinks.foresee(&images, &layers)?;
-        return Ok(Report { images, deliveries, cache_bytes: None });
-    }
-    let closures: Vec<_> = platforms.iter().map(|platform| &platform.closure).collect();
-    let cache_bytes = layers.record_image(&record::of(&images, &closures, &layers, request.now));
-    let deliveries = sinks.deliver(&images, &layers, observer);
-    layers.remember_states();
-    let deliveries = deliveries?;
-    layers.share(&record::use_of(&images, &layers, &deliveries, request.now));
+    let once_more = targets.once_more();
+    let (error, wrong) = match making.attempt(targets, made_before, &mut *stdout)? {
+        Attempt::Made(report) => {
+            memo.save();
+            return Ok(report);
+        }
+        Attempt::Failed { error, wrong } => (error, wrong),
+    };
+    // Who said what was wrong is not believed by the next run either.
     memo.save();
-    Ok(Report { images, deliveries, cache_bytes })
+    let is_nowhere = !matches!(error, Error::NotEverywhere { .. });
+    match once_more.filter(|_| is_nowhere && wrong > 0) {
+        Some(targets) => {
+            observer.event(doubt(wrong, ": the image is made again without that"));
+            let again = making.attempt(targets, MadeBefore::default(), stdout)?;
+            memo.save();
+            again.into_result(observer)
+        }
+        None => Attempt::Failed { error, wrong }.into_result(observer),
+    }
+}
+
+/// An image whose layers are planned.
+struct Making<'m> {
+    request: &'m Request<'m>,
+    environment: &'m Environment,
+    name: ImageName,
+    platforms: &'m [Platform],
+    composed: &'m [Composed<'m>],
+    workshop: Workshop<'m>,
+}
+
+/// How it went to make an image and to bring it to its targets.
+enum Attempt {
+    /// It is there, or would be.
+    Made(Report),
+    /// It could not be delivered.
+    Failed {
+        /// Why.
+        error: Error,
+        /// How many layers came out otherwise than shared caches may have said: what they said was believed then.
+        wrong: usize,
+    },
+}
+
+impl Making<'_> {
+    /// Makes the layers that are not known, puts the image together and brings it to its targets.
+    fn attempt(
+        &self,
+        mut targets: Targets,
+        made_before: MadeBefore,
+        stdout: &mut (dyn Outlet + Send),
+    ) -> Result<Attempt, Error> {
+        let Self { request, environment, platforms, composed, workshop, .. } = self;
+        let observer = workshop.observer;
+        let contents = composed.iter().map(Composed::contents).collect();
+        let sought = Layers::look_up(*workshop, contents, made_before);
+        if !sought.is_complete() {
+            targets.hear(observer)?;
+        }
+        let registries = Registries::new(request.registries.clone(), observer);
+        let mut sinks = targets.sinks(stdout, &Means { registries: &registries, observer });
+        let sizes = if request.dry_run || !sinks.have_places() { None } else { sought.sizes()? };
+        let spool = match sizes {
+            Some(sizes) => sinks.spool(&sizes)?,
+            None => None,
+        };
+        let layers = sought.pack_missing(spool)?;
+        let images = request.for_each(composed.iter().zip(layers.descriptors()?), |(composed, layers)| {
+            Image::assemble(composed.spec(request, self.name.clone(), &environment.manifest.containerize), layers)
+        })?;
+        let images = Images::assemble(self.name.clone(), images)?;
+        if request.dry_run {
+            layers.remember_states();
+            let deliveries = sinks.foresee(&images, &layers)?;
+            return Ok(Attempt::Made(Report { images, deliveries, cache_bytes: None }));
+        }
+        let closures: Vec<_> = platforms.iter().map(|platform| &platform.closure).collect();
+        let cache_bytes = layers.record_image(&record::of(&images, &closures, &layers, request.now));
+        let deliveries = sinks.deliver(&images, &layers, observer);
+        layers.remember_states();
+        match deliveries {
+            Ok(deliveries) => {
+                layers.share(&record::use_of(&images, &layers, &deliveries, request.now));
+                Ok(Attempt::Made(Report { images, deliveries, cache_bytes }))
+            }
+            Err(error) => Ok(Attempt::Failed { error, wrong: layers.count_wrong() }),
+        }
+    }
+}
+
+impl Attempt {
+    /// For whoever makes no other; says what was wrong.
+    fn into_result(self, observer: &dyn Observer) -> Result<Report, Error> {
+        match self {
+            Self::Made(report) => Ok(report),
+            Self::Failed { error, wrong } => {
+                if wrong > 0 {
+                    observer.event(doubt(wrong, "\n  hint: run this again: they are made here then"));
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Some layers came out otherwise than others have said.
+fn doubt(layers: usize, consequence: &str) -> Event {
+    let message = format!("{layers} layers come out otherwise here than a shared cache has said{consequence}");
+    Event::Warning { message }
 }

@@ -118,6 +118,7 @@ impl<'a> Sought<'a> {
             obtained.into_iter().map(|layer| (layer.record, layer.reused)).unzip();
         let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
         let (known_blobs, damaged, fetched) = (Mutex::new(known_blobs), Mutex::default(), Mutex::default());
+        let (asked_for, wrong) = (Mutex::default(), Mutex::default());
         Ok(Layers {
             workshop,
             contents,
@@ -130,6 +131,8 @@ impl<'a> Sought<'a> {
             known_blobs,
             damaged,
             fetched,
+            asked_for,
+            wrong,
             _leases: (lease, made_before),
         })
     }
@@ -152,6 +155,10 @@ pub struct Layers<'a> {
     damaged: Mutex<BTreeSet<Digest>>,
     /// Blobs that came from a shared cache in this run: they are kept now.
     fetched: Mutex<BTreeSet<Digest>>,
+    /// Layers whose bytes a target wanted.
+    asked_for: Mutex<BTreeSet<usize>>,
+    /// Layers that came out otherwise than was known of them.
+    wrong: Mutex<BTreeSet<usize>>,
     /// Keep the layers from garbage collection until they are delivered.
     _leases: (Option<Lease>, MadeBefore),
 }
@@ -195,7 +202,8 @@ impl<'a> Layers<'a> {
         for ((known, found), contents) in known.iter_mut().zip(found).zip(&contents) {
             // A record of something far whose bytes are not here may be another machine's, and nobody has looked into it.
             // The bytes of own files are always here, unless an earlier version left them elsewhere.
-            let is_good = |record: &LayerRecord| record.has_blob || !(are_far || is_own(contents));
+            let is_good =
+                |record: &LayerRecord| (record.has_blob || !(are_far || is_own(contents))) && workshop.counts(record);
             *known = known.take().or_else(|| found.filter(is_good).map(Obtained::reused));
         }
         let unknown: Vec<usize> = (0..keys.len()).filter(|&at| known[at].is_none()).collect();
@@ -338,12 +346,43 @@ impl<'a> Layers<'a> {
         if found == expected {
             return Ok(());
         }
-        // Whoever said that, a shared cache it may be, is not believed the next time.
+        self.disown(at);
+        Err(BlobError::Source(DigestMismatch { expected, expected_size, found, found_size }.into()))
+    }
+
+    /// The layer came out otherwise: whoever said what it is, a shared cache it may be, is not believed any more.
+    fn disown(&self, at: usize) {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
         if !self.records[at].has_blob {
             let key = self.keys[at];
             self.workshop.with_store("forget a layer", |store| store.forget_layer(&key));
+            if let Some(shared) = self.workshop.shared {
+                shared.disbelieve(&key, &self.records[at].digest);
+            }
         }
-        Err(BlobError::Source(DigestMismatch { expected, expected_size, found, found_size }.into()))
+    }
+
+    /// How many layers came out otherwise than shared caches may have said, in a delivery that has failed. Where one did, the
+    /// others that were to be made are looked at as well: one more run has to be enough.
+    pub fn count_wrong(&self) -> usize {
+        let wrong = || self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = wrong();
+        if known.is_empty() || self.workshop.shared.is_none() {
+            return 0;
+        }
+        let asked_for = self.asked_for.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_doubtful = |&at: &usize| self.reused[at] && !self.is_kept(&self.records[at]) && !known.contains(&at);
+        let doubtful: Vec<usize> = asked_for.into_iter().filter(is_doubtful).collect();
+        let look = |&at: &usize| -> Result<(), LayersError> {
+            let (packed, _) = self.workshop.packer.pack_again(&self.contents[at], &mut io::sink())?;
+            if packed.digest != self.records[at].digest {
+                self.disown(at);
+            }
+            Ok(())
+        };
+        // What cannot be made is said when it is wanted the next time.
+        let _ = parallel::for_each(self.workshop.packer.threads(), &doubtful, look);
+        wrong().len()
     }
 
     /// The layers' keys: those of the first image, the bottom one first, then what the others have beside them.
@@ -418,6 +457,8 @@ impl BlobProvider for Layers<'_> {
     /// Recalls in what states trees were, and reads the kept blobs that were not made in this run, on all threads. One that
     /// is damaged or cannot be read is thrown away, and its layer is packed again while it streams.
     fn prepare(&self, layers: &[&Layer]) {
+        let places = layers.iter().filter_map(|layer| self.by_digest.get(&layer.digest));
+        self.asked_for.lock().unwrap_or_else(PoisonError::into_inner).extend(places);
         let Some(store) = self.workshop.store else { return };
         self.recall_states(layers);
         let kept: Vec<_> = layers

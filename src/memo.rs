@@ -4,13 +4,16 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::blob::Digest;
+use crate::blob::{Digest, LayerKey};
 use crate::catalog::CatalogMemory;
 use crate::event::{Event, Observer};
 use crate::nix::{FileMemo, FileStamp, RememberedFile};
-use crate::share::SheetMemory;
+use crate::share::ShareMemory;
 use crate::store::{LayerStore, Shelf, StoreError};
 use crate::substitute::CacheMemory;
+
+/// What is kept under an entry of a shared cache that is not believed; nothing under one that is again.
+const DISBELIEVED: &[u8] = b"no";
 
 /// What is kept under keys.
 type Entries = HashMap<Vec<u8>, Vec<u8>>;
@@ -32,6 +35,7 @@ struct Fresh {
     skeletons: Vec<(Vec<u8>, Vec<u8>)>,
     catalog: Vec<(Vec<u8>, Vec<u8>)>,
     sheets: Vec<(Vec<u8>, Vec<u8>)>,
+    disbelieved: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl<'a> Memo<'a> {
@@ -43,13 +47,14 @@ impl<'a> Memo<'a> {
     /// Keeps what was learned since the last time.
     pub fn save(&self) {
         let Some(store) = self.store else { return };
-        let Fresh { files, answers, skeletons, catalog, sheets } = std::mem::take(&mut *self.fresh());
+        let Fresh { files, answers, skeletons, catalog, sheets, disbelieved } = std::mem::take(&mut *self.fresh());
         let saved = store
             .remember(Shelf::Files, &files)
             .and_then(|()| store.remember(Shelf::Answers, &answers))
             .and_then(|()| store.remember(Shelf::Skeletons, &skeletons))
             .and_then(|()| store.remember(Shelf::Catalog, &catalog))
-            .and_then(|()| store.remember(Shelf::Sheets, &sheets));
+            .and_then(|()| store.remember(Shelf::Sheets, &sheets))
+            .and_then(|()| store.remember(Shelf::Disbelieved, &disbelieved));
         if let Err(error) = saved {
             let message = format!("{error}: the next run hashes files and asks binary caches again");
             self.observer.event(Event::Detail { message });
@@ -119,7 +124,7 @@ impl CatalogMemory for Memo<'_> {
     }
 }
 
-impl SheetMemory for Memo<'_> {
+impl ShareMemory for Memo<'_> {
     fn sheets(&self, keys: &[String]) -> HashMap<String, Vec<u8>> {
         let keys: Vec<Vec<u8>> = keys.iter().map(|key| key.clone().into_bytes()).collect();
         let found = self.recall(|store| store.recall_these(Shelf::Sheets, &keys));
@@ -128,5 +133,19 @@ impl SheetMemory for Memo<'_> {
 
     fn keep_sheets(&self, sheets: Vec<(String, Vec<u8>)>) {
         self.fresh().sheets.extend(sheets.into_iter().map(|(key, value)| (key.into_bytes(), value)));
+    }
+
+    fn disbelieved(&self) -> Vec<(LayerKey, Digest)> {
+        let known = self.recall(|store| store.recall(Shelf::Disbelieved));
+        let entry = |(entry, value): (Vec<u8>, Vec<u8>)| {
+            let (key, digest) = std::str::from_utf8(&entry).ok()?.split_once(' ').filter(|_| value == DISBELIEVED)?;
+            Some((LayerKey::from_hex(key)?, digest.parse().ok()?))
+        };
+        known.into_iter().filter_map(entry).collect()
+    }
+
+    fn keep_belief(&self, key: &LayerKey, digest: &Digest, is_believed: bool) {
+        let value = if is_believed { Vec::new() } else { DISBELIEVED.to_vec() };
+        self.fresh().disbelieved.push((format!("{} {digest}", key.hex()).into_bytes(), value));
     }
 }

@@ -65,6 +65,13 @@ impl Targets {
         self.openings.iter_mut().flatten().try_for_each(|opening| opening.accepts(observer))
     }
 
+    /// The same once more, for another image after one that failed; `None` where some of that may have gone out for good.
+    pub(super) fn once_more(&self) -> Option<Self> {
+        let openings = self.targets.iter().map(|_| None).collect();
+        let is_untouched = self.targets.iter().all(Target::is_untouched_by_failures);
+        is_untouched.then(|| Self { targets: self.targets.clone(), openings })
+    }
+
     /// A sink for each.
     pub(super) fn sinks<'a>(self, stdout: &'a mut dyn Outlet, means: &Means<'a>) -> Sinks<'a> {
         let mut stdout = Some(stdout);

@@ -175,6 +175,15 @@ impl Target {
         }
     }
 
+    /// Whether a delivery that fails leaves nothing at the target: a stream cannot be taken back.
+    pub fn is_untouched_by_failures(&self) -> bool {
+        match self {
+            Self::Stdout => false,
+            Self::File(path) => std::fs::metadata(path).map_or(true, |metadata| metadata.is_file()),
+            Self::Runtime(_) | Self::Layout(_) | Self::Registry(_) => true,
+        }
+    }
+
     /// Whether the target takes images for that many platforms under one name.
     pub fn accepts_platforms(&self, count: usize) -> Result<(), TargetError> {
         match self {
@@ -321,6 +330,17 @@ mod tests {
         assert!(whole_archive(&std::fs::read(dir.path().join("image.tar")).unwrap()).is_some());
         assert!(dir.path().join("layout/index.json").exists());
         assert!(std::fs::read_to_string(dir.path().join("podman/images")).unwrap().contains("localhost/hello:v1"));
+    }
+
+    #[test]
+    fn what_went_into_a_stream_cannot_be_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("image.tar");
+        assert!(Target::File(file.clone()).is_untouched_by_failures());
+        std::fs::write(&file, "old").unwrap();
+        assert!(Target::File(file).is_untouched_by_failures());
+        assert!(!Target::File("/dev/null".into()).is_untouched_by_failures());
+        assert!(!Target::Stdout.is_untouched_by_failures());
     }
 
     #[test]

@@ -84,6 +84,9 @@ impl Workshop<'_> {
             Err(error) => {
                 let message = format!("a shared cache has the layer {} wrong: {error}", record.digest);
                 self.observer.event(Event::Warning { message });
+                if let Some(shared) = self.shared {
+                    shared.disbelieve(&record.key, &record.digest);
+                }
                 let bad = [record.digest].into();
                 self.with_store("throw away a wrong layer", |store| store.discard_blobs(&bad));
                 None

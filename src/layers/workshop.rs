@@ -282,7 +282,11 @@ impl Workshop<'_> {
         let made = self.pack(contents, key, None, None, None).ok()?;
         self.packer.pause();
         self.with_store("index layers", |store| store.index_layers(std::slice::from_ref(&made.record)));
-        Some(Obtained { reused: made.record.digest == told.digest, ..made })
+        let reused = made.record.digest == told.digest;
+        if let Some(shared) = self.shared.filter(|_| !reused) {
+            shared.disbelieve(&key, &told.digest);
+        }
+        Some(Obtained { reused, ..made })
     }
 
     /// Whether somebody else's record is of a layer like those that are made here.
@@ -290,6 +294,11 @@ impl Workshop<'_> {
         let as_packed = record.digest == record.diff_id.0 && record.size == record.tar_size;
         let compression = self.packer.compression();
         record.media_type == media_type(compression).as_str() && (compression != Compression::None || as_packed)
+    }
+
+    /// Whether the store's record counts by what is said of trust.
+    pub(super) fn counts(&self, record: &LayerRecord) -> bool {
+        self.shared.is_none_or(|shared| shared.counts(record))
     }
 
     pub(super) fn record(&self, records: &[LayerRecord]) {
@@ -321,11 +330,12 @@ impl Workshop<'_> {
         Some(Obtained::reused(record))
     }
 
-    /// The layer's record, if there is one by now. Of a layer with something far in it, or of own files, one that has no
-    /// bytes here may be another machine's, and nobody has looked into it.
+    /// The layer's record, if there is one by now that counts. Of a layer with something far in it, or of own files, one that
+    /// has no bytes here may be another machine's, and nobody has looked into it.
     fn read_record(&self, contents: &LayerContents<'_>, key: &LayerKey) -> Option<LayerRecord> {
         let record = self.with_store("read a record", |store| store.read_record(key))??;
-        (record.has_blob || !(is_own(contents) || self.packer.is_far(contents))).then_some(record)
+        let does = record.has_blob || !(is_own(contents) || self.packer.is_far(contents));
+        (does && self.counts(&record)).then_some(record)
     }
 
     /// Runs `work`, which tells of layers that were made; they are given to the shared caches meanwhile, as far as that
@@ -390,6 +400,7 @@ impl Workshop<'_> {
             tar_size: packed.tar_size,
             media_type: media_type(self.packer.compression()).to_string(),
             has_blob: made.is_some(),
+            is_hearsay: false,
             contents: contents
                 .sizes()
                 .map(|(path, size)| Content { name: path.base_name().to_owned(), size })

@@ -33,7 +33,7 @@ pub struct Trust {
 impl Entry {
     /// An entry that nobody vouches for yet.
     pub fn new(layer: LayerRecord) -> Self {
-        Self { layer, signatures: BTreeSet::new() }
+        Self { layer: LayerRecord { is_hearsay: false, ..layer }, signatures: BTreeSet::new() }
     }
 
     /// What the layer is made from.
@@ -41,9 +41,10 @@ impl Entry {
         self.layer.key
     }
 
-    /// What is signed: the canonical JSON of the layer. Where its bytes are is no part of it, for that changes.
+    /// What is signed: the canonical JSON of the layer. Where its bytes are is no part of it, for that changes, nor is from
+    /// whom a machine has it.
     pub(super) fn statement(&self) -> Vec<u8> {
-        let layer = LayerRecord { has_blob: false, ..self.layer.clone() };
+        let layer = LayerRecord { has_blob: false, is_hearsay: false, ..self.layer.clone() };
         // A record is numbers, texts and lists of them: there is nothing in it that JSON could not say.
         let json = canonical_json(&layer).unwrap_or_default();
         [SIGNED_AS, &json].concat()

@@ -1,11 +1,10 @@
 //! What goes and what stays, and what others may do meanwhile.
 
-use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::super::depot::{BlobNote, ReadBlob, WriteBlob};
-use super::super::samples::{bytes, entry, image, key};
-use super::super::shared_cache::{Settings, SharedCache, SheetMemory};
+use super::super::samples::{Forgetful, bytes, entry, image, key};
+use super::super::shared_cache::{Settings, SharedCache};
 use super::*;
 use crate::event::Silent;
 use crate::registry::Deletion;
@@ -107,16 +106,6 @@ fn what_may_have_been_made_since_it_was_written_down_counts_as_made() {
     assert_eq!([(3, 40), (4, 60)].map(|(n, hours)| gone(policy.clone(), n, hours)), [true, true]);
     let policy = GarbagePolicy { keep_last: 2, older_than: Some(1), ..policy };
     assert_eq!([(2, 30), (3, 40), (4, 60)].map(|(n, hours)| gone(policy.clone(), n, hours)), [false, false, true]);
-}
-
-struct Forgetful;
-
-impl SheetMemory for Forgetful {
-    fn sheets(&self, _: &[String]) -> HashMap<String, Vec<u8>> {
-        HashMap::new()
-    }
-
-    fn keep_sheets(&self, _: Vec<(String, Vec<u8>)>) {}
 }
 
 #[test]

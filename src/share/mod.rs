@@ -22,6 +22,6 @@ pub use depot::{BlobNote, Depot, DepotError, ReadBlob, UnreadableSheet, WriteBlo
 pub use entry::{Entry, Trust};
 pub use garbage::{Garbage, GarbagePolicy, Gone, collect};
 pub use open::Keyring;
-pub use shared_cache::{Given, Settings, SharedCache, SheetMemory, WriteLayer};
+pub use shared_cache::{Given, Settings, ShareMemory, SharedCache, WriteLayer};
 pub use sheet::{Contents, EncodeError, ImageUse, InvalidSheet, InvalidSheetName, Sheet, SheetName};
 pub use signing::{InvalidSecretKey, SecretKey};

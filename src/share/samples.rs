@@ -1,5 +1,8 @@
 //! Entries and images for tests.
 
+use std::collections::HashMap;
+
+use super::ShareMemory;
 use super::entry::Entry;
 use super::sheet::ImageUse;
 use crate::blob::{DiffId, Digest, LayerKey, LayerKeyBuilder};
@@ -25,6 +28,7 @@ pub(super) fn entry(n: u8, has_blob: bool) -> Entry {
         tar_size: 1000,
         media_type: "application/vnd.oci.image.layer.v1.tar+zstd".to_owned(),
         has_blob,
+        is_hearsay: false,
         contents: vec![Content { name: format!("path-{n}"), size: 900 }],
     })
 }
@@ -40,4 +44,21 @@ pub(super) fn image(n: u8, layers: &[u8], used_at: u64) -> ImageUse {
         used_at,
         signatures: Default::default(),
     }
+}
+
+/// Remembers nothing.
+pub(super) struct Forgetful;
+
+impl ShareMemory for Forgetful {
+    fn sheets(&self, _: &[String]) -> HashMap<String, Vec<u8>> {
+        HashMap::new()
+    }
+
+    fn keep_sheets(&self, _: Vec<(String, Vec<u8>)>) {}
+
+    fn disbelieved(&self) -> Vec<(LayerKey, Digest)> {
+        Vec::new()
+    }
+
+    fn keep_belief(&self, _: &LayerKey, _: &Digest, _: bool) {}
 }

@@ -1,6 +1,7 @@
 //! A run's view of shared caches: what they know is looked up, what it makes is given to them.
 
 mod claims;
+mod faults;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read, Write};
@@ -20,6 +21,7 @@ use super::signing::SecretKey;
 use crate::blob::{DiffId, Digest, LayerKey};
 use crate::event::{Event, Observer, in_one_line};
 use crate::store::LayerRecord;
+use faults::Damage;
 
 /// How often it is looked whether another machine has made a layer.
 const GLANCE: Duration = Duration::from_millis(250);
@@ -47,13 +49,19 @@ impl Settings {
     }
 }
 
-/// Remembers sheets that never change, by cache and name; what is forgotten is read again.
-pub trait SheetMemory: Sync {
-    /// Those of the sheets that are remembered.
+/// What was learned of shared caches; what is forgotten is learned again.
+pub trait ShareMemory: Sync {
+    /// Of sheets that never change, by cache and name: those of the sheets that are remembered.
     fn sheets(&self, keys: &[String]) -> HashMap<String, Vec<u8>>;
 
     /// Remembers sheets.
     fn keep_sheets(&self, sheets: Vec<(String, Vec<u8>)>);
+
+    /// What was said of layers and is not believed: their keys and digests.
+    fn disbelieved(&self) -> Vec<(LayerKey, Digest)>;
+
+    /// Remembers whether it is believed that the layer with this key has this digest.
+    fn keep_belief(&self, key: &LayerKey, digest: &Digest, is_believed: bool);
 }
 
 /// The shared caches of a run. Whatever goes wrong with one is said once, and it is done without from then on: a build
@@ -61,11 +69,15 @@ pub trait SheetMemory: Sync {
 pub struct SharedCache<'a> {
     trust: Trust,
     key: Option<SecretKey>,
+    /// Whether the key has signed something.
+    own: Option<Trust>,
     observer: &'a dyn Observer,
-    memory: &'a dyn SheetMemory,
+    memory: &'a dyn ShareMemory,
     now: u64,
     shares: Vec<Share<'a>>,
     views: OnceLock<()>,
+    /// Keys and digests of layers that come out otherwise here.
+    disbelieved: OnceLock<Mutex<BTreeSet<(LayerKey, Digest)>>>,
     /// How often something new was found while others' work was waited for.
     news: AtomicU64,
     /// At which number of news somebody had waited in vain, and one more; 0 for nobody.
@@ -85,8 +97,11 @@ struct Share<'a> {
 struct State {
     has_failed: bool,
     view: BTreeMap<SheetName, Sheet>,
+    /// What is believed of all that the sheets say.
     contents: Contents,
     own: Own,
+    /// Blobs that it should have and has not.
+    damaged: BTreeMap<Digest, Damage>,
 }
 
 /// The sheet of this run.
@@ -124,7 +139,7 @@ impl<'a> SharedCache<'a> {
     /// Nothing is asked before the first look-up.
     pub fn new(
         settings: Settings,
-        memory: &'a dyn SheetMemory,
+        memory: &'a dyn ShareMemory,
         observer: &'a dyn Observer,
         now: SystemTime,
     ) -> Option<Self> {
@@ -148,12 +163,14 @@ impl<'a> SharedCache<'a> {
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Some(Self {
             trust,
+            own: key.as_ref().and_then(SecretKey::public).map(|key| Trust { keys: vec![key] }),
             key,
             observer,
             memory,
             now,
             shares,
             views: OnceLock::new(),
+            disbelieved: OnceLock::new(),
             news: AtomicU64::new(0),
             in_vain_at: AtomicU64::new(0),
         })
@@ -192,8 +209,20 @@ impl<'a> SharedCache<'a> {
             let done = share.depot.read_blob(blob, size, &mut read);
             match done {
                 Ok(Some(Ok(()))) => return true,
-                Ok(Some(Err(error))) => self.warn_of(share, &format!("gave {blob} wrong: {error}")),
-                Ok(None) => self.warn_of(share, &format!("has lost {blob}")),
+                Ok(Some(Err(error))) => {
+                    if Damage::is_in(&error) {
+                        share.state().damaged.insert(*blob, Damage::Wrong);
+                    }
+                    self.warn_of(share, &format!("gave {blob} wrong: {error}"));
+                }
+                Ok(None) => {
+                    share.state().damaged.insert(*blob, Damage::Lost);
+                    self.warn_of(share, &format!("has lost {blob}"));
+                }
+                Err(error) if Damage::is_why(&error) => {
+                    share.state().damaged.insert(*blob, Damage::Wrong);
+                    self.warn_of(share, &format!("gave {blob} wrong: {}", in_one_line(&error)));
+                }
                 Err(error) => self.give_up(share, &error),
             }
         }
@@ -226,7 +255,7 @@ impl<'a> SharedCache<'a> {
             // One at a time: whoever waits for another's look has its result.
             let mut state = share.state();
             if let Some(found) = state.contents.find(key, &self.trust) {
-                return Some(found.layer.clone());
+                return Some(self.told(found));
             }
             let before = state.contents.len();
             let refreshed = self.refresh(share, &mut state);
@@ -303,7 +332,23 @@ impl<'a> SharedCache<'a> {
         let found = self.usable().filter_map(|share| share.state().contents.find(key, &self.trust).cloned());
         let found: Vec<Entry> = found.collect();
         let with_bytes = found.iter().find(|entry| entry.layer.has_blob);
-        with_bytes.or(found.first()).map(|entry| entry.layer.clone())
+        with_bytes.or(found.first()).map(|entry| self.told(entry))
+    }
+
+    /// What an entry that counts says, for the layer store. Where everybody's entries count, it is hearsay unless this run's
+    /// own key has signed it.
+    fn told(&self, entry: &Entry) -> LayerRecord {
+        let is_vouched_for = !self.trust.keys.is_empty() || self.has_signed(entry);
+        LayerRecord { is_hearsay: !is_vouched_for, ..entry.layer.clone() }
+    }
+
+    fn has_signed(&self, entry: &Entry) -> bool {
+        self.own.as_ref().is_some_and(|own| own.accepts(entry))
+    }
+
+    /// Whether the layer store's record of a layer counts: hearsay does not where it is said whose word does.
+    pub fn counts(&self, record: &LayerRecord) -> bool {
+        self.trust.keys.is_empty() || !record.is_hearsay
     }
 
     fn read_views(&self) {
@@ -334,6 +379,7 @@ impl<'a> SharedCache<'a> {
         }
         state.contents = merging::union(&state.view);
         state.contents.merge(state.own.contents.clone());
+        state.contents.leave_out(&self.disbelieved());
         Ok(())
     }
 
@@ -381,20 +427,39 @@ impl<'a> SharedCache<'a> {
         write: WriteLayer<'_>,
     ) -> Result<(), DepotError> {
         let is_kept = is_kept(record);
-        let known = share.state().contents.find(&record.key, &self.trust).cloned();
-        if known.is_some_and(|entry| entry.layer.digest == record.digest && (entry.layer.has_blob || !is_kept)) {
+        // What others have said is passed on, and not vouched for.
+        let key = self.key.as_ref().filter(|_| !record.is_hearsay);
+        let is_said = |entry: &Entry| {
+            entry.layer.digest == record.digest
+                && (entry.layer.has_blob || !is_kept)
+                && self.trust.accepts(entry)
+                && (key.is_none() || self.has_signed(entry))
+        };
+        let (is_known, damage) = {
+            let state = share.state();
+            let damage = state.damaged.get(&record.digest).copied();
+            (state.contents.of_key(&record.key).any(is_said), damage)
+        };
+        if is_known && damage.is_none() {
             return Ok(());
         }
         if is_kept {
-            let depot = &*share.depot;
-            let sources = share.sources(&record.digest, mount_from);
-            depot.write_blob(&record.digest, record.size, &sources, &mut |out| write(out))?;
+            let (depot, digest, size) = (&*share.depot, &record.digest, record.size);
+            match damage {
+                Some(Damage::Wrong) => depot.replace_blob(digest, size, &mut |out| write(out))?,
+                Some(Damage::Lost) | None => {
+                    let sources = share.sources(digest, mount_from);
+                    depot.write_blob(digest, size, &sources, &mut |out| write(out))?;
+                }
+            }
         }
+        self.believe(record);
         let mut entry = Entry::new(LayerRecord { has_blob: is_kept, ..record.clone() });
-        if let Some(key) = &self.key {
+        if let Some(key) = key {
             entry.sign(key);
         }
         let mut state = share.state();
+        state.damaged.remove(&record.digest);
         state.own.contents.insert(entry.clone());
         state.contents.insert(entry);
         state.own.is_published = false;
@@ -440,7 +505,7 @@ impl<'a> SharedCache<'a> {
             bytes: state.own.contents.blobs().values().sum(),
         };
         // A sheet with claims in it has to become one without.
-        if given.entries == 0 && state.own.name.is_none() && !is_news {
+        if given.entries == 0 && state.own.name.is_none() && !is_news && self.outdone(&state).is_none() {
             return Ok(given);
         }
         state.own.contents.insert_image(image);
@@ -448,7 +513,8 @@ impl<'a> SharedCache<'a> {
         self.refresh(share, &mut state)?;
         let own = self.own_sheet(&state.own, true);
         state.view.insert(name, own);
-        if let Some(replacement) = merging::merge_if_many(&state.view, self.now) {
+        let replacement = self.outdone(&state).or_else(|| merging::merge_if_many(&state.view, self.now));
+        if let Some(replacement) = replacement {
             replace(&*share.depot, replacement)?;
         }
         Ok(given)

@@ -164,6 +164,13 @@ impl Contents {
         other.images.into_values().for_each(|image| self.insert_image(image));
     }
 
+    /// Leaves out what is said of layers with these keys and digests.
+    pub(super) fn leave_out(&mut self, entries: &BTreeSet<(LayerKey, Digest)>) {
+        if !entries.is_empty() {
+            self.entries.retain(|(key, _), entry| !entries.contains(&(*key, entry.layer.digest)));
+        }
+    }
+
     /// What is said of the layer with this key by who is trusted: an entry whose bytes the cache has, if there is one.
     pub fn find(&self, key: &LayerKey, trust: &Trust) -> Option<&Entry> {
         let mut trusted = self.of_key(key).filter(|entry| trust.accepts(entry));

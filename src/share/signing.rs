@@ -6,6 +6,7 @@ use std::str::FromStr;
 use ed25519_dalek::{Signer, SigningKey};
 
 use crate::nix::{from_base64, to_base64};
+use crate::substitute::PublicKey;
 
 /// A key that signs entries: `NAME:BASE64`, BASE64 being the secret and the public half, 32 bytes each, as
 /// `nix key generate-secret` writes it.
@@ -38,6 +39,11 @@ impl SecretKey {
         format!("{}:{}", self.name, to_base64(self.key.verifying_key().as_bytes()))
     }
 
+    /// The public half; `None` where the name is none that a public key has.
+    pub(super) fn public(&self) -> Option<PublicKey> {
+        self.public_text().parse().ok()
+    }
+
     /// The signature of `message`, `NAME:BASE64`.
     pub(super) fn sign(&self, message: &[u8]) -> String {
         format!("{}:{}", self.name, to_base64(&self.key.sign(message).to_bytes()))
@@ -67,7 +73,6 @@ impl fmt::Debug for SecretKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::substitute::PublicKey;
 
     #[test]
     fn a_key_is_read_as_it_is_written_and_its_public_half_knows_its_signatures() {

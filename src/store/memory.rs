@@ -27,6 +27,8 @@ pub enum Shelf {
     Sheets,
     /// In what states trees were when layers were made of them.
     States,
+    /// Entries of shared caches that are not believed.
+    Disbelieved,
 }
 
 impl Shelf {
@@ -39,6 +41,7 @@ impl Shelf {
             Self::Blobs => "blobs",
             Self::Sheets => "sheets",
             Self::States => "states",
+            Self::Disbelieved => "disbelieved",
         }
     }
 
@@ -52,6 +55,7 @@ impl Shelf {
             Self::Blobs => b"blobs",
             Self::Sheets => b"sheets",
             Self::States => b"states",
+            Self::Disbelieved => b"disbelieved",
         }
     }
 
@@ -61,14 +65,14 @@ impl Shelf {
         match self {
             Self::Files | Self::States => 400_000,
             // All of them are read by every run that needs one.
-            Self::Answers | Self::Blobs => 20_000,
+            Self::Answers | Self::Blobs | Self::Disbelieved => 20_000,
             Self::Skeletons | Self::Catalog | Self::Sheets => 50 << 20,
         }
     }
 
     fn weight(self, value: &[u8]) -> u64 {
         match self {
-            Self::Files | Self::Answers | Self::Blobs | Self::States => 1,
+            Self::Files | Self::Answers | Self::Blobs | Self::States | Self::Disbelieved => 1,
             Self::Skeletons | Self::Catalog | Self::Sheets => value.len() as u64 + 64,
         }
     }
@@ -179,6 +183,7 @@ mod tests {
             Shelf::Blobs,
             Shelf::Sheets,
             Shelf::States,
+            Shelf::Disbelieved,
         ];
         for (n, shelf) in all.into_iter().enumerate() {
             let entries = [(b"a".to_vec(), vec![n as u8]), (b"b".to_vec(), vec![])];

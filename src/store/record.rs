@@ -27,6 +27,10 @@ pub struct LayerRecord {
     pub media_type: String,
     /// Whether the store keeps the bytes.
     pub has_blob: bool,
+    /// Whether this is only what a shared cache has said: this machine has not made the layer, and nobody vouched for it who
+    /// was trusted by name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_hearsay: bool,
     /// What the layer holds, for people; empty for an image's own files.
     pub contents: Vec<Content>,
 }

@@ -19,6 +19,7 @@ fn record(name: &str, blob: Option<&[u8]>) -> LayerRecord {
         tar_size: 1024,
         media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
         has_blob: blob.is_some(),
+        is_hearsay: false,
         contents: vec![Content { name: name.to_owned(), size: 512 }],
     }
 }

@@ -43,6 +43,7 @@ fn layer(store: &LayerStore, paths: &[&str], blob: Option<&[u8]>) -> LayerRecord
         tar_size: 4096,
         media_type: "application/vnd.oci.image.layer.v1.tar+zstd".to_owned(),
         has_blob: blob.is_some(),
+        is_hearsay: false,
         contents: paths.iter().map(|path| Content { name: (*path).to_owned(), size: 2000 }).collect(),
     };
     store.record_layer(&record).unwrap();

@@ -51,6 +51,7 @@ mod remote;
 mod runtimes;
 mod services;
 mod share;
+mod share_faults;
 mod substitute;
 mod surroundings;
 mod tidying;

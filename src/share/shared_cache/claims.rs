@@ -84,24 +84,13 @@ fn is_first(key: &LayerKey, own: &SheetName, others: &BTreeSet<SheetName>) -> bo
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::sync::Barrier;
     use std::time::SystemTime;
 
-    use super::super::super::samples::{entry, image, key};
-    use super::super::{Settings, SheetMemory};
+    use super::super::super::samples::{Forgetful, entry, image, key};
+    use super::super::Settings;
     use super::*;
     use crate::event::Silent;
-
-    struct Forgetful;
-
-    impl SheetMemory for Forgetful {
-        fn sheets(&self, _: &[String]) -> HashMap<String, Vec<u8>> {
-            HashMap::new()
-        }
-
-        fn keep_sheets(&self, _: Vec<(String, Vec<u8>)>) {}
-    }
 
     fn machine(directory: &tempfile::TempDir) -> SharedCache<'static> {
         let to = vec![format!("file://{}", directory.path().display()).parse().unwrap()];
