@@ -131,21 +131,28 @@ fn remember_at_most(
 ) -> Result<(), StoreError> {
     with_memory(root, held, |db| {
         let tree = db.open_tree(shelf.tree())?;
-        let new: u64 = entries.iter().map(|(_, value)| shelf.weight(value)).sum();
-        let mut weight = database::number(db, shelf.weight_key())? + new;
+        let (new, replaced) = put(&tree, shelf, entries)?;
+        let mut weight = (database::number(db, shelf.weight_key())? + new).saturating_sub(replaced);
         if weight > most {
             tree.clear()?;
-            weight = new;
+            let (new, replaced) = put(&tree, shelf, entries)?;
+            weight = new - replaced;
         }
-        let mut batch = sled::Batch::default();
-        for (key, value) in entries {
-            batch.insert(key.as_slice(), value.as_slice());
-        }
-        tree.apply_batch(batch)?;
         db.insert(shelf.weight_key(), &weight.to_be_bytes())?;
         db.flush()?;
         Ok(())
     })
+}
+
+/// Puts memories into their tree: what they weigh, and what those weighed whose places they took.
+fn put(tree: &sled::Tree, shelf: Shelf, entries: &[(Vec<u8>, Vec<u8>)]) -> sled::Result<(u64, u64)> {
+    let (mut new, mut replaced) = (0, 0);
+    for (key, value) in entries {
+        let before = tree.insert(key.as_slice(), value.as_slice())?;
+        new += shelf.weight(value);
+        replaced += before.map_or(0, |before| shelf.weight(&before));
+    }
+    Ok((new, replaced))
 }
 
 /// Opens the memory, which begins with nothing, and does `work` with it.
@@ -168,6 +175,27 @@ mod tests {
             remember_at_most(4, directory.path(), &held, Shelf::Files, &[entry(n)]).unwrap();
         }
         assert_eq!(recall(directory.path(), &held, Shelf::Files).unwrap(), HashMap::from([entry(4)]));
+    }
+
+    #[test]
+    fn what_is_remembered_again_weighs_once() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("tmp")).unwrap();
+        let held = database::hold(directory.path(), Duration::from_secs(1)).unwrap();
+        let remember = |shelf: Shelf, key: &[u8], value: &[u8]| {
+            // Room for two, and not for a third.
+            let most = 2 * shelf.weight(b"two") + shelf.weight(b"") / 2;
+            remember_at_most(most, directory.path(), &held, shelf, &[(key.to_vec(), value.to_vec())]).unwrap();
+        };
+        for shelf in [Shelf::Blobs, Shelf::Skeletons] {
+            remember(shelf, b"other", b"o");
+            for n in 0..10u8 {
+                // Also where it is longer than it was, and shorter.
+                remember(shelf, b"same", &vec![n; usize::from(n % 4)]);
+            }
+            let all = HashMap::from([(b"other".to_vec(), b"o".to_vec()), (b"same".to_vec(), vec![9; 1])]);
+            assert_eq!(recall(directory.path(), &held, shelf).unwrap(), all, "{shelf:?}");
+        }
     }
 
     #[test]
