@@ -394,7 +394,44 @@ fn a_certificate_bundle_of_the_closure_is_found_where_programs_look() {
     let installs = [("cacert", nix.out("cacert"))];
     let environment = FloxEnv::of_store_paths(sandbox.path("project"), "certified", &installs, "");
     let root = archive(&sandbox, nix.root(), &environment, &[]).root();
-    assert!(root.keys().any(|path| path.starts_with(b"etc/ssl")), "{:?}", root.keys().collect::<Vec<_>>().len());
+    let bundle = format!("{}/etc/ssl/certs/ca-bundle.crt", nix.out("cacert"));
+    // Where Debian's programs and Go look; nothing is there where the closure has no certificates.
+    let EntryKind::Link(target) = &root[&b"etc/ssl/certs/ca-certificates.crt"[..]].kind else { panic!("no link") };
+    assert_eq!(String::from_utf8_lossy(target), bundle);
+    let EntryKind::File(certificates) = &root[&bundle.as_bytes()[1..]].kind else { panic!("no file '{bundle}'") };
+    assert!(certificates.starts_with(b"-----BEGIN CERTIFICATE-----"));
+    let without = hello_environment(&sandbox, nix, "uncertified", "");
+    let root = archive(&sandbox, nix.root(), &without, &[]).root();
+    assert!(!root.keys().any(|path| path.ends_with(b".crt")));
+}
+
+#[test]
+fn an_image_is_as_old_as_it_is_said_to_be() {
+    let sandbox = Sandbox::new();
+    let store = BareStore::new(sandbox.path("root"));
+    let tool = store.add("tool-1", &Tree::new().file("share/tool", "tool"));
+    let environment = FloxEnv::of_store_paths(sandbox.path("project"), "dated", &[("tool", &tool)], "");
+    let image = |epoch: Option<&str>, args: &[&str]| {
+        let mut command = containerize(&sandbox, store.root(), &environment);
+        command.args(["-f", "image.tar"]).args(args).envs(epoch.map(|epoch| ("SOURCE_DATE_EPOCH", epoch)));
+        command.assert().success();
+        Archive::open(&sandbox.path("work/image.tar"))
+    };
+    let is_from = |image: &Archive, when: &str| {
+        assert_eq!(image.config["created"], when);
+        for entry in image.config["history"].as_array().unwrap() {
+            assert_eq!(entry["created"], when);
+        }
+    };
+    let (undated, dated) = (image(None, &[]), image(Some("1234567890"), &[]));
+    is_from(&undated, "1970-01-01T00:00:01Z");
+    is_from(&dated, "2009-02-13T23:31:30Z");
+    is_from(&image(Some("1234567890"), &["--created", "0"]), "1970-01-01T00:00:00Z");
+    // What is in it is as old as ever: the layers are the same.
+    assert_eq!(dated.layer_digests(), undated.layer_digests());
+    assert_eq!(image(Some("1234567890"), &[]).image_id(), dated.image_id());
+    let mut command = containerize(&sandbox, store.root(), &environment);
+    command.args(["-f", "image.tar"]).env("SOURCE_DATE_EPOCH", "yesterday").assert().code(2);
 }
 
 #[test]
