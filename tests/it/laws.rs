@@ -203,6 +203,72 @@ proptest! {
     }
 }
 
+/// Text of so many bytes that compresses, and is nowhere the same.
+fn text(seed: u32, length: usize) -> Vec<u8> {
+    let lines =
+        (0..u32::MAX).flat_map(|n| format!("{:08x}\n", n.wrapping_add(seed).wrapping_mul(2_654_435_761)).into_bytes());
+    lines.take(length).collect()
+}
+
+/// How many members a gzip file has (RFC 1952), or how many frames one of zstd (RFC 8878).
+fn pieces(codec: Compression, mut blob: &[u8]) -> usize {
+    let mut count = 0;
+    while !blob.is_empty() {
+        match codec {
+            Compression::Zstd(_) => blob = &blob[zstd::zstd_safe::find_frame_compressed_size(blob).unwrap()..],
+            _ => drop(io::copy(&mut flate2::bufread::GzDecoder::new(&mut blob), &mut io::sink()).unwrap()),
+        }
+        count += 1;
+    }
+    count
+}
+
+/// Pieces of several layers are in the hands of all cores at once, and each layer gets its own back, in order.
+#[test]
+fn layers_of_many_pieces_are_the_same_on_any_number_of_threads() {
+    let file = |n: u32, length: usize| Node::File { executable: false, contents: text(n, length) };
+    let trees = [file(1, 9_000_000), file(2, 5_000_000), file(3, 2_500_000)];
+    let mut golden = String::new();
+    with_store(&trees, |store, closure| {
+        let paths: Vec<_> = closure.paths().collect();
+        for codec in ["gzip:6", "zstd:3"] {
+            let codec: Compression = codec.parse().unwrap();
+            let on_threads = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let packed = Mutex::new(BTreeMap::new());
+                pool.install(|| {
+                    let packer = Packer::new(store, codec, &Silent);
+                    packer.for_each(&paths, 16_500_000, true, |&path, lane| {
+                        let mut out = Vec::new();
+                        let (layer, _) =
+                            packer.pack_in_state(&LayerContents::StorePaths(vec![path]), &mut out, lane)?;
+                        packed.lock().unwrap().insert(path.path.clone(), (layer, out));
+                        Ok::<(), PackError>(())
+                    })
+                })
+                .unwrap();
+                packed.into_inner().unwrap()
+            };
+            let first = on_threads(1);
+            for (path, (layer, blob)) in &first {
+                assert_eq!(layer.digest, layerhold::blob::Digest::of(blob));
+                golden += &format!("{codec} {}: {} pieces, {}\n", path.name(), pieces(codec, blob), layer.digest);
+            }
+            for threads in [2, 5] {
+                assert!(on_threads(threads) == first, "{codec} on {threads} threads");
+            }
+        }
+    });
+    insta::assert_snapshot!(golden, @"
+    gzip:6 package-0: 9 pieces, sha256:f0bf6c2fea8bb13d0880e59f1e8492e0f202d74618f16d48370d7f2cd426df37
+    gzip:6 package-1: 5 pieces, sha256:ec57724b14ba0e231a6ac3466cfd0db0849fa1e8ab7171e184a6bc9d4a5280b3
+    gzip:6 package-2: 3 pieces, sha256:f9b7c29d39cc60cfd27b68b7496d1532b2da81b24f3a8c6b372bbc87389ac5fb
+    zstd:3 package-0: 5 pieces, sha256:7762e1da9f6815d47ca9767f44c360b8f4b15f1de2f03e3ab880844a56bd1440
+    zstd:3 package-1: 3 pieces, sha256:f1d81b8b39a76daa529822481af4074ec169f1522b93ae8f46caec444983cf0c
+    zstd:3 package-2: 2 pieces, sha256:7ee9d143cc15311bab2629dbf4547a6ea239384b4247a9d385c869f2cdeab051
+    ");
+}
+
 /// A layer that cannot be written ends the others, too: nobody wants them any more.
 #[test]
 fn layers_packed_at_once_end_where_one_fails() {
