@@ -1,8 +1,5 @@
 //! The memory of files already read, so that an unchanged file is never read twice.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-
 use rustix::fs::Stat;
 
 use crate::host;
@@ -118,33 +115,6 @@ impl FileMemo for NoMemo {
     }
 
     fn record(&self, _: &[(FileStamp, RememberedFile)]) {}
-}
-
-/// Remembers for as long as it lives.
-#[derive(Debug, Default)]
-pub struct MemoryMemo(Mutex<HashMap<FileStamp, RememberedFile>>);
-
-impl MemoryMemo {
-    /// The number of files it remembers.
-    pub fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// Whether it remembers no file.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-impl FileMemo for MemoryMemo {
-    fn recall(&self, stamps: &[FileStamp]) -> Vec<Option<RememberedFile>> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stamps.iter().map(|stamp| known.get(stamp).cloned()).collect()
-    }
-
-    fn record(&self, files: &[(FileStamp, RememberedFile)]) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(files.iter().cloned());
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Trees in memory, and a store that holds them: what generated environments live in.
+//! Trees in memory, and a store that holds them: what tests write to disks, and hold against what is read there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;

@@ -1,4 +1,4 @@
-//! Store paths and where they come from: the local Nix store, or trees made in memory.
+//! Store paths, their closure and contents, and where they come from: the local Nix store, or a NAR.
 //!
 //! Everything here speaks NAR semantics alone: a store path is a tree of directories, files with an executable bit,
 //! and symbolic links, names in byte order. It knows nothing of OCI.
@@ -12,6 +12,7 @@ mod file;
 mod hash;
 mod local;
 mod memo;
+#[cfg(test)]
 mod memory;
 mod nar;
 mod nar_reader;
@@ -33,7 +34,8 @@ pub use closure::{Closure, ClosureError};
 pub use contents::Hashing;
 pub use hash::{ContentHash, InvalidContentHash, from_base64, to_base64};
 pub use local::LocalStore;
-pub use memo::{FileMemo, FileStamp, HashPart, MemoryMemo, NoMemo, RememberedFile};
+pub use memo::{FileMemo, FileStamp, HashPart, NoMemo, RememberedFile};
+#[cfg(test)]
 pub use memory::{MemoryNode, MemoryStore, MemoryTree, MemoryTreeError};
 pub use nar_reader::{NarError, read_nar};
 pub use nar_writer::NarWriter;

@@ -39,7 +39,7 @@ pub(super) struct Inventory {
     pub(super) index: u64,
     /// Whether the index cannot be used now, so that it would not learn what goes.
     pub(super) index_is_out_of_reach: bool,
-    /// Bytes of the memory of files that were hashed or written.
+    /// Bytes of what was learned at some cost, and of what is known of files that were written.
     pub(super) memory: u64,
     /// Bytes free on the file system.
     pub(super) free: u64,
@@ -144,7 +144,8 @@ pub struct GcPlan {
     pub orphans: Vec<Orphan>,
     /// The index, where it goes.
     pub index: Option<DoomedIndex>,
-    /// Bytes of the memory of files that were hashed or written, where it goes; 0 where it stays.
+    /// Bytes of what was learned at some cost and of what is known of files that were written, where that goes; 0 where it
+    /// stays.
     pub memory: u64,
     /// Bytes that the store takes before.
     pub bytes_before: u64,

@@ -9,8 +9,10 @@
 //! images/<hash>            one image's record each: which layers it has
 //! leases/<random>          one running build's each, locked by it: the keys of the layers that it uses
 //! claims/<key>             locked by the process that is making the layer
+//! pins                     names of images that no collection takes
 //! index/                   a sled database of all layers, made from the records; may be thrown away at any time
-//! memory/                  a sled database of what was learned of store paths' files; may be thrown away at any time
+//! memory/                  a sled database of what was learned at some cost, a shelf for each kind ([`Shelf`]); may be
+//!                          thrown away at any time
 //! outputs/<hash>           a file that was written and what it was given; may be thrown away at any time
 //! fetched/                 what others fetched; not the store's
 //! index.lock               held by the one process that has a database open, or collects garbage
@@ -325,7 +327,7 @@ impl LayerStore {
             if again.is_but_for_its_use(&before) {
                 again.write(&self.tmp(), &path)?;
                 crash::point("image.recorded");
-                return Ok(bytes + self.database_bytes()?);
+                return Ok(bytes + self.bytes_beside_records()?);
             }
         }
         index::with(&self.root, &held, |index| {
@@ -336,7 +338,7 @@ impl LayerStore {
             crash::point("image.recorded");
             let bytes = (index.bytes()? + length()).saturating_sub(length_before);
             index.set_bytes(bytes)?;
-            Ok(bytes + self.database_bytes()?)
+            Ok(bytes + self.bytes_beside_records()?)
         })
     }
 
@@ -406,9 +408,11 @@ impl LayerStore {
         }
     }
 
-    /// Bytes of the databases' files, and of what is remembered beside them.
-    fn database_bytes(&self) -> Result<u64, StoreError> {
-        [index::NAME, memory::NAME, outputs::NAME].iter().map(|name| inventory::tree_bytes(&self.root.join(name))).sum()
+    /// Bytes of the databases' files, of what is remembered beside them, and of what is being written, or was when its
+    /// process was killed.
+    fn bytes_beside_records(&self) -> Result<u64, StoreError> {
+        let parts = [index::NAME, memory::NAME, outputs::NAME, "tmp"];
+        parts.iter().map(|name| inventory::tree_bytes(&self.root.join(name))).sum()
     }
 
     /// Looks after builds that died: layers that they recorded may be missing from the index.

@@ -96,7 +96,7 @@ mod tests {
         assert!(store.knows_output(a, &[1; 32]) && !store.knows_output(b, &[1; 32]));
         store.remember_output(a, &[9; 32], &[2; 32]).unwrap();
         assert!(store.knows_output(a, &[2; 32]) && !store.knows_output(a, &[1; 32]));
-        assert!(store.quick_size().unwrap() >= 64, "they count");
+        assert!(store.bytes_beside_records().unwrap() >= 64, "they count");
         store.clear().unwrap();
         assert!(!store.knows_output(a, &[2; 32]));
     }

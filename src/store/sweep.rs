@@ -106,11 +106,6 @@ impl LayerStore {
         Ok((plan, grave))
     }
 
-    /// Bytes that the store takes on the disk, without looking at each layer and image.
-    pub fn quick_size(&self) -> Result<u64, StoreError> {
-        self.with_index(|index| Ok(index.bytes()? + self.database_bytes()?))
-    }
-
     /// Throws everything away but the store itself, whatever is in use.
     pub fn clear(&self) -> Result<u64, StoreError> {
         let bytes = tree_bytes(&self.root)?;

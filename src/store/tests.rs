@@ -372,15 +372,20 @@ fn pins_hold_against_any_cap() {
 }
 
 #[test]
-fn the_quick_size_is_the_size() {
+fn what_is_said_when_an_image_is_recorded_is_the_size() {
     let directory = tempfile::tempdir().unwrap();
-    let (store, _) = filled_store(directory.path());
+    let (store, records) = filled_store(directory.path());
     let blobs_records_images = ["blobs", "records", "images"]
         .map(|part| inventory::tree_bytes(&directory.path().join(part)).unwrap())
         .iter()
         .sum::<u64>();
-    let quick = store.quick_size().unwrap() - inventory::tree_bytes(&directory.path().join("index")).unwrap();
-    assert_eq!(quick, blobs_records_images);
+    let said = || {
+        let said = store.record_image(&image("first", 1, &[&records[0], &records[1]])).unwrap();
+        said - inventory::tree_bytes(&directory.path().join("index")).unwrap()
+    };
+    assert_eq!(said(), blobs_records_images);
+    std::fs::write(directory.path().join("tmp/left"), [0; 1000]).unwrap();
+    assert_eq!(said(), blobs_records_images + 1000, "what a killed process left counts");
     store.clear().unwrap();
     assert_eq!(files_below(&directory.path().join("blobs")), 0);
     assert!(store.lookup(&[key("shared")]).unwrap()[0].is_none());
@@ -526,7 +531,7 @@ fn an_image_that_is_made_again_needs_no_index_and_the_count_stays_right() {
     assert_eq!(at_hand(), Some(counted));
     std::fs::write(directory.path().join("index/db"), "garbage").unwrap();
     let size = store.record_image(&again(7)).unwrap();
-    assert_eq!(size, counted + store.database_bytes().unwrap());
+    assert_eq!(size, counted + store.bytes_beside_records().unwrap());
     assert_eq!(std::fs::read(directory.path().join("index/db")).unwrap(), b"garbage", "nobody opened it");
     assert!(store.image_rows().unwrap().iter().any(|row| row.name == "first" && row.used_at == 7));
 

@@ -13,8 +13,8 @@ use layerhold::event::Silent;
 use layerhold::image::Layer;
 use layerhold::layers::{Layers, Trouble, Workshop};
 use layerhold::nix::{
-    Closure, Hashing, LocalStore, MemoryTree, NoMemo, PathInfo, Source, SourceError, StorePath, TreeState, Visitor,
-    WalkError,
+    Closure, Hashing, LocalStore, NarWriter, NoMemo, Node, PathInfo, Source, SourceError, StorePath, TreeHasher,
+    TreeState, Visitor, WalkError,
 };
 use layerhold::outlet::{Copied, Outlet};
 use layerhold::pack::{Compression, LayerContents, Packer};
@@ -30,28 +30,40 @@ fn store_path(name: &str) -> StorePath {
     StorePath::synthetic(blake3::hash(name.as_bytes()).as_bytes(), name).unwrap()
 }
 
-/// A source that says in what state its only tree is, whatever is in it.
+/// A source that says in what state its only tree is, whatever is in it: `share/text`, with these contents.
 struct Said {
-    tree: MemoryTree,
+    contents: Vec<u8>,
     state: Mutex<Option<u8>>,
 }
 
 impl Said {
     fn new(contents: &[u8], state: Option<u8>) -> Self {
-        let mut tree = MemoryTree::new();
-        tree.file(b"share/text", false, contents).unwrap();
-        Self { tree, state: Mutex::new(state) }
+        Self { contents: contents.to_vec(), state: Mutex::new(state) }
+    }
+
+    fn show(&self, visitor: &mut dyn Visitor) -> io::Result<()> {
+        visitor.node(b"", Node::Directory)?;
+        visitor.node(b"share", Node::Directory)?;
+        let (size, mut contents) = (self.contents.len() as u64, self.contents.as_slice());
+        visitor.node(b"share/text", Node::Regular { executable: false, size, contents: &mut contents })
     }
 }
 
 impl Source for Said {
     fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
-        let (content, nar_size) = self.tree.content();
+        let mut tree = TreeHasher::new();
+        tree.directory(b"");
+        tree.directory(b"share");
+        let contents = blake3::hash(&self.contents);
+        tree.regular(b"share/text", false, self.contents.len() as u64, contents.as_bytes());
+        let mut nar = NarWriter::new(Vec::new());
+        self.show(&mut nar).unwrap();
+        let (content, nar_size) = (tree.finish(), nar.finish().unwrap().len() as u64);
         Ok(Some(PathInfo { path: path.clone(), content, nar_size, references: BTreeSet::new() }))
     }
 
     fn walk(&self, _: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
-        self.tree.walk(visitor).map_err(WalkError::Visitor)
+        self.show(visitor).map_err(WalkError::Visitor)
     }
 
     fn walk_in_state(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Option<TreeState>, WalkError> {
