@@ -81,16 +81,17 @@ fn arm_crash_point() -> Result<(), Failure> {
     Ok(())
 }
 
-/// The manual page: the tool's own, then each command's.
+/// The manual page: the tool's own, then each command's, and behind that its own commands'.
 fn manual(out: &mut Vec<u8>) -> std::io::Result<()> {
     let mut command = Cli::command();
     command.build();
-    clap_mangen::Man::new(command.clone()).render(out)?;
-    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
-        let title = format!("layerhold-{}", subcommand.get_name());
-        clap_mangen::Man::new(subcommand.clone()).title(title).render(out)?;
-    }
-    Ok(())
+    pages(&command, "layerhold".to_owned(), out)
+}
+
+fn pages(command: &clap::Command, title: String, out: &mut Vec<u8>) -> std::io::Result<()> {
+    clap_mangen::Man::new(command.clone()).title(&title).render(out)?;
+    let mut below = command.get_subcommands().filter(|below| !below.is_hide_set());
+    below.try_for_each(|below| pages(below, format!("{title}-{}", below.get_name()), out))
 }
 
 /// Prints a generated text in one piece.

@@ -23,7 +23,7 @@ const SMALL: usize = 100_000;
 /// A registry, a proxy before it, and an environment whose image goes there.
 pub(crate) struct Place {
     pub(crate) sandbox: Sandbox,
-    store: BareStore,
+    pub(crate) store: BareStore,
     environment: FloxEnv,
     pub(crate) server: RegistryServer,
     pub(crate) proxy: RegistryProxy,
@@ -42,7 +42,7 @@ impl Place {
     }
 
     /// The environment changes: one small package is another one.
-    fn change(&mut self) {
+    pub(crate) fn change(&mut self) {
         self.environment = environment(&self.sandbox, &self.store, "second");
     }
 

@@ -1,0 +1,145 @@
+//! `layerhold push`, and what dry runs say of registries: what is promised is what then happens.
+
+use std::process::Output;
+
+use serde_json::Value;
+
+use crate::registry_faults::{Place, place};
+use crate::registry_server::Setup;
+
+const REPOSITORY: &str = "team/web";
+
+/// Runs it to a good end.
+fn run(place: &Place, args: &[&str]) -> Output {
+    let mut command = place.sandbox.cmd();
+    // No login of whoever runs the tests.
+    let output = command.env("DOCKER_CONFIG", place.sandbox.path("home")).args(args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// What is printed, as an object.
+fn described(place: &Place, args: &[&str]) -> Value {
+    serde_json::from_slice(&run(place, &[args, &["--json"]].concat()).stdout).unwrap()
+}
+
+/// What a dry run prints says for people: its lines, and nothing on standard output.
+fn foretold(place: &Place, args: &[&str]) -> Vec<String> {
+    let output = run(place, &[args, &["--dry-run"]].concat());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "there is no reference to what is not there");
+    place.masked(&output).lines().map(str::to_owned).collect()
+}
+
+/// Nothing is in the registry.
+fn is_empty(place: &Place) {
+    assert_eq!(place.server.tags(REPOSITORY), [""; 0]);
+    assert_eq!(place.server.blobs(REPOSITORY), [""; 0]);
+}
+
+/// What a dry run says of its only target: the digests to send are those of layers, and the bytes theirs.
+fn to_send(dry: &Value) -> Vec<&Value> {
+    let [target] = dry["targets"].as_array().unwrap().as_slice() else { panic!("{dry:#}") };
+    let digests = target["target"]["to_send"].as_array().unwrap();
+    let layers = dry["layers"].as_array().unwrap().iter();
+    let layers: Vec<_> = layers.filter(|layer| digests.contains(&layer["digest"])).collect();
+    assert_eq!(layers.len(), digests.len(), "{dry:#}");
+    let bytes: u64 = layers.iter().map(|layer| layer["size"].as_u64().unwrap()).sum();
+    assert_eq!((&target["layers_sent"], &target["bytes_sent"]), (&layers.len().into(), &bytes.into()));
+    layers
+}
+
+/// The store paths of layers by name, those of the image's own files left out.
+fn packages(layers: &[&Value]) -> Vec<String> {
+    let paths = layers.iter().flat_map(|layer| layer["store_paths"].as_array().unwrap());
+    let names = paths.map(|path| path.as_str().unwrap()["/nix/store/".len() + 33..].to_owned());
+    let mut names: Vec<_> = names.filter(|name| !name.starts_with("environment")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn an_image_that_was_made_before_is_in_the_registry_then() {
+    let place = place!(Setup::default(), None);
+    let containerize = place.containerize();
+    let containerize: Vec<_> = containerize.iter().map(String::as_str).collect();
+    let made = described(&place, &[&containerize[..], &["-f", "image.tar", "--tag", "v1"]].concat());
+    let store = place.store.root().display().to_string();
+    let reference = place.proxy.reference("team/web:v2");
+    let push = ["push", "web:v1", &reference, "--store", &store];
+
+    let dry = described(&place, &[&push[..], &["--dry-run"]].concat());
+    assert_eq!((&dry["dry_run"], &dry["image_id"]), (&Value::Bool(true), &made["image_id"]));
+    assert_eq!(packages(&to_send(&dry)), ["large-1", "middle-1", "small-first"]);
+    let lines = foretold(&place, &push);
+    let count = dry["layers"].as_array().unwrap().len();
+    let title = "'web:v1' would be written to registry '[REGISTRY]/team/web:v2'";
+    assert!(lines[0].starts_with(&format!("{title}: {count} of {count} layers, 10.")), "{lines:#?}");
+    assert_eq!(lines.len(), 1 + count);
+    assert!(lines.iter().any(|line| line == "    9.0 MiB  large-1"), "{lines:#?}");
+    is_empty(&place);
+
+    let output = run(&place, &push);
+    let digest = place.verify_in(REPOSITORY, "v2");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(printed, format!("{}@{digest}\n", place.proxy.reference(REPOSITORY)));
+    assert_eq!(place.masked(&output), "⚡︎ 'web:v1' written to registry '[REGISTRY]/team/web:v2'\n");
+    assert_eq!(dry["manifest_digest"], digest.to_string());
+    assert_eq!(place.server.tags(REPOSITORY), ["v2"]);
+    let manifest = place.server.ask("GET", &format!("/v2/{REPOSITORY}/manifests/v2")).body;
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    assert_eq!(manifest["config"]["digest"], made["image_id"], "compressed otherwise, it is the same image");
+
+    // Without a tag it gets the one that it has; nothing has to be sent for that.
+    let nameless = place.proxy.reference(REPOSITORY);
+    let push = ["push", "web:v1", &nameless, "--store", &store];
+    let lines = foretold(&place, &push);
+    let title = "'web:v1' would be written to registry '[REGISTRY]/team/web:v1'";
+    assert_eq!(lines, [format!("{title}: 0 of {count} layers, 0 B")]);
+    assert_eq!(place.server.tags(REPOSITORY), ["v2"]);
+    let again = described(&place, &push);
+    assert_eq!((&again["layers_sent"], &again["layers_held"]), (&0.into(), &count.into()));
+    assert_eq!(place.server.tags(REPOSITORY), ["v1", "v2"]);
+    assert_eq!(place.verify_in(REPOSITORY, "v1"), digest);
+}
+
+#[test]
+fn a_dry_run_says_what_a_push_then_sends_and_for_which_packages() {
+    let mut place = place!(Setup::default(), None);
+    let reference = place.proxy.reference("team/web:v1");
+    let fields = ["image_id", "manifest_digest", "layers_sent", "bytes_sent", "layers_held", "bytes_held"];
+    let check = |place: &Place, new: &[&str], held: u64| {
+        let containerize = place.containerize();
+        let containerize: Vec<_> = containerize.iter().map(String::as_str).collect();
+        let args = [&containerize[..], &["--push", &reference]].concat();
+        let blobs = place.server.blobs(REPOSITORY);
+        let dry = described(place, &[&args[..], &["--dry-run"]].concat());
+        let layers = to_send(&dry);
+        assert_eq!(packages(&layers), new);
+        assert!(dry["bytes_held"].as_u64().unwrap() >= held, "{dry:#}");
+        assert_eq!(dry["layers"].as_array().unwrap().len() as u64, {
+            let count = |field: &str| dry[field].as_u64().unwrap();
+            count("layers_sent") + count("layers_held")
+        });
+        let lines = foretold(place, &args);
+        let heading = format!("'web:latest' would be written to registry '[REGISTRY]/{REPOSITORY}:v1': ");
+        let rest = lines[0].strip_prefix(&heading).unwrap_or_else(|| panic!("{lines:#?}"));
+        assert!(rest.starts_with(&format!("{} of {} layers, ", layers.len(), dry["layers"].as_array().unwrap().len())));
+        // A line for each layer: its bytes, and what is in it.
+        let told: Vec<_> = lines[1..].iter().map(|line| line.trim_start().rsplit_once("  ").unwrap()).collect();
+        assert_eq!(told.len(), layers.len(), "{lines:#?}");
+        for name in new {
+            assert!(told.iter().any(|(_, names)| names.split(", ").any(|told| told == *name)), "{lines:#?}");
+        }
+        assert_eq!(place.server.blobs(REPOSITORY), blobs, "nothing was sent");
+        let real = described(place, &args);
+        for field in fields {
+            assert_eq!(real[field], dry[field], "{field}");
+        }
+        place.verify_in(REPOSITORY, "v1");
+    };
+    is_empty(&place);
+    check(&place, &["large-1", "middle-1", "small-first"], 0);
+    place.change();
+    check(&place, &["small-second"], 10_000_000);
+    check(&place, &[], 10_000_000);
+}
