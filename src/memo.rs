@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::blob::{Digest, LayerKey};
 use crate::catalog::CatalogMemory;
-use crate::event::{Event, Observer};
+use crate::event::{Event, Observer, in_one_line};
 use crate::nix::{FileMemo, FileStamp, RememberedFile};
 use crate::share::ShareMemory;
 use crate::store::{LayerStore, Shelf, StoreError};
@@ -56,7 +56,7 @@ impl<'a> Memo<'a> {
             .and_then(|()| store.remember(Shelf::Sheets, &sheets))
             .and_then(|()| store.remember(Shelf::Disbelieved, &disbelieved));
         if let Err(error) = saved {
-            let message = format!("{error}: the next run hashes files and asks binary caches again");
+            let message = format!("{}: the next run hashes files and asks binary caches again", in_one_line(&error));
             self.observer.event(Event::Detail { message });
         }
     }
@@ -69,7 +69,7 @@ impl<'a> Memo<'a> {
         match self.store.map(recall) {
             Some(Ok(known)) => known,
             Some(Err(error)) => {
-                let message = format!("{error}: going on as if nothing were remembered");
+                let message = format!("{}: going on as if nothing were remembered", in_one_line(&error));
                 self.observer.event(Event::Detail { message });
                 Entries::new()
             }
@@ -147,5 +147,38 @@ impl ShareMemory for Memo<'_> {
     fn keep_belief(&self, key: &LayerKey, digest: &Digest, is_believed: bool) {
         let value = if is_believed { Vec::new() } else { DISBELIEVED.to_vec() };
         self.fresh().disbelieved.push((format!("{} {digest}", key.hex()).into_bytes(), value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Observer for Heard {
+        fn event(&self, event: Event) {
+            if let Event::Detail { message } = event {
+                self.0.lock().unwrap().push(message);
+            }
+        }
+    }
+
+    #[test]
+    fn a_store_that_fails_is_said_with_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, heard) = (LayerStore::open(directory.path()).unwrap(), Heard::default());
+        std::fs::remove_dir_all(directory.path()).unwrap();
+        let memo = Memo::new(Some(&store), &heard);
+        assert!(memo.answers().is_empty());
+        memo.keep_answer(b"question".to_vec(), b"answer".to_vec());
+        memo.save();
+        let heard = heard.0.into_inner().unwrap();
+        let why = std::io::Error::from_raw_os_error(2).to_string();
+        assert_eq!(heard.len(), 2);
+        for (message, end) in heard.iter().zip(["going on as if nothing were remembered", "asks binary caches again"]) {
+            assert!(message.contains(&format!("': {why}: ")) && message.ends_with(end), "{message}");
+        }
     }
 }

@@ -67,7 +67,7 @@ impl Config {
         let text = match std::fs::read_to_string(&file) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Failure::new(format!("cannot read '{}': {error}", file.display()), None)),
+            Err(error) => return Err(Failure::unreadable(&file, &error)),
         };
         match toml::from_str(&text) {
             Ok(config) => Ok(Some((file, config))),

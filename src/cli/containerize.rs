@@ -22,15 +22,17 @@ use super::surroundings;
 use crate::containerize::{Previous, Request, containerize};
 use crate::delivery::{DeliveryError, Runtime, TargetRequest};
 use crate::environment::{
-    ACTIVE_ENVIRONMENTS, Candidate, Choice, Remote, Selection, StartServices, Surroundings, parse_label,
+    ACTIVE_ENVIRONMENTS, Candidate, Choice, Remote, Selection, StartServices, Surroundings, System, parse_label,
 };
 use crate::error::Error;
-use crate::event::{Event, Observer};
+use crate::event::{Event, Observer, in_one_line};
 use crate::host::widen_pipe;
 use crate::image::Timestamp;
+use crate::nix::StorePath;
 use crate::outlet::Patient;
 use crate::pack::Compression;
-use crate::substitute::CacheAddress;
+use crate::store::LayerStore;
+use crate::substitute::{CacheAddress, Settings};
 
 /// Runs the command.
 pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), Failure> {
@@ -42,92 +44,27 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
     let cache = surroundings::open_cache_if_possible(progress);
     let cache_cap = cache.as_ref().map(|cache| config::cache_max_size(cache.root())).transpose()?;
     let to_stdout = args.target.file.as_ref().is_some_and(|file| file.as_os_str() == "-");
-    if args.json && to_stdout {
-        return Err(Failure::usage(
-            "standard output cannot take both the image and the JSON object",
-            Some("write the image to a file: -f image.tar".to_owned()),
-        ));
-    }
-    if to_stdout && io::stdout().is_terminal() {
-        return Err(Failure::usage(
-            "the image is not text: standard output is a terminal",
-            Some("pipe it into a program, or write it to a file: -f image.tar".to_owned()),
-        ));
+    if to_stdout {
+        check_stdout(args.json)?;
     }
 
     if args.proxy.in_proxy {
         interrupt::at_end_of_input();
     }
 
-    let systems = platforms::chosen(&args.image.platforms)?;
-    let shells = platforms::shells(&args.environment.shell, &systems)?;
+    let wanted = Wanted::read(args, progress)?;
     let surroundings = || Surroundings {
         current_dir: &current_dir,
         active_environments: active.as_deref(),
         remote: surroundings::remote_access(cache.as_ref(), args.environment.offline),
         choose: if can_ask { Some(&ask) } else { None },
     };
-    let handed = if args.proxy.in_proxy { proxy::handed_logins() } else { None };
-    let substituters = substituters::settings(&args.environment, handed, progress)?;
-    let target = TargetRequest {
-        file: args.target.file.clone(),
-        runtime: runtime(args.target.runtime.as_deref())?,
-        layout: args.target.layout.clone(),
-        push: args.target.push.clone(),
-    };
-    let previous = config::previous(&args.layers)?;
-    let directories = substituters.addresses.iter().filter_map(CacheAddress::directory);
-    let outset = proxy::Outset {
-        selection: selection(&args.environment),
-        surroundings: surroundings(),
-        target: target.clone(),
-        path: std::env::var_os("PATH"),
-        systems: systems.clone(),
-        previous: previous.clone(),
-        directories: directories.filter(|directory| directory.is_dir()).map(Into::into).collect(),
-        logins: substituters.credentials.hand_on(&substituters.addresses),
-        now: SystemTime::now(),
-    };
+    let outset = wanted.outset(args, surroundings());
     let mut stdout = Patient::new(unbuffered_stdout().map_err(Failure::output)?, progress);
     if args.proxy.proxy {
         return proxy::run(args, outset, &mut stdout, progress);
     }
-    let share = share::settings(&args.share, &args.registries, args.environment.offline)?;
-    let previous = previous.filter(|previous| may_be_asked(previous, args, progress));
-    let asked = args.target.push.iter().chain(previous.as_ref().and_then(Previous::reference));
-    let registries = registries::settings(&args.registries, asked)?;
-    let registries = registries.with_logins_of(&share.keyring.registries);
-    let request = Request {
-        environment: selection(&args.environment),
-        surroundings: surroundings(),
-        systems,
-        this_system: platforms::this_system(),
-        mode: args.environment.mode.map(Into::into),
-        store: args.environment.store.clone(),
-        substituters,
-        shells,
-        services: match (args.environment.services, args.environment.no_services) {
-            (true, _) => StartServices::Always,
-            (_, true) => StartServices::Never,
-            _ => StartServices::AsManifest,
-        },
-        target,
-        share,
-        registries,
-        path: outset.path.clone(),
-        tag: args.image.tag.clone(),
-        labels: labels(&args.image.labels)?,
-        created: created(args.image.created)?,
-        previous,
-        max_layers: usize::from(args.layers.max_layers),
-        compression: args.layers.compression.unwrap_or(match args.target.push.is_empty() {
-            true => Compression::None,
-            false => Compression::Zstd(Compression::ZSTD_LEVEL),
-        }),
-        cache: cache.as_ref(),
-        dry_run: args.dry_run,
-        now: outset.now,
-    };
+    let request = wanted.request(args, surroundings(), cache.as_ref(), outset.now, progress)?;
 
     let report = match containerize(request, &mut stdout, progress) {
         Ok(report) => report,
@@ -138,7 +75,8 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
             | Error::NotEverywhere { error: DeliveryError::Interrupted, .. },
         ) => return Err(Failure::interrupted()),
         Err(error) if proxy::may_help(std::env::consts::OS, args, &error) => {
-            progress.event(Event::Warning { message: format!("{error}; going on in a proxy container (--proxy)") });
+            let message = format!("{}; going on in a proxy container (--proxy)", in_one_line(&error));
+            progress.event(Event::Warning { message });
             return proxy::run(args, outset, &mut stdout, progress);
         }
         Err(error) => {
@@ -151,6 +89,111 @@ pub(super) fn run(args: &args::Containerize, progress: &Progress) -> Result<(), 
     }
     let told = Told { dry_run: args.dry_run, json: args.json, in_proxy: args.proxy.in_proxy, to_stdout };
     report::tell(&report, &told, started, progress)
+}
+
+/// Whether standard output can take the image.
+fn check_stdout(json: bool) -> Result<(), Failure> {
+    if json {
+        return Err(Failure::usage(
+            "standard output cannot take both the image and the JSON object",
+            Some("write the image to a file: -f image.tar".to_owned()),
+        ));
+    }
+    if io::stdout().is_terminal() {
+        return Err(Failure::usage(
+            "the image is not text: standard output is a terminal",
+            Some("pipe it into a program, or write it to a file: -f image.tar".to_owned()),
+        ));
+    }
+    Ok(())
+}
+
+/// What arguments, variables and settings say, whoever makes the image: this run, or one in a proxy container.
+struct Wanted {
+    systems: Vec<System>,
+    shells: BTreeMap<System, StorePath>,
+    substituters: Settings,
+    target: TargetRequest,
+    previous: Option<Previous>,
+}
+
+impl Wanted {
+    fn read(args: &args::Containerize, progress: &Progress) -> Result<Self, Failure> {
+        let systems = platforms::chosen(&args.image.platforms)?;
+        let shells = platforms::shells(&args.environment.shell, &systems)?;
+        let handed = if args.proxy.in_proxy { proxy::handed_logins() } else { None };
+        let substituters = substituters::settings(&args.environment, handed, progress)?;
+        let target = TargetRequest {
+            file: args.target.file.clone(),
+            runtime: runtime(args.target.runtime.as_deref())?,
+            layout: args.target.layout.clone(),
+            push: args.target.push.clone(),
+        };
+        Ok(Self { systems, shells, substituters, target, previous: config::previous(&args.layers)? })
+    }
+
+    /// For a run in a proxy container.
+    fn outset<'a>(&self, args: &args::Containerize, surroundings: Surroundings<'a>) -> proxy::Outset<'a> {
+        let directories = self.substituters.addresses.iter().filter_map(CacheAddress::directory);
+        proxy::Outset {
+            selection: selection(&args.environment),
+            surroundings,
+            target: self.target.clone(),
+            path: std::env::var_os("PATH"),
+            systems: self.systems.clone(),
+            previous: self.previous.clone(),
+            directories: directories.filter(|directory| directory.is_dir()).map(Into::into).collect(),
+            logins: self.substituters.credentials.hand_on(&self.substituters.addresses),
+            now: SystemTime::now(),
+        }
+    }
+
+    /// For this run.
+    fn request<'a>(
+        self,
+        args: &args::Containerize,
+        surroundings: Surroundings<'a>,
+        cache: Option<&'a LayerStore>,
+        now: SystemTime,
+        progress: &Progress,
+    ) -> Result<Request<'a>, Failure> {
+        let share = share::settings(&args.share, &args.registries, args.environment.offline)?;
+        let previous = self.previous.filter(|previous| may_be_asked(previous, args, progress));
+        let asked = args.target.push.iter().chain(previous.as_ref().and_then(Previous::reference));
+        let registries = registries::settings(&args.registries, asked)?;
+        let registries = registries.with_logins_of(&share.keyring.registries);
+        Ok(Request {
+            environment: selection(&args.environment),
+            surroundings,
+            systems: self.systems,
+            this_system: platforms::this_system(),
+            mode: args.environment.mode.map(Into::into),
+            store: args.environment.store.clone(),
+            substituters: self.substituters,
+            shells: self.shells,
+            services: match (args.environment.services, args.environment.no_services) {
+                (true, _) => StartServices::Always,
+                (_, true) => StartServices::Never,
+                _ => StartServices::AsManifest,
+            },
+            target: self.target,
+            share,
+            registries,
+            path: std::env::var_os("PATH"),
+            tag: args.image.tag.clone(),
+            labels: labels(&args.image.labels)?,
+            created: created(args.image.created)?,
+            previous,
+            max_layers: usize::from(args.layers.max_layers),
+            compression: args.layers.compression.unwrap_or(match args.target.push.is_empty() {
+                true => Compression::None,
+                false => Compression::Zstd(Compression::ZSTD_LEVEL),
+            }),
+            cache,
+            dry_run: args.dry_run,
+            now,
+        })
+    }
 }
 
 /// Whether the image to lay layers out on is not where nothing may be asked.

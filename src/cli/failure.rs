@@ -2,11 +2,12 @@
 
 use std::error::Error;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::interrupt;
 use super::progress::Progress;
-use crate::event::Cancelled;
+use crate::event::{Cancelled, in_one_line};
 
 /// A run that did not end well.
 #[derive(Debug)]
@@ -14,7 +15,7 @@ pub(super) struct Failure {
     error: Box<dyn Error>,
     hint: Option<String>,
     exit_code: u8,
-    /// Whether somebody else has told the user already.
+    /// Whether somebody else has told the user already, or there is nothing to tell.
     is_said: bool,
 }
 
@@ -44,28 +45,24 @@ impl Failure {
         Self::new(Cancelled, None)
     }
 
-    /// Standard output could not be written.
+    /// Standard output could not be written. That somebody stopped reading it ends a run like any other end; no other
+    /// pipe that broke does.
     pub(super) fn output(error: io::Error) -> Self {
-        Self::new(error, None)
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self { exit_code: 0, is_said: true, ..Self::new(error, None) },
+            _ => Self::new(error, None),
+        }
+    }
+
+    /// A file of the user's could not be read.
+    pub(super) fn unreadable(file: &Path, error: &io::Error) -> Self {
+        Self::new(format!("cannot read '{}': {error}", file.display()), None)
     }
 
     /// The error with what is behind it, and the hint below, for a warning about work that goes on.
     pub(super) fn as_warning(&self) -> String {
-        let cause = self.error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
         let hint = self.hint.as_ref().map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
-        format!("{}{cause}{hint}", self.error)
-    }
-
-    /// Whether somebody stopped reading: that ends a run like any other end.
-    fn is_closed_pipe(&self) -> bool {
-        let mut next: Option<&(dyn Error + 'static)> = Some(&*self.error);
-        while let Some(error) = next {
-            if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
-                return true;
-            }
-            next = error.source();
-        }
-        false
+        in_one_line(&*self.error) + &hint
     }
 
     /// Says it on standard error and gives the exit code.
@@ -73,9 +70,6 @@ impl Failure {
         if interrupt::happened() || Cancelled::caused(&*self.error) {
             progress.line("✘ interrupted");
             return ExitCode::from(interrupt::EXIT_CODE);
-        }
-        if self.is_closed_pipe() {
-            return ExitCode::SUCCESS;
         }
         if self.is_said {
             return ExitCode::from(self.exit_code);
@@ -96,5 +90,38 @@ impl Failure {
             progress.line(&format!("  hint: {hint}"));
         }
         ExitCode::from(self.exit_code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::progress::Verbosity;
+    use super::*;
+    use crate::delivery::DeliveryError;
+
+    fn exit_code(failure: Failure) -> ExitCode {
+        failure.report(&Progress::new(Verbosity::Quiet, interrupt::flag()))
+    }
+
+    #[test]
+    fn only_a_reader_of_standard_output_may_go_away() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert_eq!(exit_code(Failure::output(broken())), ExitCode::SUCCESS);
+        assert_eq!(exit_code(Failure::output(io::ErrorKind::StorageFull.into())), ExitCode::FAILURE);
+        // A connection, or a child's standard input.
+        assert_eq!(exit_code(Failure::new(broken(), None)), ExitCode::FAILURE);
+        let written = DeliveryError::Write { path: "image.tar".into(), source: broken() };
+        assert_eq!(exit_code(Failure::new(written, None)), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn a_warning_has_all_that_is_behind_it() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Error(&'static str, #[source] Option<Box<Error>>);
+        let behind = Error("there is no room", None);
+        let error = Error("the cache failed", Some(Box::new(Error("cannot write 'x'", Some(Box::new(behind))))));
+        let warning = Failure::new(error, Some("make room".to_owned())).as_warning();
+        assert_eq!(warning, "the cache failed: cannot write 'x': there is no room\n  hint: make room");
     }
 }

@@ -15,7 +15,7 @@ pub(super) fn settings<'r>(
 ) -> Result<Settings, Failure> {
     let mut certificates = Vec::new();
     for file in &args.registry_ca {
-        let bytes = fs::read(file).map_err(|error| unreadable(file, &error))?;
+        let bytes = fs::read(file).map_err(|error| Failure::unreadable(file, &error))?;
         if !bytes.windows(BEGIN.len()).any(|window| window == BEGIN) {
             let hint = "--registry-ca takes a file of certificates in PEM: -----BEGIN CERTIFICATE-----".to_owned();
             return Err(Failure::new(format!("there is no certificate in '{}'", file.display()), Some(hint)));
@@ -28,7 +28,7 @@ pub(super) fn settings<'r>(
     for host in hosts {
         for directory in certificate_directories() {
             for file in certificates_in(&directory.join(host)) {
-                append(&mut certificates, &fs::read(&file).map_err(|error| unreadable(&file, &error))?);
+                append(&mut certificates, &fs::read(&file).map_err(|error| Failure::unreadable(&file, &error))?);
             }
         }
     }
@@ -73,8 +73,4 @@ fn certificates_in(directory: &Path) -> Vec<PathBuf> {
 fn append(certificates: &mut Vec<u8>, more: &[u8]) {
     certificates.extend_from_slice(more);
     certificates.push(b'\n');
-}
-
-fn unreadable(file: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(format!("cannot read '{}': {error}", file.display()), None)
 }

@@ -66,8 +66,7 @@ fn public_key(text: &str) -> Result<PublicKey, Failure> {
 }
 
 fn secret_key(file: &Path) -> Result<SecretKey, Failure> {
-    let text = fs::read_to_string(file)
-        .map_err(|error| Failure::new(format!("cannot read '{}': {error}", file.display()), None))?;
+    let text = fs::read_to_string(file).map_err(|error| Failure::unreadable(file, &error))?;
     let hint = "make one: layerhold cache key NAME FILE".to_owned();
     text.parse().map_err(|error: crate::share::InvalidSecretKey| {
         Failure::new(format!("'{}': {error}", file.display()), Some(hint))

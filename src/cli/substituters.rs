@@ -175,14 +175,10 @@ fn text_if_there(file: &Path) -> Result<Option<String>, Failure> {
     match fs::read(file) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unreadable(file, &error)),
+        Err(error) => Err(Failure::unreadable(file, &error)),
     }
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-    fs::read(file).map_err(|error| unreadable(file, &error))
-}
-
-fn unreadable(file: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(format!("cannot read '{}': {error}", file.display()), None)
+    fs::read(file).map_err(|error| Failure::unreadable(file, &error))
 }

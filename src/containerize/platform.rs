@@ -12,7 +12,7 @@ use crate::environment::{
     Package, RealiseError, Realised, Service, System,
 };
 use crate::error::Error;
-use crate::event::{Event, Observer, Stage};
+use crate::event::{Event, Observer, Stage, in_one_line};
 use crate::image::{ImageName, ImageSpec};
 use crate::nix::{Closure, ClosureError, PathInfo, Source, StorePath};
 use crate::pack::LayerContents;
@@ -141,8 +141,8 @@ impl Ingredients {
             Ok(found) => found,
             Err(error) => {
                 let names: Vec<_> = wanted.iter().map(|basic| basic.name()).collect();
-                let message =
-                    format!("the image goes without {}: Flox's catalog was not asked: {error}", names.join(", "));
+                let (names, why) = (names.join(", "), in_one_line(&error));
+                let message = format!("the image goes without {names}: Flox's catalog was not asked: {why}");
                 observer.event(Event::Warning { message: say(message) });
                 return;
             }
@@ -154,7 +154,10 @@ impl Ingredients {
                 Some(path) => match nix.path_info(path) {
                     Ok(Some(_)) => (format!("{name} beside the environment's packages: '{path}'"), Some(path.clone())),
                     Ok(None) => (format!("{name} would be '{path}', which is nowhere to be had"), None),
-                    Err(error) => (format!("{name} would be '{path}', which cannot be had: {error}"), None),
+                    Err(error) => {
+                        let why = in_one_line(&error);
+                        (format!("{name} would be '{path}', which cannot be had: {why}"), None)
+                    }
                 },
             };
             let from = found.other_revisions.get(&basic).filter(|_| path.is_some());

@@ -14,7 +14,7 @@ use super::memory::CacheMemory;
 use super::nar::{self, NarFailure, Origin};
 use super::narinfo::NarInfo;
 use super::settings::Settings;
-use crate::event::{Event, Observer};
+use crate::event::{Event, Observer, in_one_line};
 use crate::http::{Client, FetchError, Patience, until_cancelled};
 use crate::nix::{ContentHash, Node, PathInfo, Skeleton, Source, SourceError, StorePath, Visitor, WalkError};
 
@@ -257,8 +257,8 @@ impl<'a> Caches<'a> {
     fn give_up(&self, cache: &Cache, error: SubstituteError) -> Arc<SubstituteError> {
         let error = Arc::new(error);
         if cache.give_up(&error) && self.caches.len() > 1 {
-            let cause = std::error::Error::source(&*error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            self.observer.event(Event::Warning { message: format!("{error}{cause}; going on without it") });
+            let message = format!("{}; going on without it", in_one_line(&*error));
+            self.observer.event(Event::Warning { message });
         }
         error
     }

@@ -195,6 +195,9 @@ fn a_catalog_that_does_not_help_leaves_the_error_of_an_environment_without_bash(
     let warning = "the image goes without bash, coreutils, certificates: Flox's catalog was not asked: \
                    the server answered with status 503";
     assert!(text.contains(warning), "{text}");
+    *catalog.state.status.lock().unwrap() = Some(200);
+    let text = said(project.command(&catalog).assert().failure());
+    assert!(text.contains("was not asked: its answer cannot be read: missing field `items`"), "{text}");
     catalog.asked();
     let text = said(project.command(&catalog).arg("--offline").assert().failure());
     assert!(text.contains("it is not asked with --offline, and has not been asked before"), "{text}");
