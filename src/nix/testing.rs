@@ -18,6 +18,10 @@ use super::{
 };
 use crate::event::Silent;
 
+#[path = "../../tests/it/skips.rs"]
+mod skips;
+pub(super) use skips::skip_this;
+
 /// Files are hashed and never remembered.
 pub(super) const FORGETFUL: Hashing<'static> =
     Hashing { memo: &NoMemo, observer: &Silent, now: SystemTime::UNIX_EPOCH };

@@ -15,6 +15,8 @@ use layerhold::event::Silent;
 use layerhold::image::{Image, ImageName, ImageSpec, Images, Layer, LayerMediaType};
 use layerhold::outlet::Outlet;
 
+use crate::peers::skip_this;
+
 /// Blobs in memory.
 #[derive(Default)]
 pub(crate) struct Blobs(BTreeMap<Digest, Vec<u8>>);
@@ -80,17 +82,15 @@ impl Blobs {
     }
 }
 
-/// Whether these programs are there. In CI they must be; elsewhere their absence is a visible skip.
+/// Whether these programs are there; else the test is skipped.
 pub(crate) fn have(programs: &[&str]) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let absent: Vec<_> =
-        programs.iter().filter(|program| !std::env::split_paths(&path).any(|dir| dir.join(program).exists())).collect();
-    if absent.is_empty() {
-        return true;
+    let is_there = |program: &&str| std::env::split_paths(&path).any(|dir| dir.join(program).exists());
+    let absent: Vec<&str> = programs.iter().copied().filter(|program| !is_there(program)).collect();
+    if !absent.is_empty() {
+        skip_this(&absent.join(" and no "));
     }
-    assert!(std::env::var_os("CI").is_none_or(|value| value != "true"), "not installed: {absent:?}");
-    eprintln!("SKIPPED: not installed: {absent:?}");
-    false
+    absent.is_empty()
 }
 
 fn accepts(client: &RuntimeClient, media_type: LayerMediaType) -> Result<(), DeliveryError> {
@@ -472,8 +472,7 @@ fn a_full_disk_leaves_what_was_there() {
     let dir = disk.0.path();
     let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(dir).output().unwrap();
     if !mount.status.success() {
-        eprintln!("SKIPPED: may not mount: {}", String::from_utf8_lossy(&mount.stderr));
-        return;
+        return skip_this("right to mount");
     }
     let mut blobs = Blobs::default();
     // busybox alone is larger.

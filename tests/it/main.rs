@@ -15,6 +15,7 @@ mod registry_proxy;
 mod registry_server;
 mod registry_tokens;
 mod sandbox;
+mod skips;
 mod stand_in;
 mod terminal;
 

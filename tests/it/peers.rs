@@ -1,9 +1,7 @@
 //! The programs that the product has to get along with, as far as they are there.
 //!
-//! `scripts/test` installs and starts them. In CI an absent one fails the test; elsewhere the test says that it is
-//! skipped, and the script lists it.
+//! `scripts/test` installs and starts them. What becomes of a test whose peer is absent, `skips.rs` says.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -19,17 +17,7 @@ macro_rules! peer {
 }
 pub(crate) use peer;
 
-/// Says that a test did nothing; fails it in CI.
-pub(crate) fn skip(peer: &str, place: &str) {
-    let test = place.trim_end_matches("::{{closure}}");
-    assert!(std::env::var_os("CI").is_none(), "{test} needs {peer}, and it is not there; run scripts/test");
-    eprintln!("SKIPPED: no {peer}");
-    if let Some(list) = std::env::var_os("LAYERHOLD_TEST_SKIPS") {
-        let mut list = std::fs::File::options().append(true).create(true).open(list).unwrap();
-        // One write, so that lines of processes do not mix.
-        list.write_all(format!("  {test}: no {peer}\n").as_bytes()).unwrap();
-    }
-}
+pub(crate) use crate::skips::{skip, skip_this};
 
 /// Nix, with the store that it has built for the tests.
 pub(crate) use crate::nix_fixture::nix;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::archive::{Archive, Platforms};
 use crate::containerize::containerize;
 use crate::flox_fixture::{BareStore, FloxEnv, Tree};
-use crate::peers::{LoadedImage, Peer, peer, unique_name};
+use crate::peers::{LoadedImage, Peer, peer, skip_this, unique_name};
 use crate::registry_proxy::{Fault, RegistryProxy, Request};
 use crate::registry_server::Setup;
 use crate::sandbox::Sandbox;
@@ -526,7 +526,9 @@ fn only_what_is_new_goes_in(runtime: Peer) {
     let project = Project::new(&unique_name("previous"));
     project.sandbox.provide(runtime.program);
     let image = LoadedImage::new(runtime, format!("{}:latest", project.name));
-    let (Some(bash), Some(tools)) = (project.store.add_bash(), project.store.add_tools()) else { return };
+    let (Some(bash), Some(tools)) = (project.store.add_bash(), project.store.add_tools()) else {
+        return skip_this("bash-static and busybox-static");
+    };
     let small = project.store.add("small", &Tree::new().program("bin/small", "small"));
     let added = project.package("added", 3);
     let run = |more: &[&str], args: &[&str]| -> Value {
