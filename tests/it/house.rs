@@ -68,21 +68,45 @@ impl SourceFile {
 
     /// The lines that are code, numbered.
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.text
-            .lines()
-            .enumerate()
-            .map(|(at, line)| (at + 1, line))
-            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        self.text.lines().enumerate().map(|(at, line)| (at + 1, line)).filter(|(_, line)| !is_comment(line))
     }
 
-    /// The lines of code that are not tests: those before a module of tests in the file, none of a file of tests.
-    fn product(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.code().take_while(move |(_, line)| !self.is_tests && !line.starts_with("#[cfg(test)]"))
+    /// The lines of code that are not tests: those outside of items for tests, none of a file of tests.
+    fn product(&self) -> Vec<(usize, &str)> {
+        let text = if self.is_tests { "" } else { &self.text };
+        outside_tests(text).into_iter().filter(|(_, line)| !is_comment(line)).collect()
     }
 
     fn place(&self, line: usize) -> String {
         format!("{}:{line}", self.path.strip_prefix(root()).unwrap().display())
     }
+}
+
+fn is_comment(line: &str) -> bool {
+    line.trim_start().starts_with("//")
+}
+
+/// The lines of a text, numbered, without the items that are compiled for tests alone. An item that rustfmt has laid out
+/// ends on its first line, or with a line that closes it and is indented as it is.
+fn outside_tests(text: &str) -> Vec<(usize, &str)> {
+    let mut outside = Vec::new();
+    let mut lines = (1..).zip(text.lines());
+    while let Some((number, line)) = lines.next() {
+        let code = line.trim_start();
+        if !code.starts_with("#[cfg(test)]") {
+            outside.push((number, line));
+            continue;
+        }
+        let indent = &line[..line.len() - code.len()];
+        let item = |line: &&str| !line.trim_start().starts_with("#[") && !is_comment(line);
+        let first = lines.by_ref().map(|(_, line)| line).find(item).unwrap_or_default();
+        if first.ends_with([';', '}', ',']) {
+            continue;
+        }
+        let closes = |line: &str| line.strip_prefix(indent).is_some_and(|code| code.starts_with(['}', ')', ']']));
+        let _ = lines.find(|(_, line)| closes(line) && line.ends_with([';', '}', ',']));
+    }
+    outside
 }
 
 fn root() -> &'static Path {
@@ -102,27 +126,28 @@ fn sources() -> Vec<SourceFile> {
     files_below(&root().join("src"), &mut files);
     files.sort();
     let texts: Vec<_> = files.iter().map(|path| fs::read_to_string(path).unwrap()).collect();
-    let of_tests: BTreeSet<_> = texts.iter().flat_map(|text| test_modules(text)).collect();
-    let is_tests = |path: &Path| of_tests.contains(path.file_stem().unwrap().to_str().unwrap());
     let files: Vec<_> = files.into_iter().zip(texts).collect();
+    let of_tests: Vec<_> = files.iter().flat_map(|(path, text)| test_modules(path, text)).collect();
+    let is_tests = |path: &Path| of_tests.iter().any(|module| path.with_extension("").starts_with(module));
     let files: Vec<_> =
         files.into_iter().map(|(path, text)| SourceFile { is_tests: is_tests(&path), path, text }).collect();
     assert!(files.len() > 10);
     files
 }
 
-/// The files, without `.rs`, that a text declares as modules of tests.
-fn test_modules(text: &str) -> Vec<String> {
+/// Where the modules of tests lie that a file declares, without `.rs`; those below them lie in a directory of that name.
+fn test_modules(file: &Path, text: &str) -> Vec<PathBuf> {
+    let (place, stem) = (file.parent().unwrap(), file.file_stem().unwrap().to_str().unwrap());
+    let own = if ["mod", "lib", "main"].contains(&stem) { place.to_owned() } else { place.join(stem) };
     let behind = text.split("#[cfg(test)]\n").skip(1);
     let declared = behind.filter_map(|behind| {
-        let mut lines = behind.lines();
-        let first = lines.next()?.trim();
+        let first = behind.lines().next()?.trim();
         match first.strip_prefix("#[path = \"") {
-            Some(path) => path.strip_suffix(".rs\"]"),
-            None => first.trim_start_matches("pub(crate) ").strip_prefix("mod ")?.strip_suffix(';'),
+            Some(path) => Some(place.join(path.strip_suffix(".rs\"]")?)),
+            None => Some(own.join(first.split_once("mod ")?.1.strip_suffix(';')?)),
         }
     });
-    declared.map(str::to_owned).collect()
+    declared.collect()
 }
 
 /// The modules that a line of code names as `crate::module` or `crate::{a, b::c}`.
@@ -170,6 +195,75 @@ fn names_of_modules_are_found_in_every_form_of_use() {
 }
 
 #[test]
+fn what_stands_behind_a_test_is_product_again() {
+    let text = "\
+mod a;
+#[cfg(test)]
+mod b;
+#[cfg(test)]
+#[path = \"c_tests.rs\"]
+pub(crate) mod c;
+mod d;
+
+fn e() {
+    #[cfg(test)]
+    f(
+        1,
+    );
+    g();
+}
+
+#[cfg(test)]
+mod tests {
+    fn h() {
+    }
+}
+
+fn i() {}
+";
+    let lines = outside_tests(text).into_iter().filter(|(_, line)| !line.is_empty());
+    let lines: Vec<_> = lines.map(|(number, line)| format!("{number} {line}")).collect();
+    assert_eq!(lines, ["1 mod a;", "7 mod d;", "9 fn e() {", "14     g();", "15 }", "23 fn i() {}"]);
+}
+
+#[test]
+fn modules_of_tests_are_known_by_where_they_lie() {
+    let text = "mod a;\n#[cfg(test)]\npub(crate) mod b;\n#[cfg(test)]\n#[path = \"c_tests.rs\"]\nmod tests;\n";
+    let modules = |file: &str| test_modules(Path::new(file), text);
+    assert_eq!(modules("src/x/mod.rs"), [Path::new("src/x/b"), Path::new("src/x/c_tests")]);
+    assert_eq!(modules("src/x/y.rs"), [Path::new("src/x/y/b"), Path::new("src/x/c_tests")]);
+    let files = sources();
+    let is_tests = |path: &str| files.iter().find(|file| file.path == root().join(path)).unwrap().is_tests;
+    assert!(is_tests("src/nix/memory.rs") && is_tests("src/nix/walk/tests.rs"));
+    assert!(!is_tests("src/store/memory.rs") && !is_tests("src/substitute/memory.rs"));
+}
+
+/// A word that no line may have is of use only if it is in the forms in which what it stands for is written.
+#[test]
+fn the_environment_is_found_in_every_form_of_use() {
+    for line in [
+        "std::env::var(\"A\")",
+        "env::var_os(\"A\")",
+        "use std::env::{self, var_os};",
+        "for variable in env::vars_os() {}",
+        "env::current_dir()",
+        "env::set_var(\"A\", \"b\")",
+    ] {
+        assert!(WORLD.iter().any(|word| line.contains(word)), "{line}");
+    }
+    for line in ["environment::vars::Vars", "std::env::split_paths(path?)", "env!(\"CARGO_MANIFEST_DIR\")"] {
+        assert!(!WORLD.iter().any(|word| line.contains(word)), "{line}");
+    }
+}
+
+#[test]
+fn the_way_through_the_code_lists_all_modules_in_their_order() {
+    let text = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | ").map(|(module, _)| module));
+    assert_eq!(rows.collect::<Vec<_>>(), ORDER);
+}
+
+#[test]
 fn imports_point_one_way() {
     let rank = |module: &str| ORDER.iter().position(|name| *name == module);
     let mut wrong = Vec::new();
@@ -206,25 +300,31 @@ fn lines_with(words: &[&str], applies: impl Fn(&str) -> bool) -> Vec<String> {
     found
 }
 
+/// What the world around shows in code.
+const WORLD: &[&str] = &[
+    "env::var",
+    "env::{",
+    "env::set_var",
+    "env::remove_var",
+    "env::current_dir",
+    "env::set_current_dir",
+    "env::temp_dir",
+    "env::args",
+    "env::home_dir",
+    "SystemTime::now",
+    "Instant::now",
+    "process::exit",
+    "stdout()",
+    "stderr()",
+    "stdin()",
+    "println!",
+    "eprint!",
+];
+
 #[test]
 fn only_the_command_line_touches_the_world_around() {
-    let words = [
-        "std::env::var",
-        "env::vars",
-        "env::current_dir",
-        "env::temp_dir",
-        "env::args",
-        "env::home_dir",
-        "SystemTime::now",
-        "Instant::now",
-        "process::exit",
-        "stdout()",
-        "stderr()",
-        "stdin()",
-        "println!",
-        "eprint!",
-    ];
-    assert_eq!(lines_with(&words, |module| module != "cli"), Vec::<String>::new());
+    assert_eq!(lines_with(WORLD, |module| module != "cli"), Vec::<String>::new());
+    assert!(!lines_with(WORLD, |module| module == "cli").is_empty());
 }
 
 #[test]
@@ -315,6 +415,16 @@ fn every_test_file_takes_part() {
         let name = entry.unwrap().file_name();
         assert!(name == "it" || name == "fuzz", "integration tests are one binary, fuzz targets another workspace");
     }
+}
+
+/// In CI a test whose peer is absent fails, whichever it is.
+#[test]
+fn one_place_says_what_becomes_of_a_test_that_cannot_run() {
+    let mut files = Vec::new();
+    ["src", "tests/it"].iter().for_each(|dir| files_below(&root().join(dir), &mut files));
+    let question = format!("(\"{}\")", "CI");
+    files.retain(|file| fs::read_to_string(file).unwrap().contains(&question));
+    assert_eq!(files, [root().join("tests/it/skips.rs")]);
 }
 
 #[test]
