@@ -10,7 +10,6 @@ use crate::environment::{ActivateMode, RemoteName, System};
 use crate::pack::Compression;
 use crate::plan;
 use crate::registry::Reference;
-use crate::share::ShareAddress;
 
 /// Export Flox and Nix environments as OCI container images, and do it again almost for free
 ///
@@ -220,13 +219,14 @@ pub(super) struct RegistryArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Shared cache")]
 pub(super) struct ShareArgs {
+    // Addresses are read later: clap would repeat one that is none, and a secret in it.
     /// Cache to look layers up in that are not known here: a repository of a registry, s3://BUCKET/PREFIX,
     /// gs://BUCKET/PREFIX or file:///DIR; repeat for more
     #[arg(long, value_name = "CACHE", env = "LAYERHOLD_CACHE_FROM", value_delimiter = ',', hide_env_values = true)]
-    pub(super) cache_from: Vec<ShareAddress>,
+    pub(super) cache_from: Vec<String>,
     /// The same, which is also given the layers that are made here
     #[arg(long, value_name = "CACHE", env = "LAYERHOLD_CACHE_TO", value_delimiter = ',', hide_env_values = true)]
-    pub(super) cache_to: Vec<ShareAddress>,
+    pub(super) cache_to: Vec<String>,
     /// Key whose entries count, instead of all that somebody could write there; repeat for more
     #[arg(long, value_name = "NAME:KEY")]
     pub(super) cache_trust: Vec<String>,
@@ -381,7 +381,7 @@ pub(super) struct GcArgs {
     pub(super) keep: Vec<String>,
     /// Tidy a shared cache instead: remove what no image needs that a tag still leads to
     #[arg(long, value_name = "CACHE", conflicts_with_all = ["max_size", "min_free"])]
-    pub(super) remote: Option<ShareAddress>,
+    pub(super) remote: Option<String>,
     #[command(flatten)]
     pub(super) registries: RegistryArgs,
     /// Only say what would go

@@ -32,8 +32,8 @@ pub(super) fn run(command: &CacheCommand, progress: &Progress) -> Result<(), Fai
     match command {
         CacheCommand::Key { name, file } => return share::make_key(name, file),
         CacheCommand::Gc(args) => {
-            if let Some(address) = &args.remote {
-                return share::gc(address, args, progress);
+            if let Some(remote) = &args.remote {
+                return share::gc(remote, args, progress);
             }
         }
         _ => {}

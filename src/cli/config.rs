@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::size;
 use super::surroundings::{config_home, variable};
 use crate::containerize::Previous;
+use crate::http::without_login;
 
 /// Most bytes that the layer store takes unless somebody says otherwise.
 const DEFAULT_CACHE_SIZE: u64 = 20 << 30;
@@ -71,7 +72,12 @@ impl Config {
         };
         match toml::from_str(&text) {
             Ok(config) => Ok(Some((file, config))),
-            Err(error) => Err(invalid(&file, error.to_string().trim_end())),
+            Err(error) => {
+                // The line that is wrong is shown, and what it has; an address there may hold a login.
+                let said = error.to_string();
+                let said: String = said.split_inclusive(char::is_whitespace).map(without_login).collect();
+                Err(invalid(&file, said.trim_end()))
+            }
         }
     }
 }

@@ -22,8 +22,10 @@ mod table;
 
 use std::process::ExitCode;
 
+use clap::error::ContextValue;
 use clap::{Arg, CommandFactory, FromArgMatches};
 
+use crate::http::without_login;
 use crate::{crash, host};
 use args::{Cli, Command};
 use failure::Failure;
@@ -38,10 +40,11 @@ pub fn run() -> ExitCode {
         match parsed.and_then(|matches| Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut grammar))) {
             Ok(cli) => cli,
             Err(error) => {
+                let exit_code = u8::try_from(error.exit_code()).unwrap_or(2);
                 // clap knows which of help, version and error goes where, and what that exits with. A reader that has
                 // gone away is no failure.
-                let _ = error.print();
-                return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+                let _ = without_logins(error).print();
+                return ExitCode::from(exit_code);
             }
         };
     let verbosity = match (cli.general.quiet, cli.general.verbose) {
@@ -71,6 +74,23 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     let is_empty = |arg: &Arg| arg.get_env().is_some_and(|name| surroundings::variable(name).is_none());
     let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(None::<&'static str>) } else { arg });
     command.mut_subcommands(without_empty_variables)
+}
+
+/// clap repeats what it could not take; a login in that is nobody's to read.
+fn without_logins(mut error: clap::Error) -> clap::Error {
+    let told = |value: &ContextValue| match value {
+        ContextValue::String(text) => Some(ContextValue::String(without_login(text))),
+        ContextValue::Strings(texts) => {
+            let texts = texts.iter().map(|text| without_login(text));
+            Some(ContextValue::Strings(texts.collect()))
+        }
+        _ => None,
+    };
+    let told: Vec<_> = error.context().filter_map(|(kind, value)| Some((kind, told(value)?))).collect();
+    for (kind, value) in told {
+        error.insert(kind, value);
+    }
+    error
 }
 
 /// In a debug build `LAYERHOLD_CRASH_AT` makes the process kill itself at a named point: for tests.

@@ -31,7 +31,7 @@ pub(super) fn settings(args: &ShareArgs, registries: &RegistryArgs, offline: boo
     };
     let named = !args.cache_from.is_empty() || !args.cache_to.is_empty();
     let (mut from, mut to) = match named {
-        true => (args.cache_from.clone(), args.cache_to.clone()),
+        true => (of_option("--cache-from", &args.cache_from)?, of_option("--cache-to", &args.cache_to)?),
         false => (of_file(&own.from)?, of_file(&own.to)?),
     };
     if offline {
@@ -48,6 +48,18 @@ pub(super) fn settings(args: &ShareArgs, registries: &RegistryArgs, offline: boo
         keyring: if all.is_empty() { Keyring::default() } else { keyring(registries, &all)? },
         from,
         to,
+    })
+}
+
+fn of_option(option: &str, texts: &[String]) -> Result<Vec<ShareAddress>, Failure> {
+    texts.iter().map(|text| address(option, text)).collect()
+}
+
+/// The address that an option, or its variable, has.
+fn address(option: &str, text: &str) -> Result<ShareAddress, Failure> {
+    text.parse().map_err(|error: InvalidShareAddress| {
+        let hint = error.hint();
+        Failure::usage(format!("{option}: {error}"), Some(hint))
     })
 }
 
@@ -100,11 +112,12 @@ struct NotTidied {
 }
 
 /// `layerhold cache gc --remote`.
-pub(super) fn gc(address: &ShareAddress, args: &GcArgs, progress: &Progress) -> Result<(), Failure> {
+pub(super) fn gc(remote: &str, args: &GcArgs, progress: &Progress) -> Result<(), Failure> {
+    let address = address("--remote", remote)?;
     let policy =
         GarbagePolicy { older_than: args.older_than, keep_last: args.keep_last, keep: args.keep.clone(), now: now() };
-    let keyring = keyring(&args.registries, &[address])?;
-    let garbage = crate::share::collect(address, keyring, &policy, args.dry_run, progress).map_err(|source| {
+    let keyring = keyring(&args.registries, &[&address])?;
+    let garbage = crate::share::collect(&address, keyring, &policy, args.dry_run, progress).map_err(|source| {
         let hint = source.hint();
         Failure::new(NotTidied { address: address.clone(), source }, hint)
     })?;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::http::without_login;
+
 /// The longest owner or name: each becomes a part of a file's name.
 const LONGEST: usize = 100;
 
@@ -58,7 +60,8 @@ impl FromStr for RemoteName {
     type Err = InvalidRemoteName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidRemoteName(text.to_owned());
+        // Where somebody took it for an address, a login may stand in it.
+        let invalid = || InvalidRemoteName(if text.contains("://") { without_login(text) } else { text.to_owned() });
         let (owner, name) = text.split_once('/').ok_or_else(invalid)?;
         Self::new(owner, name).map_err(|_| invalid())
     }

@@ -3,6 +3,7 @@
 mod client;
 mod error;
 mod fetch;
+mod login;
 mod objects;
 
 use std::future::Future;
@@ -17,6 +18,7 @@ pub(crate) use client::{Client, SharedClient};
 pub use error::FetchError;
 pub(crate) use error::{answered, from_object_store, from_reqwest, tls_error};
 pub(crate) use fetch::{Download, Patience, small_file, until_cancelled};
+pub(crate) use login::without_login;
 pub(crate) use objects::{Bucket, BucketKeys, Objects, open_google_bucket};
 
 /// The bytes of a file, or of its rest.

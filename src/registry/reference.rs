@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::blob::Digest;
+use crate::http::without_login;
 
 const DOCKER_HUB: &str = "docker.io";
 /// Where Docker Hub answers.
@@ -19,7 +20,7 @@ pub struct Reference {
     has_own_tag: bool,
 }
 
-/// A text that names nothing in a registry.
+/// A text that names nothing in a registry; it is kept without a login, if somebody has put one there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("'{text}' is not a name in a registry: {reason}")]
 pub struct InvalidReference {
@@ -84,7 +85,7 @@ impl FromStr for Reference {
     type Err = InvalidReference;
 
     fn from_str(text: &str) -> Result<Self, InvalidReference> {
-        let invalid = |reason: &str| InvalidReference { text: text.to_owned(), reason: reason.to_owned() };
+        let invalid = |reason: &str| InvalidReference { text: without_login(text), reason: reason.to_owned() };
         // What people copy from a browser, or from skopeo.
         if text.contains("://") {
             return Err(invalid("it is an address, with a scheme before it"));
@@ -216,6 +217,15 @@ mod tests {
     fn what_names_nothing_is_refused() {
         for text in ["", "https://registry.example/app", "registry.example/App", "registry.example/app:", "a b"] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_login_in_what_names_nothing_is_not_repeated() {
+        for text in ["https://id:s3cret@registry.example/app", "id:s3cret@registry.example/app", "s3cret@app"] {
+            let error = text.parse::<Reference>().unwrap_err();
+            let said = format!("{error} {error:?}");
+            assert!(said.contains("...@") && !said.contains("s3cret"), "{said}");
         }
     }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use url::Url;
 
-use crate::http::Bucket;
+use crate::http::{Bucket, without_login};
 use crate::registry::{InvalidReference, Reference};
 
 /// The address of a shared cache: a repository of a registry, or a place in an object store.
@@ -81,11 +81,16 @@ impl FromStr for ShareAddress {
             let text = reference.name();
             return Ok(Self { place: Place::Registry(reference), text });
         }
-        let malformed = |reason| InvalidShareAddress::Malformed { text: shown.clone(), reason };
-        let url = Url::parse(text).map_err(|_| malformed("it is no address at all"))?;
+        let told = without_login(text).split(['?', '#']).next().unwrap_or_default().to_owned();
+        let malformed = |reason| InvalidShareAddress::Malformed { text: told.clone(), reason };
+        // A comma in a password cuts it into two addresses: of one that is none only the kind is told.
+        let of_kind = |reason| InvalidShareAddress::Malformed {
+            text: format!("{}://...", told.split("://").next().unwrap_or_default()),
+            reason,
+        };
+        let url = Url::parse(text).map_err(|_| of_kind("it is no address at all"))?;
         if !url.username().is_empty() || url.password().is_some() {
-            let reason = "it has a user in it; keys come from the environment or a file";
-            return Err(InvalidShareAddress::Malformed { text: url.scheme().to_owned() + "://...", reason });
+            return Err(of_kind("it has a user in it; keys come from the environment or a file"));
         }
         let prefix = || url.path().trim_matches('/').to_owned();
         let host = || url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| malformed("it names no bucket"));
@@ -135,6 +140,9 @@ mod tests {
             ("https://registry.example/cache", "s3://, gs:// and file:// are"),
             ("s3://", "it names no bucket"),
             ("s3://id:s3cret@bucket", "it has a user in it"),
+            ("s3://id:s3cret", "it is no address at all"),
+            ("id:s3cret@s3://bucket", "s3://, gs:// and file:// are"),
+            ("s3cret@registry.example/cache", "is not a name in a registry"),
             ("registry.example/Cache", "is not a name in a registry"),
         ] {
             let error = text.parse::<ShareAddress>().unwrap_err().to_string();

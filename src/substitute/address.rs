@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use url::Url;
 
-use crate::http::Bucket;
+use crate::http::{Bucket, without_login};
 
 /// The address of a binary cache, with what its parameters say of it (Nix manual, "Store types").
 #[derive(Clone, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl FromStr for CacheAddress {
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
         let malformed = |reason: String| InvalidAddress::Malformed { text: without_secrets(text), reason };
         if !text.contains("://") {
-            return Err(InvalidAddress::Kind { text: text.to_owned() });
+            return Err(InvalidAddress::Kind { text: without_secrets(text) });
         }
         let mut url = Url::parse(text).map_err(|error| malformed(error.to_string()))?;
         let parameters: Vec<(String, String)> = url.query_pairs().into_owned().collect();
@@ -114,7 +114,8 @@ fn without_secrets(text: &str) -> String {
             let _ = (url.set_username(""), url.set_password(None));
             url.to_string()
         }
-        _ => text.to_owned(),
+        Ok(url) if !url.cannot_be_a_base() => text.to_owned(),
+        _ => without_login(text),
     }
 }
 
@@ -147,6 +148,7 @@ mod tests {
         None,
         false
     )]
+    #[case("file:///var/cache@home", "file:///var/cache@home", None, false)]
     fn addresses_are_read_and_shown(
         #[case] text: &str,
         #[case] shown: &str,
@@ -170,5 +172,15 @@ mod tests {
     )]
     fn what_is_no_address_says_why(#[case] text: &str, #[case] message: &str) {
         assert_eq!(text.parse::<CacheAddress>().unwrap_err().to_string(), message);
+    }
+
+    #[rstest::rstest]
+    fn a_login_in_what_is_no_address_is_not_repeated(
+        #[values("https://me:s3cret@cache.example:port", "me:s3cret@cache.example", "ssh://me:s3cret@cache.example")]
+        text: &str,
+    ) {
+        let error = text.parse::<CacheAddress>().unwrap_err();
+        let said = format!("{error} {error:?}");
+        assert!(said.contains("cache.example") && !said.contains("s3cret"), "{said}");
     }
 }

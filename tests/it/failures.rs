@@ -300,3 +300,44 @@ fn quiet_says_nothing_and_verbose_more() {
         assert!(!said.contains('\u{1b}') && !said.contains('\r'), "a pipe gets plain lines: {said:?}");
     }
 }
+
+#[rstest]
+#[case::in_a_variable(&["containerize"], "LAYERHOLD_CACHE_FROM", "s3://id:s3cret@bucket")]
+#[case::in_the_other_one(&["containerize"], "LAYERHOLD_CACHE_TO", "gs://id:s3cret@bucket/team")]
+#[case::cut_by_a_comma(&["containerize"], "LAYERHOLD_CACHE_FROM", "s3://id:s3cret,@bucket")]
+#[case::of_a_registry(&["containerize"], "LAYERHOLD_CACHE_TO", "id:s3cret@registry.example/cache")]
+#[case::of_the_image_before(&["containerize"], "LAYERHOLD_PREVIOUS", "https://id:s3cret@registry.example/app")]
+#[case::cache_to_read(&["containerize", "--cache-from", "https://id:s3cret@registry.example/cache"], "", "")]
+#[case::cache_to_write(&["containerize", "--cache-to=s3://id:s3cret@bucket"], "", "")]
+#[case::cache_to_tidy(&["cache", "gc", "--remote", "s3://id:s3cret@bucket"], "", "")]
+#[case::target(&["containerize", "--push", "id:s3cret@registry.example/app:v1"], "", "")]
+#[case::target_alone(&["push", "app", "https://id:s3cret@registry.example/app"], "", "")]
+#[case::image_before(&["containerize", "--previous", "id:s3cret@registry.example/app"], "", "")]
+#[case::binary_cache(&["containerize", "--substituter", "https://id:s3cret@cache.example:port"], "", "")]
+#[case::environment(&["containerize", "-r", "https://id:s3cret@hub.example/me/app"], "", "")]
+#[case::nothing_that_is_wanted(&["containerize", "s3://id:s3cret@bucket"], "", "")]
+fn a_secret_in_what_is_refused_is_not_repeated(#[case] args: &[&str], #[case] variable: &str, #[case] value: &str) {
+    let sandbox = Sandbox::new();
+    let mut command = sandbox.cmd();
+    if !variable.is_empty() {
+        command.env(variable, value);
+    }
+    let outcome = command.args(args).assert().code(2);
+    let output = outcome.get_output();
+    let said = String::from_utf8([&output.stdout[..], &output.stderr].concat()).unwrap();
+    assert!(said.contains("...") && !said.contains("s3cret"), "{said}");
+}
+
+#[test]
+fn a_secret_in_a_file_of_settings_that_is_wrong_is_not_repeated() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path("home/.config/layerhold/config.toml");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    for (table, key) in [("shared-cache", "from"), ("substituters", "urls")] {
+        fs::write(&file, format!("[{table}]\n{key} = \"https://id:s3cret@cache.example\"\n")).unwrap();
+        let outcome = sandbox.cmd().arg("containerize").assert().code(1);
+        let said = String::from_utf8(outcome.get_output().stderr.clone()).unwrap();
+        says(&said, &["config.toml: TOML parse error at line 2", "...@cache.example"]);
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+}
