@@ -18,6 +18,7 @@ pub use question::Found;
 use question::{Answer, Question};
 use reqwest::header;
 use tokio::time::timeout;
+use url::Url;
 
 /// How long the catalog may take, in all: whoever waits for it can do without.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -90,13 +91,15 @@ impl Access<'_> {
         let client = Arc::new(Client::new(1, self.certificates.to_vec()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FetchError::File)?;
         let asking = async {
-            let request = client.get()?.post(format!("{services}/api/v1/catalog/resolve"));
+            let address = Url::parse(&format!("{services}/api/v1/catalog/resolve"));
+            let address = address.map_err(|error| FetchError::connection(error, false))?;
+            let request = client.get(&address)?.post(address);
             let request = match &token {
                 Some(token) => request.bearer_auth(token.reveal()),
                 None => request,
             };
             let request = request.header(header::CONTENT_TYPE, "application/json").body(question);
-            let response = answered(request.send().await.map_err(from_reqwest)?)?;
+            let response = answered(client.send(request).await?)?;
             let (mut pieces, mut answer) = (response.bytes_stream(), Vec::new());
             while let Some(piece) = pieces.next().await {
                 answer.extend_from_slice(&piece.map_err(from_reqwest)?);

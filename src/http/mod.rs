@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream::Stream;
 use reqwest::{StatusCode, header};
 
-pub(crate) use client::{Client, SharedClient};
+pub(crate) use client::{Client, SharedClient, is_loopback};
 pub use error::FetchError;
 pub(crate) use error::{answered, from_object_store, from_reqwest, tls_error};
 pub(crate) use fetch::{Download, Patience, small_file, until_cancelled};

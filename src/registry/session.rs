@@ -1,7 +1,6 @@
 //! Requests to one registry: its scheme, who asks, tokens, attempts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,7 +14,7 @@ use url::Url;
 use super::tokens::Challenge;
 use super::{Network, Reference, RegistryError, Settings};
 use crate::event::Observer;
-use crate::http::{FetchError, Patience, answered, from_reqwest, tls_error, until_cancelled};
+use crate::http::{FetchError, Patience, answered, from_reqwest, is_loopback, tls_error, until_cancelled};
 
 /// The longest page of tags that is read, in bytes.
 const LONGEST_PAGE: u64 = 16 << 20;
@@ -137,8 +136,14 @@ impl<'a> Session<'a> {
         joined.map_err(|error| self.unanswered(rest, FetchError::connection(error, false)))
     }
 
-    pub(super) fn client(&self) -> Result<&reqwest::Client, FetchError> {
-        self.network.client.get()
+    /// What the server at this address is asked with.
+    pub(super) fn client(&self, url: &Url) -> Result<&reqwest::Client, FetchError> {
+        self.network.client.get(url)
+    }
+
+    /// Sends a request once ([`Client::send`](crate::http::Client::send)).
+    pub(super) async fn send_once(&self, request: RequestBuilder) -> Result<Response, FetchError> {
+        self.network.client.send(request).await
     }
 
     /// Where an answer's `Location` leads to: it may be relative to where the answer came from.
@@ -218,7 +223,7 @@ impl<'a> Session<'a> {
     ) -> Result<Result<Response, Refusal>, RegistryError> {
         let &Question { reference, scope, what, ref method, url } = question;
         let base = self.base().await?;
-        let client = self.client().map_err(|error| self.unanswered(what, error))?;
+        let client = self.client(url).map_err(|error| self.unanswered(what, error))?;
         let mut request = client.request(method.clone(), url.clone());
         let mut asked_as = None;
         // An upload may go on at another host, which is shown nothing of this one's (CVE-2020-15157).
@@ -242,11 +247,11 @@ impl<'a> Session<'a> {
     ) -> Result<Result<Response, Refusal>, RegistryError> {
         let after = self.patience.stalled_after;
         let sending = async {
-            let sent = match select(pin!(request.send()), pin!(stalled)).await {
+            let sent = match select(pin!(self.send_once(request)), pin!(stalled)).await {
                 Either::Left((sent, _)) => sent,
                 Either::Right(_) => return Err(FetchError::Stalled { after }),
             };
-            let response = sent.map_err(from_reqwest)?;
+            let response = sent?;
             let status = response.status();
             // What is not implemented will not be in a moment (RFC 9110, 15.6.2).
             let is_passing =
@@ -349,7 +354,7 @@ impl<'a> Session<'a> {
 
     /// Whether something at this address answers in TLS, with a certificate that is trusted or with one that is not.
     async fn speaks_tls(&self, address: &Url) -> Result<bool, RegistryError> {
-        let client = self.client().map_err(|error| self.unanswered("anything", error))?;
+        let client = self.client(address).map_err(|error| self.unanswered("anything", error))?;
         let asking = async { Ok(client.get(address.clone()).timeout(self.patience.stalled_after).send().await) };
         match self.until_cancelled("anything", asking).await? {
             Ok(_) => Ok(true),
@@ -424,15 +429,6 @@ fn next_page(url: &Url, response: &Response) -> Option<Url> {
         .find(|link| link.contains("rel=\"next\"") || link.contains("rel=next"))?;
     let (_, target) = next.split_once('<')?;
     url.join(target.split_once('>')?.0).ok().filter(|next| next.origin() == url.origin())
-}
-
-/// Docker's rule for registries that need no certificate.
-fn is_loopback(address: &Url) -> bool {
-    match address.host_str() {
-        Some("localhost") => true,
-        Some(host) => host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback()),
-        None => false,
-    }
 }
 
 #[cfg(test)]

@@ -154,7 +154,7 @@ impl Session<'_> {
         what: &str,
     ) -> Result<Authorization, RegistryError> {
         let ping = self.base().await?.join("v2/").map_err(|error| FetchError::connection(error, false));
-        let request = ping.and_then(|ping| Ok(self.client()?.get(ping)));
+        let request = ping.and_then(|ping| Ok(self.client(&ping)?.get(ping)));
         let answer =
             self.exchange(what, request.map_err(|error| self.unanswered(what, error))?, self.stalled()).await?;
         let (is_refused, challenge) = match answer {
@@ -227,19 +227,20 @@ impl Session<'_> {
         challenge: &Challenge,
         scopes: &BTreeSet<String>,
     ) -> Result<String, FetchError> {
+        let client = self.client(&challenge.realm)?;
         let request = match login {
             // It is good for what it is good for.
             Some(Login::Bearer(_)) => return Err(FetchError::Denied { status: 401 }),
-            Some(Login::Identity(token)) => challenge.exchange(self.client()?, token, scopes),
+            Some(Login::Identity(token)) => challenge.exchange(client, token, scopes),
             Some(Login::Basic { user, password }) => {
-                challenge.question(self.client()?, scopes).basic_auth(user, Some(password))
+                challenge.question(client, scopes).basic_auth(user, Some(password))
             }
-            None => challenge.question(self.client()?, scopes),
+            None => challenge.question(client, scopes),
         };
         let request = request.header(header::ACCEPT, "application/json");
         let after = self.patience.stalled_after;
         let asking = async {
-            let response = request.send().await.map_err(from_reqwest)?;
+            let response = self.send_once(request).await?;
             match response.status() {
                 // Some say so of somebody whom they do not know.
                 StatusCode::BAD_REQUEST => return Err(FetchError::Denied { status: 400 }),

@@ -11,7 +11,7 @@ use reqwest::header;
 use url::Url;
 
 use super::credentials::Login;
-use crate::http::{Answer, Asked, Body, Client, FetchError, Transport, answered, from_reqwest};
+use crate::http::{Answer, Asked, Body, Client, FetchError, Transport, answered};
 
 /// Files are read in pieces of this many bytes.
 const PIECE: usize = 256 * 1024;
@@ -36,7 +36,7 @@ impl Transport for Http {
         Box::pin(async move {
             let url = self.base.join(name).map_err(|error| FetchError::connection(error, false))?;
             let is_own = url.origin() == self.base.origin();
-            let mut request = self.client.get()?.get(url);
+            let mut request = self.client.get(&url)?.get(url);
             if from > 0 {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
             }
@@ -46,8 +46,7 @@ impl Transport for Http {
                 Some(Login::Bearer(token)) if is_own => request.bearer_auth(token),
                 _ => request,
             };
-            let response = request.send().await.map_err(from_reqwest)?;
-            let response = answered(response)?;
+            let response = answered(self.client.send(request).await?)?;
             Ok(Answer::of(response, from))
         })
     }

@@ -77,7 +77,7 @@ fn serve(client: TcpStream, upstream: u16, is_open: bool, log: &Mutex<Vec<String
     registry.shutdown(Shutdown::Write)
 }
 
-/// A registry in TLS, and an environment.
+/// A registry, in TLS unless it is said otherwise, and an environment.
 struct Place {
     sandbox: Sandbox,
     store: BareStore,
@@ -87,8 +87,13 @@ struct Place {
 
 impl Place {
     fn new(program: &crate::registry_server::DockerRegistry) -> Self {
+        Self::with(program, true)
+    }
+
+    /// The same, with TLS or without.
+    fn with(program: &crate::registry_server::DockerRegistry, tls: bool) -> Self {
         let sandbox = Sandbox::new();
-        let server = program.start(&sandbox.path("registry"), Setup { tls: true, ..Setup::default() });
+        let server = program.start(&sandbox.path("registry"), Setup { tls, ..Setup::default() });
         let store = BareStore::new(sandbox.path("root"));
         let one = store.add("one", &Tree::new().program("bin/one", vec![7; 300_000]));
         let environment = FloxEnv::of_store_paths(sandbox.path("project"), "web", &[("one", &one)], "");
@@ -106,7 +111,10 @@ impl Place {
         command.env("DOCKER_CONFIG", self.sandbox.path("home")).envs(variables.iter().copied());
         command.args(["-vv", "containerize", "--push", &format!("{host}/team/web:v1"), "--store"]);
         command.arg(self.store.root()).arg("-d").arg(self.environment.dir());
-        command.arg("--registry-ca").arg(self.server.authority());
+        let authority = self.server.authority();
+        if authority.exists() {
+            command.arg("--registry-ca").arg(authority);
+        }
         let output = command.output().unwrap();
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(said).unwrap())
@@ -166,5 +174,19 @@ fn a_registry_that_needs_no_proxy_is_asked_without() {
         assert!(is_done, "{said}");
     }
     assert_eq!(tunnels.log(), [""; 0]);
+    assert_eq!(place.server.tags("team/web"), ["v1"]);
+}
+
+#[rstest]
+fn a_registry_on_this_machine_is_asked_without_a_proxy_whatever_the_environment_says(
+    #[values("127.0.0.1", "localhost")] host: &str,
+    #[values(true, false)] tls: bool,
+) {
+    let place = Place::with(&peer!(docker_registry), tls);
+    // Nobody listens there.
+    let proxies = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"].map(|variable| (variable, "http://127.0.0.1:1"));
+    let variables = [&proxies[..], &[("NO_PROXY", "elsewhere.example")]].concat();
+    let (is_done, said) = place.push(&format!("{host}:{}", place.server.port()), &variables);
+    assert!(is_done, "{said}");
     assert_eq!(place.server.tags("team/web"), ["v1"]);
 }
