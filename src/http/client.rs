@@ -20,6 +20,17 @@ use super::error::{from_reqwest, innermost};
 /// How long a server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(15);
 
+/// Bytes of one file that a server may send before they are read (RFC 9113, 5.2). That much memory a file takes that is
+/// open and not read: each core has two or three layers on their way, and each of those one file.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// The same of all files on a connection together: no bound of its own, and what Go's client has. Who packs a layer
+/// holds on to pieces of it while the next bytes are waited for, and others do not read on before they are given such a
+/// place: if their files took up what the connection has, as three did with the usual 5 MiB, nobody would get any
+/// further.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+// That is room for as many questions as there may be at once, and for three files on each of 256 cores.
+const _: () = assert!(CONNECTION_WINDOW / STREAM_WINDOW >= 128 + 3 * 256);
+
 /// The HTTP client of all caches: one pool of connections, made at the first question, for to read the system's
 /// certificates takes longer than many a run.
 pub(crate) struct Client {
@@ -88,6 +99,8 @@ impl Client {
             .user_agent(concat!("layerhold/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
             .pool_max_idle_per_host(self.connections)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW)
             .redirect(follow);
         if is_here { builder.no_proxy() } else { builder }
     }
