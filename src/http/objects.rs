@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use object_store::aws::AmazonS3Builder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
 use object_store::{GetOptions, GetRange, ObjectStore, RetryConfig};
 use serde::{Deserialize, Serialize};
 
@@ -64,11 +64,7 @@ impl Bucket {
     }
 
     /// The bucket as an object store; nothing is asked yet.
-    pub(crate) fn open(
-        &self,
-        keys: Option<BucketKeys>,
-        client: &Arc<Client>,
-    ) -> object_store::Result<Arc<dyn ObjectStore>> {
+    pub(crate) fn open(&self, keys: Option<BucketKeys>, client: &Arc<Client>) -> object_store::Result<Arc<AmazonS3>> {
         let mut builder = AmazonS3Builder::new()
             .with_http_connector(SharedClient(Arc::clone(client)))
             .with_bucket_name(&self.name)
@@ -98,7 +94,7 @@ pub(crate) fn open_google_bucket(
     endpoint: Option<&str>,
     credentials: Option<&str>,
     client: &Arc<Client>,
-) -> object_store::Result<Arc<dyn ObjectStore>> {
+) -> object_store::Result<Arc<GoogleCloudStorage>> {
     let mut builder = GoogleCloudStorageBuilder::new()
         .with_http_connector(SharedClient(Arc::clone(client)))
         .with_bucket_name(name)

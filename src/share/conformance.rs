@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
 
-use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use rstest::rstest;
 
 use super::depot::{BlobNote, Depot, DepotError};
-use super::object_depot::ObjectDepot;
+use super::object_depot::{ObjectDepot, Stores, bucket};
 use super::sheet::SheetName;
 use crate::blob::Digest;
 use crate::event::Silent;
@@ -25,13 +24,13 @@ struct Place {
 
 fn place(kind: &str) -> Place {
     let directory = tempfile::tempdir().unwrap();
-    let (store, prefix): (Arc<dyn ObjectStore>, _) = match kind {
-        "directory" => (Arc::new(LocalFileSystem::new_with_prefix(directory.path()).unwrap()), ""),
-        _ => (Arc::new(InMemory::new()), "team/cache"),
+    let (stores, prefix): (Stores, _) = match kind {
+        "directory" => ((Arc::new(LocalFileSystem::new_with_prefix(directory.path()).unwrap()), None), ""),
+        _ => (bucket(Arc::new(InMemory::new())), "team/cache"),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let patience = (Patience::default(), Patience::default());
-    Place { depot: ObjectDepot::new(store, prefix, Arc::new(runtime), &Silent, patience), directory }
+    Place { depot: ObjectDepot::new(stores, prefix, Arc::new(runtime), &Silent, patience), directory }
 }
 
 fn read(depot: &dyn Depot, bytes: &[u8]) -> Option<Vec<u8>> {

@@ -4,6 +4,7 @@ mod address;
 mod depot;
 mod entry;
 mod garbage;
+mod large_object;
 mod merging;
 mod object_depot;
 mod open;

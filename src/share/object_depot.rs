@@ -1,30 +1,35 @@
 //! A shared cache in an object store: `sheets/<name>`, `blobs/sha256/<digest>`, and `blobs/clock`, which says what time it is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
-use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, WriteMultipart};
+use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use tokio::runtime::Runtime;
-use tokio::time::{sleep, timeout};
 
 use super::depot::{BlobNote, Depot, DepotError, ReadBlob, WriteBlob};
 use super::garbage::GRACE;
+use super::large_object::{LargeObject, PART, Upload, persist};
 use super::sheet::{LONGEST, SheetName};
 use crate::blob::Digest;
 use crate::event::Observer;
-use crate::http::{Download, FetchError, Objects, Patience, from_object_store, small_file, until_cancelled};
+use crate::http::{Download, FetchError, Objects, Patience, small_file, until_cancelled};
 use crate::registry::Deletion;
 
 /// Questions about blobs that are under way at once.
 const QUESTIONS: usize = 16;
-/// Bytes of a part of a large object, and how many of them may be under way.
-const PART: usize = 8 << 20;
-const PARTS: usize = 2;
+
+/// An object store, once more as one that takes large objects in parts where it is one.
+pub(super) type Stores = (Arc<dyn ObjectStore>, Option<Arc<dyn MultipartStore>>);
+
+/// A bucket is both.
+pub(super) fn bucket<S: ObjectStore + MultipartStore>(store: Arc<S>) -> Stores {
+    (store.clone(), Some(store))
+}
 
 /// A blob that was written so long ago is written again by whoever needs it and knows of no sheet that names it, in
 /// seconds: he has as long until a collection of garbage could take it, and names it before.
@@ -35,6 +40,8 @@ const CLOCK: &str = "blobs/clock";
 /// An object store as a depot.
 pub(super) struct ObjectDepot<'a> {
     store: Arc<dyn ObjectStore>,
+    /// What takes large objects in parts that may be sent again; `None` of a directory, which takes them at once.
+    parts: Option<Arc<dyn MultipartStore>>,
     objects: Objects,
     prefix: String,
     runtime: Arc<Runtime>,
@@ -46,14 +53,14 @@ pub(super) struct ObjectDepot<'a> {
 
 impl<'a> ObjectDepot<'a> {
     pub(super) fn new(
-        store: Arc<dyn ObjectStore>,
+        (store, parts): Stores,
         prefix: &str,
         runtime: Arc<Runtime>,
         observer: &'a dyn Observer,
         (quick, steady): (Patience, Patience),
     ) -> Self {
         let objects = Objects(Arc::clone(&store));
-        Self { store, objects, prefix: prefix.to_owned(), runtime, observer, quick, steady }
+        Self { store, parts, objects, prefix: prefix.to_owned(), runtime, observer, quick, steady }
     }
 
     fn path(&self, name: &str) -> Path {
@@ -75,23 +82,7 @@ impl<'a> ObjectDepot<'a> {
         patience: Patience,
         work: impl Fn() -> W,
     ) -> Result<T, DepotError> {
-        let attempts = async {
-            let mut failures = 0;
-            loop {
-                let after = patience.stalled_after;
-                let error = match timeout(after, work()).await {
-                    Ok(Ok(done)) => return Ok(done),
-                    Ok(Err(error)) => from_object_store(error),
-                    Err(_) => FetchError::Stalled { after },
-                };
-                failures += 1;
-                match patience.wait(&error, failures) {
-                    Some(wait) => sleep(wait).await,
-                    None => return Err(error),
-                }
-            }
-        };
-        self.runtime.block_on(until_cancelled(self.observer, attempts)).map_err(Self::failed(what))
+        self.runtime.block_on(until_cancelled(self.observer, persist(patience, work))).map_err(Self::failed(what))
     }
 
     /// What is known of an object; `None` where there is none.
@@ -128,60 +119,33 @@ impl<'a> ObjectDepot<'a> {
 
     fn put_large(&self, name: &str, write: WriteBlob<'_>) -> Result<(), DepotError> {
         let path = self.path(name);
-        let upload = self.insist(name, self.steady, || self.store.put_multipart(&path))?;
-        let mut parts = Parts { depot: self, upload: WriteMultipart::new_with_chunk_size(upload, PART), failure: None };
-        let written = write(&mut parts);
-        let Parts { upload, failure, .. } = parts;
-        let abort = |upload: WriteMultipart| {
-            // What cannot be taken back is the bucket's to tidy: the upload is not an object.
-            let _ = self.runtime.block_on(upload.abort());
+        let upload = match &self.parts {
+            Some(parts) => {
+                let id = self.insist(name, self.steady, || parts.create_multipart(&path))?;
+                Upload::Numbered(Arc::clone(parts), id)
+            }
+            None => Upload::File(self.insist(name, self.steady, || self.store.put_multipart(&path))?),
         };
-        match (failure, written) {
-            (Some(error), _) => {
-                abort(upload);
-                Err(Self::failed(name)(error))
+        let mut object = LargeObject::new(upload, path, self.steady, (&self.runtime, self.observer));
+        let written = write(&mut object);
+        let outcome = match (object.failure.take(), written) {
+            (Some(error), _) => Err(Self::failed(name)(error)),
+            (None, Err(error)) => Err(DepotError::Source(error)),
+            (None, Ok(())) => object.finish().map_err(Self::failed(name)),
+        };
+        match outcome {
+            Ok(()) => Ok(()),
+            // There is no such upload any more where the end of it was answered, and that answer was lost.
+            Err(DepotError::Objects { source: FetchError::NotFound, .. })
+                if self.find(name).is_ok_and(|found| found.is_some()) =>
+            {
+                Ok(())
             }
-            (None, Err(error)) => {
-                abort(upload);
-                Err(DepotError::Source(error))
-            }
-            (None, Ok(())) => {
-                let finishing = async { upload.finish().await.map_err(from_object_store) };
-                let finished = self.runtime.block_on(until_cancelled(self.observer, finishing));
-                finished.map(drop).map_err(Self::failed(name))
+            Err(error) => {
+                object.abort();
+                Err(error)
             }
         }
-    }
-}
-
-/// A large object on its way.
-struct Parts<'p, 'a> {
-    depot: &'p ObjectDepot<'a>,
-    upload: WriteMultipart,
-    failure: Option<FetchError>,
-}
-
-impl Write for Parts<'_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let ObjectDepot { runtime, observer, steady, .. } = self.depot;
-        let after = steady.stalled_after.max(Duration::from_secs(60));
-        let upload = &mut self.upload;
-        // Parts go out on the runtime's threads.
-        let _entered = runtime.enter();
-        let waiting = async {
-            let waited = timeout(after, upload.wait_for_capacity(PARTS)).await;
-            waited.map_err(|_| FetchError::Stalled { after })?.map_err(from_object_store)
-        };
-        if let Err(error) = runtime.block_on(until_cancelled(*observer, waiting)) {
-            self.failure = Some(error);
-            return Err(io::Error::other("the object store did not take it"));
-        }
-        upload.write(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::address::{Place, ShareAddress};
 use super::depot::{Depot, DepotError};
-use super::object_depot::ObjectDepot;
+use super::object_depot::{ObjectDepot, Stores, bucket};
 use super::registry_depot::RegistryDepot;
 use crate::event::Observer;
 use crate::http::{Client, FetchError, Patience, open_google_bucket};
@@ -67,22 +67,22 @@ impl<'a> Opener<'a> {
     pub(super) fn open(&self, address: &ShareAddress) -> Result<Box<dyn Depot + 'a>, DepotError> {
         let failed = |source| DepotError::Objects { what: "anything".to_owned(), source };
         let unusable = |error: object_store::Error| failed(FetchError::connection(error, false));
-        let (store, prefix): (Arc<dyn object_store::ObjectStore>, _) = match &address.place {
+        let (stores, prefix): (Stores, _) = match &address.place {
             Place::Registry(reference) => {
                 let (quick, steady) = (self.quick.repository(reference), self.steady.repository(reference));
                 return Ok(Box::new(RegistryDepot::new(quick, steady)));
             }
             Place::Directory(directory) => {
                 std::fs::create_dir_all(directory).map_err(|error| failed(FetchError::File(error)))?;
-                (Arc::new(LocalFileSystem::new_with_prefix(directory).map_err(unusable)?), "")
+                ((Arc::new(LocalFileSystem::new_with_prefix(directory).map_err(unusable)?), None), "")
             }
-            Place::Bucket { bucket, prefix } => {
-                let keys = self.keyring.aws.keys(bucket.profile.as_deref());
-                (bucket.open(keys, &self.client).map_err(unusable)?, prefix.as_str())
+            Place::Bucket { bucket: described, prefix } => {
+                let keys = self.keyring.aws.keys(described.profile.as_deref());
+                (bucket(described.open(keys, &self.client).map_err(unusable)?), prefix.as_str())
             }
             Place::GoogleBucket { name, prefix, endpoint } => {
                 let (google, endpoint) = (self.keyring.google.as_deref(), endpoint.as_deref());
-                (open_google_bucket(name, endpoint, google, &self.client).map_err(unusable)?, prefix.as_str())
+                (bucket(open_google_bucket(name, endpoint, google, &self.client).map_err(unusable)?), prefix.as_str())
             }
         };
         let runtime = match self.runtime.get() {
@@ -93,6 +93,6 @@ impl<'a> Opener<'a> {
                 Arc::clone(self.runtime.get_or_init(|| made))
             }
         };
-        Ok(Box::new(ObjectDepot::new(store, prefix, runtime, self.observer, (quick(), Patience::default()))))
+        Ok(Box::new(ObjectDepot::new(stores, prefix, runtime, self.observer, (quick(), Patience::default()))))
     }
 }
