@@ -29,7 +29,7 @@ use crate::nix::StorePath;
 use crate::outlet::Outlet;
 use crate::pack::{Compression, Packer};
 use crate::registry::{self, Registries};
-use crate::share::{self, SharedCache};
+use crate::share::{self, Hurry, SharedCache};
 use crate::store::LayerStore;
 use crate::substitute;
 pub use again::{AgainRequest, push_again};
@@ -117,7 +117,8 @@ pub fn containerize(
     let mut platforms = request
         .for_each(ingredients, |ingredients| Platform::gather(&request, ingredients, &nix, &catalog, observer))?;
     let share = if request.dry_run { request.share.clone().read_only() } else { request.share.clone() };
-    let shared = SharedCache::new(share, &memo, observer, request.now);
+    let hurry = Hurry::new(observer);
+    let shared = SharedCache::new(share, &memo, &hurry, request.now);
     let in_registries = targets.in_registries();
     request.lay_out_on_previous(&mut platforms, &name, in_registries, &nix, shared.as_ref(), observer);
     memo.save();

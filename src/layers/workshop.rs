@@ -348,7 +348,7 @@ impl Workshop<'_> {
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
             let is_over = &is_over;
-            scope.spawn(move || {
+            let giver = scope.spawn(move || {
                 let give = |record: LayerRecord| {
                     // Without its bytes at hand it is given at the end.
                     if record.has_blob || record.digest == record.diff_id.0 {
@@ -360,9 +360,10 @@ impl Workshop<'_> {
                     }
                 };
                 // What has come in meanwhile is shown together.
-                while let Some(record) = made.recv().ok().filter(|_| !is_over.load(Ordering::Relaxed)) {
+                let is_wanted = |_: &LayerRecord| !is_over.load(Ordering::Relaxed);
+                while let Some(record) = made.recv().ok().filter(is_wanted) {
                     give(record);
-                    made.try_iter().for_each(give);
+                    made.try_iter().take_while(is_wanted).for_each(give);
                     shared.publish();
                 }
             });
@@ -375,6 +376,10 @@ impl Workshop<'_> {
             let done = work(&give);
             is_over.store(true, Ordering::Relaxed);
             drop(send);
+            // A layer that goes over a slow line does not hold up the image.
+            if let Err(panic) = shared.wait_briefly(|| giver.join()) {
+                std::panic::resume_unwind(panic);
+            }
             done
         })
     }

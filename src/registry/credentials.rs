@@ -211,8 +211,14 @@ impl Search<'_> {
         let server = if DOCKER_HUB_HOSTS.contains(&self.registry) { DOCKER_HUB } else { self.registry };
         // Held until it has ended: whoever wants the same meanwhile waits for it.
         let mut helped = lock(&self.logins.helped);
-        let said = helped.entry((helper.clone(), server.to_owned())).or_insert_with(|| self.run(&helper, server));
-        said.clone().map_err(|reason| {
+        let key = (helper.clone(), server.to_owned());
+        let said = helped.get(&key).cloned().unwrap_or_else(|| self.run(&helper, server));
+        // One that was interrupted has said nothing: who is in less of a hurry asks again.
+        if !self.observer.cancelled() {
+            helped.insert(key, said.clone());
+        }
+        drop(helped);
+        said.map_err(|reason| {
             let file = file.to_owned();
             CredentialsError::Helper { helper, file, reason }
         })

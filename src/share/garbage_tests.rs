@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::super::depot::{BlobNote, ReadBlob, WriteBlob};
+use super::super::hurry::Hurry;
 use super::super::samples::{Forgetful, bytes, entry, image, key};
 use super::super::shared_cache::{Settings, SharedCache};
 use super::*;
@@ -112,9 +113,10 @@ fn what_may_have_been_made_since_it_was_written_down_counts_as_made() {
 fn the_longest_that_a_run_leaves_a_use_unwritten_is_what_is_allowed_for() {
     let directory = tempfile::tempdir().unwrap();
     let address: ShareAddress = format!("file://{}", directory.path().display()).parse().unwrap();
+    let hurry = Hurry::new(&Silent);
     let made = |now: u64| {
         let settings = Settings { to: vec![address.clone()], ..Settings::default() };
-        let machine = SharedCache::new(settings, &Forgetful, &Silent, UNIX_EPOCH + Duration::from_secs(now)).unwrap();
+        let machine = SharedCache::new(settings, &Forgetful, &hurry, UNIX_EPOCH + Duration::from_secs(now)).unwrap();
         machine.give(&entry(1, true).layer, &BTreeMap::new(), &|out| out.write_all(&bytes(1)));
         machine.finish(&image(1, &[1], now));
     };

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::address::ShareAddress;
 use super::depot::{BlobNote, Depot, DepotError};
 use super::entry::{Entry, Trust};
+use super::hurry::Hurry;
 use super::merging::{self, Replacement};
 use super::open::{Keyring, Opener};
 use super::sheet::{Contents, ImageUse, Sheet, SheetName};
@@ -25,6 +26,10 @@ use faults::Damage;
 
 /// How often it is looked whether another machine has made a layer.
 const GLANCE: Duration = Duration::from_millis(250);
+/// So long a build waits for what a cache knows, in all, and as long again for who makes what.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// So long it waits, once all its layers are made, for what is just being given.
+const MOMENT: Duration = Duration::from_secs(5);
 
 /// What is asked for.
 #[derive(Clone, Default)]
@@ -72,6 +77,7 @@ pub struct SharedCache<'a> {
     /// Whether the key has signed something.
     own: Option<Trust>,
     observer: &'a dyn Observer,
+    hurry: &'a Hurry<'a>,
     memory: &'a dyn ShareMemory,
     now: u64,
     shares: Vec<Share<'a>>,
@@ -137,19 +143,15 @@ pub struct Given {
 
 impl<'a> SharedCache<'a> {
     /// Nothing is asked before the first look-up.
-    pub fn new(
-        settings: Settings,
-        memory: &'a dyn ShareMemory,
-        observer: &'a dyn Observer,
-        now: SystemTime,
-    ) -> Option<Self> {
+    pub fn new(settings: Settings, memory: &'a dyn ShareMemory, hurry: &'a Hurry<'a>, now: SystemTime) -> Option<Self> {
         let Settings { from, to, trust, key, keyring } = settings;
         let read_only = from.into_iter().filter(|address| !to.contains(address)).map(|address| (address, false));
         let all: Vec<_> = to.iter().cloned().map(|address| (address, true)).chain(read_only).collect();
         if all.is_empty() {
             return None;
         }
-        let opener = Opener::new(keyring, observer);
+        let observer = hurry.observer;
+        let opener = Opener::new(keyring, hurry);
         let mut shares = Vec::new();
         for (address, is_written) in all {
             match opener.open(&address) {
@@ -166,6 +168,7 @@ impl<'a> SharedCache<'a> {
             own: key.as_ref().and_then(SecretKey::public).map(|key| Trust { keys: vec![key] }),
             key,
             observer,
+            hurry,
             memory,
             now,
             shares,
@@ -194,8 +197,8 @@ impl<'a> SharedCache<'a> {
             drop(state);
             let blobs: Vec<Digest> = records.iter().map(|record| record.digest).collect();
             // Whoever does not answer this is done without here, and asked again for what a build cannot do without.
-            let there =
-                if blobs.is_empty() { BTreeSet::new() } else { share.depot.has_blobs(&blobs).unwrap_or_default() };
+            let asking = || share.depot.has_blobs(&blobs).unwrap_or_default();
+            let there = if blobs.is_empty() { BTreeSet::new() } else { self.hurry.within(PATIENCE, asking) };
             records.retain(|record| there.contains(&record.digest));
             records
         };
@@ -230,12 +233,14 @@ impl<'a> SharedCache<'a> {
     }
 
     /// Waits until another machine has made the layer: for as long as others' layers come in, and then for as long as
-    /// `patience` says. Who has waited in vain once does not wait again before there is something new.
+    /// `patience` says. Who has waited in vain once does not wait again before there is something new, and nobody waits
+    /// for news from caches that are done without.
     pub fn wait_for(&self, key: &LayerKey, patience: Duration) -> Option<LayerRecord> {
         let (mut news, mut quiet) = (self.news.load(Ordering::Relaxed), Duration::ZERO);
         loop {
             let found = self.look_again(key);
-            if found.is_some() || self.observer.cancelled() {
+            let can_come = self.usable().any(|share| share.is_written);
+            if found.is_some() || !can_come || self.observer.cancelled() {
                 return found;
             }
             let now = self.news.load(Ordering::Relaxed);
@@ -291,9 +296,18 @@ impl<'a> SharedCache<'a> {
         self.views.get_or_init(|| self.read_views());
         for share in self.usable().filter(|share| share.is_written) {
             if let Err(error) = self.give_to(share, record, mount_from, write) {
+                // What was cut short is given another time.
+                if self.hurry.is_over() {
+                    return;
+                }
                 self.give_up(share, &error);
             }
         }
+    }
+
+    /// Waits for something that gives layers to the caches. What is under way after a moment is cut short.
+    pub fn wait_briefly<T>(&self, giving: impl FnOnce() -> T) -> T {
+        self.hurry.within(MOMENT, giving)
     }
 
     /// Shows others what was given so far, while this run goes on.
@@ -305,7 +319,9 @@ impl<'a> SharedCache<'a> {
                 false => self.write_own(share, &mut state, false).map(drop),
             };
             drop(state);
-            if let Err(error) = published {
+            if let Err(error) = published
+                && !self.hurry.is_over()
+            {
                 self.give_up(share, &error);
             }
         }
@@ -352,14 +368,15 @@ impl<'a> SharedCache<'a> {
     }
 
     fn read_views(&self) {
-        self.shares.par_iter().for_each(|share| {
+        let read = |share: &Share<'a>| {
             let mut state = share.state();
             let read = self.refresh(share, &mut state);
             drop(state);
             if let Err(error) = read {
                 self.give_up(share, &error);
             }
-        });
+        };
+        self.hurry.within(PATIENCE, || self.shares.par_iter().for_each(read));
     }
 
     /// Reads the sheets that are new, the merged ones first: what they supersede is not read.
@@ -526,7 +543,11 @@ impl<'a> SharedCache<'a> {
             return;
         }
         drop(state);
-        self.warn_of(share, &format!("is done without: {}", in_one_line(error)));
+        let why = match self.hurry.is_over() {
+            true => format!("its answers take longer than {} s", PATIENCE.as_secs()),
+            false => in_one_line(error),
+        };
+        self.warn_of(share, &format!("is done without: {why}"));
     }
 
     fn warn_of(&self, share: &Share<'a>, what: &str) {

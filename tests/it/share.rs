@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rstest::rstest;
 use serde_json::Value;
@@ -13,8 +14,8 @@ use crate::bucket_server::Readers;
 use crate::containerize::hello_environment;
 use crate::flox_fixture::{BareStore, FloxEnv, Tree};
 use crate::peers::peer;
-use crate::registry_proxy::{RegistryProxy, Request};
-use crate::registry_server::Setup;
+use crate::registry_proxy::{Fault, RegistryProxy, Request};
+use crate::registry_server::{DockerRegistry, RegistryServer, Setup};
 use crate::sandbox::Sandbox;
 
 const MACHINES: usize = 10;
@@ -294,6 +295,48 @@ fn a_cache_that_does_not_answer_costs_a_warning() {
     assert!(said.contains("is done without"), "{said}");
     let said = project.newcomer("offline", "127.0.0.1:1/team/cache", &["--offline"]);
     assert!(!said.contains("! "), "{said}");
+}
+
+/// A project, a registry behind a proxy, and the cache in it.
+fn behind_a_proxy(program: &DockerRegistry) -> (Project, RegistryServer, RegistryProxy, String) {
+    let project = Project::new();
+    let server = program.start(&project.sandbox.path("registry"), Setup::default());
+    let proxy = RegistryProxy::start(&server);
+    let share = proxy.reference("team/cache");
+    (project, server, proxy, share)
+}
+
+#[test]
+fn a_cache_that_wants_to_be_left_alone_for_long_is_done_without_before_a_layer_is_made() {
+    let (project, _server, proxy, share) = behind_a_proxy(&peer!(docker_registry));
+    // What the run says of its work is what comes first.
+    proxy.fail_always(Request::PostUpload, Fault::Status(429, "Retry-After: 60"));
+    let started = Instant::now();
+    let (image, said) = project.machine("polite").image(&project.environment, &["--cache-to", &share]);
+    assert!(started.elapsed() < Duration::from_secs(60), "it has waited as long as the registry wants");
+    assert!(image == project.expected);
+    let warnings: Vec<_> = said.lines().filter(|line| line.starts_with("! ")).collect();
+    let expected = format!("! the shared cache '{share}' is done without: its answers take longer than 10 s");
+    assert_eq!(warnings, [expected.as_str()], "{said}");
+    assert_eq!(proxy.traffic().of(Request::PostUpload).requests, 1);
+}
+
+#[test]
+fn a_layer_on_a_line_that_has_stalled_does_not_hold_up_the_image_and_is_given_later() {
+    let (project, server, proxy, share) = behind_a_proxy(&peer!(docker_registry));
+    // Behind the three of the sheet, which says twice what this run makes.
+    proxy.fail_after(3, Request::PutUpload, Fault::Hang);
+    let started = Instant::now();
+    let (image, said) = project.machine("slow").image(&project.environment, &["--cache-to", &share]);
+    // A registry that says nothing would be given thirty.
+    assert!(started.elapsed() < Duration::from_secs(29), "it has waited for a layer: {said}");
+    assert!(image == project.expected);
+    assert!(said.contains("given to the shared cache") && said.contains("3 layers, 3 blobs"), "{said}");
+    assert!(!said.contains("! "), "{said}");
+    let log = proxy.traffic().log;
+    let hung: Vec<_> = log.iter().filter(|line| line.ends_with(": hangs")).collect();
+    assert_eq!(hung.len(), 1, "{log:#?}");
+    assert_eq!(server.tags("team/cache").len(), 1);
 }
 
 #[test]

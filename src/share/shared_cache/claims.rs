@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 
 use super::super::depot::DepotError;
 use super::super::sheet::{Sheet, SheetName};
-use super::{GLANCE, Share, SharedCache, State};
+use super::{GLANCE, PATIENCE, Share, SharedCache, State};
 use crate::blob::LayerKey;
+use crate::event::Observer;
 
 /// A claim counts for so many seconds after its run began: whoever holds it longer may be dead.
 const CLAIM_HOLDS: u64 = 600;
@@ -23,13 +24,13 @@ impl<'a> SharedCache<'a> {
         let mut elsewhere = BTreeSet::new();
         for share in self.usable().filter(|share| share.is_written) {
             let wanted: BTreeSet<LayerKey> = keys.iter().filter(|key| !elsewhere.contains(*key)).copied().collect();
-            let mut state = share.state();
-            let lost = self.claim_in(share, &mut state, &wanted);
-            drop(state);
-            match lost {
-                Ok(lost) => elsewhere.extend(lost),
-                Err(error) => self.give_up(share, &error),
-            }
+            let claiming = || {
+                let mut state = share.state();
+                let lost = self.claim_in(share, &mut state, &wanted);
+                drop(state);
+                lost.inspect_err(|error| self.give_up(share, error)).unwrap_or_default()
+            };
+            elsewhere.extend(self.hurry.within(PATIENCE, claiming));
         }
         elsewhere
     }
@@ -51,7 +52,7 @@ impl<'a> SharedCache<'a> {
         self.write_own(share, state, false)?;
         for _ in 0..LOOKS {
             self.refresh(share, state)?;
-            if !self.others(state).any(|(_, sheet)| sheet.is_choosing) || self.observer.cancelled() {
+            if !self.others(state).any(|(_, sheet)| sheet.is_choosing) || self.hurry.cancelled() {
                 break;
             }
             std::thread::sleep(GLANCE);
@@ -85,8 +86,10 @@ fn is_first(key: &LayerKey, own: &SheetName, others: &BTreeSet<SheetName>) -> bo
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
-    use std::time::SystemTime;
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, SystemTime};
 
+    use super::super::super::hurry::Hurry;
     use super::super::super::samples::{Forgetful, entry, image, key};
     use super::super::Settings;
     use super::*;
@@ -95,7 +98,8 @@ mod tests {
     fn machine(directory: &tempfile::TempDir) -> SharedCache<'static> {
         let to = vec![format!("file://{}", directory.path().display()).parse().unwrap()];
         let settings = Settings { to, ..Settings::default() };
-        SharedCache::new(settings, &Forgetful, &Silent, SystemTime::now()).unwrap()
+        let hurry = Box::leak(Box::new(Hurry::new(&Silent)));
+        SharedCache::new(settings, &Forgetful, hurry, SystemTime::now()).unwrap()
     }
 
     #[test]
@@ -137,17 +141,29 @@ mod tests {
     #[test]
     fn runs_that_say_the_same_in_one_second_write_different_sheets() {
         let directory = tempfile::tempdir().unwrap();
-        let now = SystemTime::now();
+        let (now, hurry) = (SystemTime::now(), Hurry::new(&Silent));
         for _ in 0..3 {
             let to = vec![format!("file://{}", directory.path().display()).parse().unwrap()];
             let settings = Settings { to, ..Settings::default() };
-            let machine = SharedCache::new(settings, &Forgetful, &Silent, now).unwrap();
+            let machine = SharedCache::new(settings, &Forgetful, &hurry, now).unwrap();
             assert!(machine.claim(&[]).is_empty());
         }
         let sheets = std::fs::read_dir(directory.path().join("sheets")).unwrap();
         let sheets: Vec<_> = sheets.map(|sheet| std::fs::read(sheet.unwrap().path()).unwrap()).collect();
         assert_eq!((sheets.len(), sheets.iter().collect::<BTreeSet<_>>().len()), (3, 3));
         assert!(sheets.iter().all(|sheet| Sheet::decode(sheet).unwrap().contents.is_empty()));
+    }
+
+    #[test]
+    fn nobody_waits_for_another_machine_in_a_cache_that_is_done_without() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(machine(&directory).claim(&[key(1)]).is_empty());
+        let second = machine(&directory);
+        assert_eq!(second.claim(&[key(1)]), BTreeSet::from([key(1)]));
+        second.give_up(&second.shares[0], &DepotError::Forgetful);
+        let (send, waited) = channel();
+        std::thread::spawn(move || send.send(second.wait_for(&key(1), Duration::from_secs(600))));
+        assert_eq!(waited.recv_timeout(Duration::from_secs(60)), Ok(None), "it waits for news");
     }
 
     #[test]
