@@ -1,5 +1,6 @@
 //! What was done, in words and as JSON.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::time::Instant;
 
@@ -70,9 +71,14 @@ fn names(layer: &Layer) -> String {
 
 /// What the image is called in each registry that it was pushed to, whatever becomes of the tag: for scripts.
 fn say_references(report: &Report, told: &Told, progress: &Progress) -> Result<(), Failure> {
+    let mut said = BTreeSet::new();
     for delivery in report.deliveries.iter().filter(|_| !told.dry_run && !told.json) {
         let Target::Registry(reference) = &delivery.target else { continue };
         let reference = reference.at(&report.images.digest());
+        // Several tags of one repository lead to the same image.
+        if !said.insert(reference.clone()) {
+            continue;
+        }
         if told.to_stdout {
             progress.result(&reference);
         } else {

@@ -411,3 +411,16 @@ fn nothing_secret_is_said(#[case] setup: Setup, #[case] tokens: Option<Tokens>) 
     }
     assert_eq!(place.server.tags("team/web"), ["v1"]);
 }
+
+#[test]
+fn tags_of_one_repository_have_one_reference() {
+    let place = place!(Setup::default(), None);
+    let others = ["team/web:v2", "team/api:v1"].map(|name| place.proxy.reference(name));
+    let mut command = place.command("v1");
+    let output = command.args(others.iter().flat_map(|other| ["--push", other])).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let digest = place.verify("v1");
+    assert_eq!(place.verify("v2"), digest);
+    let expected = ["team/web", "team/api"].map(|name| format!("{}@{digest}\n", place.proxy.reference(name)));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected.concat());
+}
