@@ -438,6 +438,23 @@ mod tests {
     use crate::registry::Registries;
 
     #[test]
+    fn another_host_is_asked_in_plain_http_only_where_the_user_says_so() {
+        let base = |registry: &str, insecure: &[&str]| {
+            let insecure = insecure.iter().map(|host| (*host).to_owned()).collect();
+            let registries = Registries::new(Settings { insecure, ..Settings::default() }, &Silent);
+            let repository = registries.repository(&format!("{registry}/app").parse().unwrap());
+            repository.runtime().unwrap().block_on(repository.session.base()).unwrap().to_string()
+        };
+        assert_eq!(base("registry.example:5000", &[]), "https://registry.example:5000/");
+        // Another port is another registry, and so is another name.
+        let others = ["registry.example", "registry.example:5001", "example:5000", "10.0.0.1:5000"];
+        assert_eq!(base("registry.example:5000", &others), "https://registry.example:5000/");
+        assert_eq!(base("registry.example:5000", &["registry.example:5000"]), "http://registry.example:5000/");
+        assert_eq!(base("10.0.0.1:5000", &[]), "https://10.0.0.1:5000/");
+        assert_eq!(base("10.0.0.1:5000", &others), "http://10.0.0.1:5000/");
+    }
+
+    #[test]
     fn what_many_requests_were_refused_with_is_asked_for_anew_once() {
         let registries = Registries::new(Settings::default(), &Silent);
         let reference: Reference = "127.0.0.1:1/app".parse().unwrap();

@@ -16,11 +16,11 @@ use crate::sandbox::Sandbox;
 /// Who may use the proxy.
 const USER: (&str, &str) = ("carrier", "opensesame-0815");
 
-/// A proxy for `CONNECT` alone, which runs until the end of the test program. Whatever host it is asked for, it connects
-/// to a port of this machine's.
+/// A proxy for `CONNECT`, and for what goes in the open; it runs until the end of the test program. Whatever host it is
+/// asked for, it connects to a port of this machine's.
 struct Tunnels {
     port: u16,
-    /// `HOST:PORT: STATUS`, in the order in which they were asked for.
+    /// `HOST:PORT: STATUS`, and `in the open: HOST:PORT: STATUS`, in the order in which they were asked for.
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -53,21 +53,33 @@ impl Tunnels {
 fn serve(client: TcpStream, upstream: u16, is_open: bool, log: &Mutex<Vec<String>>) -> io::Result<()> {
     let mut from_client = BufReader::new(client.try_clone()?);
     let mut client = client;
-    let Some(head) = Head::read(&mut from_client)? else { return Ok(()) };
-    let mut words = head.first.split(' ');
-    let (method, host) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let Some(mut head) = Head::read(&mut from_client)? else { return Ok(()) };
+    let mut words = head.first.split(' ').map(str::to_owned);
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    // In the open the whole address is asked for (RFC 9112, 3.2.2).
+    let in_the_open = target.strip_prefix("http://").and_then(|target| target.split_once('/'));
+    let host = in_the_open.map_or(target.as_str(), |(host, _)| host);
     let is_known = head.get("proxy-authorization") == Some(&basic(USER.0, USER.1));
-    let (status, header) = match (method, is_open || is_known) {
-        ("CONNECT", true) => (200, ""),
-        ("CONNECT", false) => (407, "Proxy-Authenticate: Basic realm=\"tests\"\r\nContent-Length: 0\r\n"),
+    let is_for_it = method == "CONNECT" || in_the_open.is_some();
+    let (status, header) = match (is_for_it, is_open || is_known) {
+        (true, true) => (200, ""),
+        (true, false) => (407, "Proxy-Authenticate: Basic realm=\"tests\"\r\nContent-Length: 0\r\n"),
         _ => (405, "Content-Length: 0\r\n"),
     };
-    log.lock().unwrap().push(format!("{host}: {status}"));
-    write!(client, "HTTP/1.1 {status} Proxy\r\n{header}\r\n")?;
+    let way = if in_the_open.is_some() { "in the open: " } else { "" };
+    log.lock().unwrap().push(format!("{way}{host}: {status}"));
+    if status != 200 || in_the_open.is_none() {
+        write!(client, "HTTP/1.1 {status} Proxy\r\n{header}\r\n")?;
+    }
     if status != 200 {
         return Ok(());
     }
     let mut registry = TcpStream::connect(("127.0.0.1", upstream))?;
+    if let Some((_, path)) = in_the_open {
+        head.first = format!("{method} /{path} HTTP/1.1");
+        head.set("Connection", "close");
+        registry.write_all(&head.bytes())?;
+    }
     let mut from_registry = registry.try_clone()?;
     thread::spawn(move || {
         let _ = io::copy(&mut from_registry, &mut client);
@@ -107,10 +119,14 @@ impl Place {
 
     /// A push to a host; all that was said, on standard output and on standard error.
     fn push(&self, host: &str, variables: &[(&str, &str)]) -> (bool, String) {
+        self.push_with(host, variables, &[])
+    }
+
+    fn push_with(&self, host: &str, variables: &[(&str, &str)], args: &[&str]) -> (bool, String) {
         let mut command = self.sandbox.cmd();
         command.env("DOCKER_CONFIG", self.sandbox.path("home")).envs(variables.iter().copied());
         command.args(["-vv", "containerize", "--push", &format!("{host}/team/web:v1"), "--store"]);
-        command.arg(self.store.root()).arg("-d").arg(self.environment.dir());
+        command.arg(self.store.root()).arg("-d").arg(self.environment.dir()).args(args);
         let authority = self.server.authority();
         if authority.exists() {
             command.arg("--registry-ca").arg(authority);
@@ -188,5 +204,26 @@ fn a_registry_on_this_machine_is_asked_without_a_proxy_whatever_the_environment_
     let variables = [&proxies[..], &[("NO_PROXY", "elsewhere.example")]].concat();
     let (is_done, said) = place.push(&format!("{host}:{}", place.server.port()), &variables);
     assert!(is_done, "{said}");
+    assert_eq!(place.server.tags("team/web"), ["v1"]);
+}
+
+#[test]
+fn a_registry_elsewhere_is_pushed_to_in_the_open_only_where_the_user_says_so() {
+    let place = Place::with(&peer!(docker_registry), false);
+    let tunnels = Tunnels::start(&place.server, true);
+    let proxy = tunnels.address("");
+    let variables = [("HTTPS_PROXY", proxy.as_str()), ("HTTP_PROXY", &proxy)];
+    let other = format!("registry.example:{}", place.server.port() ^ 1);
+    let (is_done, said) = place.push_with(&place.host(), &variables, &["--insecure-registry", &other]);
+    assert!(!is_done, "{said}");
+    assert!(said.contains(&format!("--insecure-registry {}", place.host())), "{said}");
+    let log = tunnels.log();
+    assert!(!log.is_empty() && log.iter().all(|line| *line == format!("{}: 200", place.host())), "{log:#?}");
+    assert_eq!(place.server.tags("team/web"), [""; 0]);
+
+    let (is_done, said) = place.push_with(&place.host(), &variables, &["--insecure-registry", &place.host()]);
+    assert!(is_done, "{said}");
+    let log = tunnels.log();
+    assert!(log.iter().all(|line| *line == format!("in the open: {}: 200", place.host())), "{log:#?}");
     assert_eq!(place.server.tags("team/web"), ["v1"]);
 }
