@@ -87,6 +87,14 @@ enum Bytes<'a> {
 }
 
 impl LayerBytes<'_> {
+    /// Has the bytes prepared that were not before, because they might never have been wanted
+    /// ([`Sink::may_find`](super::Sink::may_find)).
+    pub fn prepare(&self) {
+        if let Bytes::Provider(provider) = &self.bytes {
+            provider.prepare(&[self.layer]);
+        }
+    }
+
     /// Does without the bytes, which are at the target already: only tells the observer of them.
     pub fn skip(self) {
         self.observer.event(Event::Advanced { bytes: self.layer.size.saturating_sub(self.told) });

@@ -200,6 +200,13 @@ pub trait Sink {
         Ok(false)
     }
 
+    /// Whether the target may get the layer from elsewhere, so that its bytes may never be wanted: the sink has them
+    /// prepared when they are ([`LayerBytes::prepare`]).
+    fn may_find(&self, layer: &Layer) -> bool {
+        let _ = layer;
+        false
+    }
+
     /// Takes the layers that the target lacks, none where it has all. Where this fails the sink is used no more.
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError>;
 
@@ -299,7 +306,8 @@ fn send(
     if sink.copy(images, provider.past(), observer)? {
         return Ok(delivered);
     }
-    provider.prepare(&missing);
+    let wanted: Vec<&Layer> = missing.iter().copied().filter(|layer| !sink.may_find(layer)).collect();
+    provider.prepare(&wanted);
     sink.put(&Missing::new(missing, provider, observer))?;
     Ok(delivered)
 }

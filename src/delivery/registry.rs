@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{DeliveryError, Finish, Missing, Past, Sink};
 use crate::blob::Digest;
 use crate::event::Observer;
-use crate::image::Images;
+use crate::image::{Images, Layer};
 use crate::registry::{PutManifest, RegistryError, Repository, UploadError, Uploaded};
 
 /// Pushes to a tag of a repository.
@@ -152,6 +152,10 @@ impl Sink for RegistrySink<'_> {
         Ok(held)
     }
 
+    fn may_find(&self, layer: &Layer) -> bool {
+        !self.sources(&layer.digest).is_empty()
+    }
+
     fn put(&mut self, missing: &Missing<'_>) -> Result<(), DeliveryError> {
         let held = match self.was_refused {
             true => self.has_blobs(&missing.layers().iter().map(|layer| layer.digest).collect::<Vec<_>>())?,
@@ -164,7 +168,14 @@ impl Sink for RegistrySink<'_> {
                 return Ok(());
             }
             let sources = self.sources(&layer.digest);
-            let write = |out: &mut dyn std::io::Write| bytes.copy_once_more_to(out, DeliveryError::Upload);
+            let mut is_prepared = sources.is_empty();
+            let write = |out: &mut dyn std::io::Write| {
+                // No other repository gives it.
+                if !std::mem::replace(&mut is_prepared, true) {
+                    bytes.prepare();
+                }
+                bytes.copy_once_more_to(out, DeliveryError::Upload)
+            };
             match self.repository.upload(&layer.digest, layer.size, &sources, write) {
                 Ok(Uploaded::Sent) => Ok(()),
                 Ok(Uploaded::Mounted) => {

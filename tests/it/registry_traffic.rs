@@ -69,6 +69,7 @@ fn the_traffic_is_what_the_documentation_says() {
         line_below(150, "the first push, `--cache-to`", &push("b", &before, "team/api:1", &to)),
         line("empty machine, `--cache-from`, nothing changed", &push("c", &before, "team/api:1", &from)),
         line("empty machine, `--cache-from`, another tag", &push("d", &before, "team/api:2", &from)),
+        line("empty machine, `--cache-from`, a new repository", &push("g", &before, "team/new:1", &from)),
         line_below(60, "empty machine, `--cache-to`, one package changed", &push("e", &later, "team/api:3", &to)),
         line("the same again, `--cache-to`, nothing changed", &push("e", &later, "team/api:3", &to)),
         line("empty machine, `--cache-from`, into a file", &run("f", &later, &file)),

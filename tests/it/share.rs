@@ -344,6 +344,28 @@ fn a_layer_on_a_line_that_has_stalled_does_not_hold_up_the_image_and_is_given_la
 }
 
 #[test]
+fn what_a_registry_mounts_is_not_fetched_and_what_it_does_not_mount_is() {
+    let (project, server, proxy, share) = behind_a_proxy(&peer!(docker_registry));
+    project.fill(&share);
+    proxy.traffic();
+    let push = |name: &str, to: &str| {
+        let machine = project.machine(name);
+        let mut command = machine.command(&project.environment);
+        let outcome = command.args(["--cache-from", &share, "--push", &proxy.reference(to)]).assert().success();
+        (String::from_utf8(outcome.get_output().stderr.clone()).unwrap(), proxy.traffic())
+    };
+    let (said, traffic) = push("mounting", "team/new:v1");
+    assert!(!said.contains("fetched"), "{said}");
+    // The sheet.
+    assert_eq!(traffic.of(Request::GetBlob).requests, 1, "{:#?}", traffic.log);
+    proxy.fail(Request::PostUpload, &[Fault::Refused(403, "DENIED")]);
+    let (said, traffic) = push("sending", "team/other:v1");
+    assert!(said.contains("fetched from a shared cache: 1 layers"), "{said}");
+    assert!(traffic.of(Request::GetBlob).requests > 1, "{:#?}", traffic.log);
+    assert_eq!(server.blobs("team/new"), server.blobs("team/other"));
+}
+
+#[test]
 fn entries_count_only_when_a_trusted_key_has_signed_them() {
     let project = Project::new();
     let share = project.directory();
