@@ -154,22 +154,20 @@ pub fn containerize(
         workshop,
     };
     let once_more = targets.once_more();
-    let (error, wrong) = match making.attempt(targets, made_before, &mut *stdout)? {
-        Attempt::Made(report) => {
-            memo.save();
-            return Ok(report);
-        }
-        Attempt::Failed { error, wrong } => (error, wrong),
-    };
+    let attempt = making.attempt(targets, made_before, &mut *stdout);
     // Who said what was wrong is not believed by the next run either.
     memo.save();
+    let (error, wrong) = match attempt? {
+        Attempt::Made(report) => return Ok(report),
+        Attempt::Failed { error, wrong } => (error, wrong),
+    };
     let is_nowhere = !matches!(error, Error::NotEverywhere { .. });
     match once_more.filter(|_| is_nowhere && wrong > 0) {
         Some(targets) => {
             observer.event(doubt(wrong, ": the image is made again without that"));
-            let again = making.attempt(targets, MadeBefore::default(), stdout)?;
+            let again = making.attempt(targets, MadeBefore::default(), stdout);
             memo.save();
-            again.into_result(observer)
+            again?.into_result(observer)
         }
         None => Attempt::Failed { error, wrong }.into_result(observer),
     }

@@ -270,7 +270,10 @@ impl<'a> Layers<'a> {
     /// comes wrong, is made here.
     fn fetch(&self, layers: &[&Layer]) {
         let records = layers.iter().filter_map(|layer| Some(&self.records[*self.by_digest.get(&layer.digest)?]));
-        let wanted: Vec<_> = records.filter(|record| !record.has_blob && record.digest != record.diff_id.0).collect();
+        let is_wanted = |record: &&LayerRecord| {
+            !record.has_blob && record.digest != record.diff_id.0 && !self.fetched().contains(&record.digest)
+        };
+        let wanted: Vec<_> = records.filter(is_wanted).collect();
         let fetch = |record: &&&LayerRecord| -> Option<LayerRecord> {
             let contents = &self.contents[*self.by_digest.get(&record.digest)?];
             let stamp = match self.workshop.packer.is_far(contents) {
@@ -281,6 +284,11 @@ impl<'a> Layers<'a> {
             self.fetched().insert(record.digest);
             Some(LayerRecord { has_blob: true, ..(**record).clone() })
         };
+        if let Some(shared) = self.workshop.shared.filter(|_| !wanted.is_empty()) {
+            // What the caches have is read here at the latest: it must not be begun in the midst of several such tasks,
+            // for who begins it works on others meanwhile, and those would wait for it.
+            shared.look_up(&[]);
+        }
         let fetched: Vec<LayerRecord> = wanted.par_iter().filter_map(|record| fetch(&record)).collect();
         self.workshop.tell_fetched(&fetched);
         self.workshop.record(&fetched);
@@ -350,14 +358,17 @@ impl<'a> Layers<'a> {
         Err(BlobError::Source(DigestMismatch { expected, expected_size, found, found_size }.into()))
     }
 
-    /// The layer came out otherwise: whoever said what it is, a shared cache it may be, is not believed any more.
+    /// The layer came out otherwise. A shared cache that may have said what it is is not believed any more; where this
+    /// machine has made it, its store paths are not what they were.
     fn disown(&self, at: usize) {
-        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
-        if !self.records[at].has_blob {
-            let key = self.keys[at];
+        let (key, record) = (self.keys[at], &self.records[at]);
+        if !record.has_blob {
             self.workshop.with_store("forget a layer", |store| store.forget_layer(&key));
-            if let Some(shared) = self.workshop.shared {
-                shared.disbelieve(&key, &self.records[at].digest);
+        }
+        if let Some(shared) = self.workshop.shared.filter(|shared| shared.may_have_said(record)) {
+            self.wrong.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
+            if !record.has_blob {
+                shared.disbelieve(&key, &record.digest);
             }
         }
     }
@@ -367,7 +378,7 @@ impl<'a> Layers<'a> {
     pub fn count_wrong(&self) -> usize {
         let wrong = || self.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let known = wrong();
-        if known.is_empty() || self.workshop.shared.is_none() {
+        if known.is_empty() {
             return 0;
         }
         let asked_for = self.asked_for.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -114,6 +114,7 @@ struct Wanted {
     shells: BTreeMap<System, StorePath>,
     substituters: Settings,
     target: TargetRequest,
+    share: crate::share::Settings,
     previous: Option<Previous>,
 }
 
@@ -129,7 +130,8 @@ impl Wanted {
             layout: args.target.layout.clone(),
             push: args.target.push.clone(),
         };
-        Ok(Self { systems, shells, substituters, target, previous: config::previous(&args.layers)? })
+        let share = share::settings(&args.share, &args.registries, args.environment.offline)?;
+        Ok(Self { systems, shells, substituters, target, share, previous: config::previous(&args.layers)? })
     }
 
     /// For a run in a proxy container.
@@ -157,11 +159,10 @@ impl Wanted {
         now: SystemTime,
         progress: &Progress,
     ) -> Result<Request<'a>, Failure> {
-        let share = share::settings(&args.share, &args.registries, args.environment.offline)?;
         let previous = self.previous.filter(|previous| may_be_asked(previous, args, progress));
         let asked = args.target.push.iter().chain(previous.as_ref().and_then(Previous::reference));
         let registries = registries::settings(&args.registries, asked)?;
-        let registries = registries.with_logins_of(&share.keyring.registries);
+        let registries = registries.with_logins_of(&self.share.keyring.registries);
         Ok(Request {
             environment: selection(&args.environment),
             surroundings,
@@ -177,7 +178,7 @@ impl Wanted {
                 _ => StartServices::AsManifest,
             },
             target: self.target,
-            share,
+            share: self.share,
             registries,
             path: std::env::var_os("PATH"),
             tag: args.image.tag.clone(),

@@ -31,8 +31,8 @@ const CONNECTION_WINDOW: u32 = 1 << 30;
 // That is room for as many questions as there may be at once, and for three files on each of 256 cores.
 const _: () = assert!(CONNECTION_WINDOW / STREAM_WINDOW >= 128 + 3 * 256);
 
-/// The HTTP client of all caches: one pool of connections, made at the first question, for to read the system's
-/// certificates takes longer than many a run.
+/// The HTTP client of all caches, or two of them: a pool of connections each, made at the first question, for to read the
+/// system's certificates takes longer than many a run.
 pub(crate) struct Client {
     /// How many connections to a server are kept.
     connections: usize,
@@ -71,7 +71,7 @@ impl Client {
     }
 
     /// Sends a request that was made with [`Client::get`]. Where it is sent on from this machine to another one, or
-    /// back, the other client follows, for one of them has proxies and one has none; a login stays behind.
+    /// back, the other client follows, once, for one of them has proxies and one has none; a login stays behind.
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, FetchError> {
         let again = request.try_clone();
         let response = request.send().await.map_err(from_reqwest)?;

@@ -78,7 +78,9 @@ impl Workshop<'_> {
     /// have signed is not kept.
     pub(super) fn fetch_far(&self, record: &LayerRecord, contents: &LayerContents<'_>) -> Option<BlobStamp> {
         let stamp = self.fetch_blob(record)?;
-        match self.learn(record, contents, &stamp) {
+        let blob =
+            self.with_store("read a layer", |store| store.read_blob(&record.digest, record.size, Some(&stamp)))?;
+        match self.learn(record, contents, blob) {
             Ok(()) => Some(stamp),
             Err(error) if Cancelled::caused(&error) => None,
             Err(error) => {
@@ -104,9 +106,7 @@ impl Workshop<'_> {
     }
 
     /// Reads a layer that has come, and has the source know what is in it.
-    fn learn(&self, record: &LayerRecord, contents: &LayerContents<'_>, stamp: &BlobStamp) -> io::Result<()> {
-        let store = self.store.ok_or(io::ErrorKind::NotFound)?;
-        let blob = store.read_blob(&record.digest, record.size, Some(stamp)).map_err(io::Error::other)?;
+    fn learn(&self, record: &LayerRecord, contents: &LayerContents<'_>, blob: impl io::Read) -> io::Result<()> {
         let tar = Compression::reader(&record.media_type, blob)?;
         let mut tar = VerifyingReader::new(tar, record.diff_id.0, record.tar_size);
         let mut read: BTreeMap<String, Read> = BTreeMap::new();

@@ -12,7 +12,7 @@ use super::{LayersError, media_type};
 use crate::blob::LayerKey;
 use crate::crash;
 use crate::delivery::Spool;
-use crate::event::{Cancelled, Event, Observer, Stage};
+use crate::event::{Cancelled, Event, Observer, Stage, in_one_line};
 use crate::nix::TreeState;
 use crate::pack::{Compression, LayerContents, PackError, Packed, Packer};
 use crate::parallel;
@@ -179,8 +179,7 @@ impl Workshop<'_> {
         match work(self.store_without_trouble()?) {
             Ok(done) => Some(done),
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-                self.give_up_the_store(what, &format!("{error}{cause}"), error.hint());
+                self.give_up_the_store(what, &in_one_line(&error), error.hint());
                 None
             }
         }
@@ -412,6 +411,9 @@ impl Workshop<'_> {
                 .collect(),
         };
         self.with_store("record a layer", |store| store.record_layer(&record));
+        if let Some(shared) = self.shared {
+            shared.believe(&record);
+        }
         drop(claim);
         Ok(Obtained { record, reused: false, made, state })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -49,6 +49,8 @@ pub(super) struct ObjectDepot<'a> {
     /// For what a build waits for.
     quick: Patience,
     steady: Patience,
+    /// The time by the store's clock when it was asked, in seconds after 1970.
+    clock: OnceLock<i64>,
 }
 
 impl<'a> ObjectDepot<'a> {
@@ -60,7 +62,17 @@ impl<'a> ObjectDepot<'a> {
         (quick, steady): (Patience, Patience),
     ) -> Self {
         let objects = Objects(Arc::clone(&store));
-        Self { store, parts, objects, prefix: prefix.to_owned(), runtime, observer, quick, steady }
+        Self {
+            store,
+            parts,
+            objects,
+            prefix: prefix.to_owned(),
+            runtime,
+            observer,
+            quick,
+            steady,
+            clock: OnceLock::new(),
+        }
     }
 
     fn path(&self, name: &str) -> Path {
@@ -100,9 +112,14 @@ impl<'a> ObjectDepot<'a> {
     /// Whether an object was written so long ago that a collection of garbage may be about to remove it, by the store's own
     /// clock: what is written now has its time.
     fn is_old(&self, object: &ObjectMeta) -> Result<bool, DepotError> {
-        self.put(CLOCK, &Bytes::new(), PutMode::Overwrite)?;
-        let now = self.find(CLOCK)?;
-        Ok(now.is_none_or(|now| (now.last_modified - object.last_modified).num_seconds() > RENEWED_AFTER))
+        let now = match self.clock.get() {
+            Some(now) => Some(*now),
+            None => {
+                self.put(CLOCK, &Bytes::new(), PutMode::Overwrite)?;
+                self.find(CLOCK)?.map(|now| *self.clock.get_or_init(|| now.last_modified.timestamp()))
+            }
+        };
+        Ok(now.is_none_or(|now| now - object.last_modified.timestamp() > RENEWED_AFTER))
     }
 
     fn put(&self, name: &str, bytes: &Bytes, mode: PutMode) -> Result<bool, DepotError> {

@@ -16,6 +16,7 @@ mod registry_server;
 mod registry_tokens;
 mod sandbox;
 mod skips;
+mod slow_caches;
 mod stand_in;
 mod terminal;
 

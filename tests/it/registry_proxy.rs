@@ -29,6 +29,8 @@ pub(crate) enum Request {
     GetBlob,
     /// The begin of an upload, or a mount.
     PostUpload,
+    /// A mount, where faults are concerned: it counts as [`Request::PostUpload`].
+    Mount,
     /// A chunk.
     PatchUpload,
     /// How far is it?
@@ -283,7 +285,8 @@ impl State {
         reader: &mut BufReader<TcpStream>,
         client: &mut TcpStream,
     ) -> io::Result<bool> {
-        let fault = self.next_fault(asked.request);
+        let of_mount = asked.path.contains("mount=").then(|| self.next_fault(Request::Mount)).flatten();
+        let fault = of_mount.or_else(|| self.next_fault(asked.request));
         match &fault {
             Some(Fault::Status(status, header)) => {
                 let header = if header.is_empty() { String::new() } else { format!("{header}\r\n") };

@@ -47,8 +47,13 @@ impl SharedCache<'_> {
         self.shares.iter().for_each(|share| share.state().contents.leave_out(&entry));
     }
 
+    /// Whether the record may be what a cache has said, rather than what this machine has made.
+    pub fn may_have_said(&self, record: &LayerRecord) -> bool {
+        record.is_hearsay || !self.trust.keys.is_empty()
+    }
+
     /// The layer came out like that after all.
-    pub(super) fn believe(&self, record: &LayerRecord) {
+    pub fn believe(&self, record: &LayerRecord) {
         if self.disbelieved().remove(&(record.key, record.digest)) {
             self.memory.keep_belief(&record.key, &record.digest, true);
         }

@@ -1,0 +1,225 @@
+//! What a run has made is given to the caches that it writes: blobs, entries, and its sheet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+use std::time::Duration;
+
+use super::super::depot::{BlobNote, Depot, DepotError};
+use super::super::entry::Entry;
+use super::super::merging::{self, Replacement};
+use super::super::sheet::{Contents, ImageUse, Sheet, SheetName};
+use super::faults::Damage;
+use super::{Own, Share, SharedCache, State};
+use crate::blob::Digest;
+use crate::store::LayerRecord;
+
+/// So long it waits, once all its layers are made, for what is just being given.
+const MOMENT: Duration = Duration::from_secs(5);
+
+/// Writes a layer's bytes.
+pub type WriteLayer<'w> = &'w (dyn Fn(&mut dyn Write) -> io::Result<()> + Sync);
+
+/// What was given to a cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Entries that it did not have.
+    pub entries: usize,
+    /// Blobs that were sent.
+    pub blobs: usize,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl<'a> SharedCache<'a> {
+    /// Gives a layer to the caches that are written; others find it after [`SharedCache::publish`]. `mount_from` are
+    /// repositories that may have its blob.
+    pub fn give(&self, record: &LayerRecord, mount_from: &BTreeMap<String, BTreeSet<Digest>>, write: WriteLayer<'_>) {
+        // Where every layer was known here nobody has looked yet.
+        self.views.get_or_init(|| self.read_views());
+        for share in self.usable().filter(|share| share.is_written) {
+            if let Err(error) = self.give_to(share, record, mount_from, write) {
+                // What was cut short is given another time.
+                if self.hurry.is_over() {
+                    return;
+                }
+                self.give_up(share, &error);
+            }
+        }
+    }
+
+    /// Waits for something that gives layers to the caches. What is under way after a moment is cut short.
+    pub fn wait_briefly<T>(&self, giving: impl FnOnce() -> T) -> T {
+        self.hurry.within(MOMENT, giving)
+    }
+
+    /// Shows others what was given so far, while this run goes on.
+    pub fn publish(&self) {
+        for share in self.usable().filter(|share| share.is_written) {
+            let mut state = share.state();
+            let published = match state.own.is_published {
+                true => Ok(()),
+                false => self.write_own(share, &mut state, false).map(drop),
+            };
+            drop(state);
+            if let Err(error) = published
+                && !self.hurry.is_over()
+            {
+                self.give_up(share, &error);
+            }
+        }
+    }
+
+    /// Completes what this run gives: the sheet with the use of the image. Many sheets become one. Says what was given to
+    /// each cache.
+    pub fn finish(&self, image: &ImageUse) -> Vec<(String, Given)> {
+        let mut given = Vec::new();
+        for share in self.usable().filter(|share| share.is_written) {
+            match self.finish_sheet(share, image) {
+                Ok(what) => given.push((share.address.to_string(), what)),
+                Err(error) => self.give_up(share, &error),
+            }
+        }
+        given
+    }
+
+    fn give_to(
+        &self,
+        share: &Share<'a>,
+        record: &LayerRecord,
+        mount_from: &BTreeMap<String, BTreeSet<Digest>>,
+        write: WriteLayer<'_>,
+    ) -> Result<(), DepotError> {
+        let is_kept = is_kept(record);
+        // What others have said is passed on, and not vouched for.
+        let key = self.key.as_ref().filter(|_| !record.is_hearsay);
+        let is_same = |entry: &&Entry| entry.layer.digest == record.digest && (entry.layer.has_blob || !is_kept);
+        let is_said = |entry: &Entry| key.is_none() || self.has_signed(entry);
+        let (is_known, is_there, damage) = {
+            let state = share.state();
+            let damage = state.damaged.get(&record.digest).copied();
+            let same: Vec<&Entry> = state.contents.of_key(&record.key).filter(is_same).collect();
+            // What a sheet names no collection of garbage takes: only the word for it is missing.
+            let is_there = same.iter().any(|entry| entry.layer.has_blob && self.trust.accepts(entry));
+            (same.into_iter().any(is_said), is_there, damage)
+        };
+        if is_known && damage.is_none() {
+            return Ok(());
+        }
+        if is_kept {
+            let (depot, digest, size) = (&*share.depot, &record.digest, record.size);
+            match damage {
+                None if is_there => {}
+                Some(Damage::Wrong) => depot.replace_blob(digest, size, &mut |out| write(out))?,
+                Some(Damage::Lost) | None => {
+                    let sources = share.sources(digest, mount_from);
+                    depot.write_blob(digest, size, &sources, &mut |out| write(out))?;
+                }
+            }
+        }
+        self.believe(record);
+        let mut entry = Entry::new(LayerRecord { has_blob: is_kept, ..record.clone() });
+        if let Some(key) = key {
+            entry.sign(key);
+        }
+        let mut state = share.state();
+        state.damaged.remove(&record.digest);
+        state.own.contents.insert(entry.clone());
+        state.contents.insert(entry);
+        state.own.is_published = false;
+        Ok(())
+    }
+
+    /// Writes what this run has given so far.
+    pub(super) fn write_own(
+        &self,
+        share: &Share<'a>,
+        state: &mut State,
+        is_final: bool,
+    ) -> Result<SheetName, DepotError> {
+        let name = match state.own.name {
+            Some(name) => name,
+            None => *state.own.name.insert(SheetName::new(0, random()?)),
+        };
+        let sheet = self.own_sheet(&state.own, is_final);
+        let blobs = notes(&sheet.contents);
+        let bytes = sheet.encode(&name).map_err(|error| DepotError::Source(io::Error::other(error)))?;
+        share.depot.write_sheet(&name, &bytes, &blobs)?;
+        state.own.is_published = true;
+        Ok(name)
+    }
+
+    fn own_sheet(&self, own: &Own, is_final: bool) -> Sheet {
+        let (contents, claims) = (own.contents.clone(), if is_final { BTreeSet::new() } else { own.claims.clone() });
+        let is_choosing = own.is_choosing && !is_final;
+        Sheet { is_final, time: self.now, claims, is_choosing, contents, ..Sheet::default() }
+    }
+
+    fn finish_sheet(&self, share: &Share<'a>, image: &ImageUse) -> Result<Given, DepotError> {
+        let mut image = image.clone();
+        if let Some(key) = &self.key {
+            image.sign(key);
+        }
+        let mut state = share.state();
+        let known = state.contents.image(&image.name, &image.tag, &image.manifest);
+        // A use that is known is written down again once a day, for whoever collects garbage by age.
+        let is_news = known.is_none_or(|known| {
+            known.used_at.saturating_add(24 * 3600) < image.used_at
+                || !image.pushed.is_subset(&known.pushed)
+                || !image.signatures.is_subset(&known.signatures)
+        });
+        let given = Given {
+            entries: state.own.contents.len(),
+            blobs: state.own.contents.blobs().len(),
+            bytes: state.own.contents.blobs().values().sum(),
+        };
+        // A sheet with claims in it has to become one without.
+        if given.entries == 0 && state.own.name.is_none() && !is_news && self.outdone(&state).is_none() {
+            return Ok(given);
+        }
+        state.own.contents.insert_image(image);
+        let name = self.write_own(share, &mut state, true)?;
+        self.refresh(share, &mut state)?;
+        let own = self.own_sheet(&state.own, true);
+        state.view.insert(name, own);
+        let replacement = self.outdone(&state).or_else(|| merging::merge_if_many(&state.view, self.now));
+        if let Some(replacement) = replacement {
+            replace(&*share.depot, replacement)?;
+        }
+        Ok(given)
+    }
+}
+
+/// Whether caches have the layer's bytes: one that is packed again as it is has no blob there, as it has none in the layer
+/// store.
+pub(super) fn is_kept(record: &LayerRecord) -> bool {
+    record.digest != record.diff_id.0
+}
+
+/// Puts new sheets in the place of old ones; says how many of those the depot does not remove.
+pub(in super::super) fn replace(depot: &dyn Depot, replacement: Replacement) -> Result<usize, DepotError> {
+    for sheet in &replacement.sheets {
+        let name = SheetName::new(replacement.level, random()?);
+        let bytes = sheet.encode(&name).map_err(|error| DepotError::Source(io::Error::other(error)))?;
+        depot.write_sheet(&name, &bytes, &notes(&sheet.contents))?;
+    }
+    let mut left = 0;
+    for name in &replacement.supersedes {
+        if depot.remove_sheet(name)? == crate::registry::Deletion::NotAllowed {
+            left += 1;
+        }
+    }
+    Ok(left)
+}
+
+/// The blobs of a sheet's entries.
+fn notes(contents: &Contents) -> BTreeMap<Digest, BlobNote> {
+    let kept = contents.entries().map(|entry| &entry.layer).filter(|layer| layer.has_blob);
+    kept.map(|layer| (layer.digest, BlobNote { size: layer.size, media_type: layer.media_type.clone() })).collect()
+}
+
+/// Sixteen bytes that no other writer has.
+fn random() -> Result<[u8; 16], DepotError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| DepotError::Source(io::Error::other(error)))?;
+    Ok(bytes)
+}
