@@ -1,10 +1,11 @@
 //! Shared caches that have lost something, or are wrong, or have a stranger's word: nothing of that lasts, and none of it is
 //! passed on as one's own.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use layerhold::blob::Digest;
+use layerhold::blob::{DiffId, Digest};
 use layerhold::store::{LayerRecord, LayerStore, Shelf};
 use rstest::rstest;
 use serde_json::Value;
@@ -108,6 +109,39 @@ impl Plain {
         assert!(is_done, "{said}");
         (image, said)
     }
+}
+
+#[test]
+fn what_this_machine_has_made_itself_and_comes_out_otherwise_is_no_caches_mistake() {
+    let plain = Plain::new();
+    let to = ["--cache-to", &plain.share];
+    let (expected, _) = plain.file("first", &to);
+    let share = plain.project.sandbox.path("share");
+    let said_there = || {
+        let lines = lines(&share).into_iter().filter(is_of_packages);
+        lines.map(|line| line["layer"].to_string()).collect::<BTreeSet<_>>()
+    };
+    let before = said_there();
+    // As if its store paths had been others when it made the layers.
+    let store = LayerStore::open(&plain.project.machine("first").cache).unwrap();
+    let records = before.iter().map(|layer| serde_json::from_str::<LayerRecord>(layer).unwrap());
+    let wrong: Vec<_> = records
+        .map(|record| {
+            let digest = Digest::of(record.digest.to_string().as_bytes());
+            LayerRecord { digest, diff_id: DiffId(digest), ..record }
+        })
+        .collect();
+    wrong.iter().for_each(|record| store.record_layer(record).unwrap());
+    store.index_layers(&wrong).unwrap();
+    let (is_done, _, said) = plain.run("first", "plain.tar", &to);
+    assert!(!is_done && said.contains("expected sha256:"), "{said}");
+    assert!(!said.contains("than a shared cache has said"), "{said}");
+    assert_eq!(said_there(), before);
+    // Each such run forgets what it has found wrong.
+    let mut later = wrong.iter().map(|_| plain.run("first", "plain.tar", &to));
+    let image = later.find_map(|(is_done, image, _)| is_done.then_some(image));
+    assert!(image.is_some_and(|image| image == expected));
+    assert_eq!(said_there(), before);
 }
 
 #[test]
