@@ -85,8 +85,8 @@ def introduction(place, results, about):
         f"which {len(VARIANTS['base'][0])} are installed. In a *variant* packages are of another revision, and so "
         "all that depends on them, or one is added or removed.",
         f"**Peers**, as Debian ships them: {', '.join(about['peers'])}.",
-        "**Method**: every way to do a job once, then every way again (from nothing into a runtime each time another way "
-        "first); what earlier runs wrote is on the disk before "
+        "**Method**: every way to do a job once, then every way again (from nothing into a runtime, and unchanged "
+        "into another file, each time another way first); what earlier runs wrote is on the disk before "
         "the next is timed; medians. The host of a virtual machine hands memory out at the first touch and takes back "
         "what is free, and whoever writes then pays: so before each part what is free is taken, given back and left "
         "alone for a minute, and before each run up to 1.5 GiB of it. CPU is user and system time, that of dockerd and "
