@@ -13,7 +13,7 @@ use super::{Own, Share, SharedCache, State};
 use crate::blob::Digest;
 use crate::store::LayerRecord;
 
-/// So long it waits, once all its layers are made, for what is just being given.
+/// So long a build waits, once all its layers are made, for what is just being given.
 const MOMENT: Duration = Duration::from_secs(5);
 
 /// Writes a layer's bytes.
