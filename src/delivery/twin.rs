@@ -1,9 +1,11 @@
-//! Another file that holds the very same archive, and its copy by the kernel.
+//! Another file that holds the very same archive, and its copy.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
 
 use rustix::fs::OFlags;
 
@@ -94,16 +96,41 @@ impl Twin {
         if is_as_it_was && target.metadata()?.len() == self.length { Ok(()) } else { Err(CopyError::Changed) }
     }
 
-    /// The kernel copies: no byte comes through this process where any other way is open.
-    fn copy_pieces(&self, mut target: &File, bytes: u64, observer: &dyn Observer) -> Result<(), CopyError> {
+    fn copy_pieces(&self, target: &File, bytes: u64, observer: &dyn Observer) -> Result<(), CopyError> {
         // Blocks that are sought one after the other, while they are written, take ext4 half as long again.
         host::reserve(target, self.length)?;
+        if host::is_copied_by_hand(target) && rayon::current_num_threads() > 1 {
+            self.copy_by_hand(target, bytes, observer)
+        } else {
+            self.copy_by_kernel(target, bytes, observer)
+        }
+    }
+
+    /// Where the kernel may have a way of its own; nothing comes through this process then.
+    fn copy_by_kernel(&self, mut target: &File, bytes: u64, observer: &dyn Observer) -> Result<(), CopyError> {
+        self.copy_each(bytes, observer, |length| io::copy(&mut (&self.file).take(length), &mut target))
+    }
+
+    /// One thread reads ahead of another that writes. The kernel would do both on one, and take longer.
+    fn copy_by_hand(&self, target: &File, bytes: u64, observer: &dyn Observer) -> Result<(), CopyError> {
+        ReadAhead::run(&self.file, self.length, |ahead| {
+            self.copy_each(bytes, observer, |length| ahead.copy_to(target, length))
+        })
+    }
+
+    /// Has all pieces copied, each by a call of `copy`, which takes how much that is at the most and says how much it was.
+    fn copy_each(
+        &self,
+        bytes: u64,
+        observer: &dyn Observer,
+        mut copy: impl FnMut(u64) -> io::Result<u64>,
+    ) -> Result<(), CopyError> {
         let mut copied = 0;
         while copied < self.length {
             if observer.cancelled() {
                 return Err(CopyError::Interrupted);
             }
-            let piece = io::copy(&mut (&self.file).take(PIECE.min(self.length - copied)), &mut target)?;
+            let piece = copy(PIECE.min(self.length - copied))?;
             if piece == 0 {
                 return Err(CopyError::Changed);
             }
@@ -115,6 +142,78 @@ impl Twin {
         }
         Ok(())
     }
+}
+
+/// The length of what one thread reads while another one writes. Short enough for a core's cache.
+const BUFFER: usize = 256 << 10;
+/// How many of those there are.
+const BUFFERS: usize = 4;
+
+/// A file that a thread reads from its beginning.
+struct ReadAhead {
+    read: Receiver<io::Result<Vec<u8>>>,
+    written: Sender<Vec<u8>>,
+}
+
+impl ReadAhead {
+    /// Does `work` while a thread reads the first `length` bytes of `file`.
+    fn run<T>(file: &File, length: u64, work: impl FnOnce(&Self) -> T) -> T {
+        let (to_write, read) = channel();
+        let (written, to_fill) = channel();
+        for _ in 0..BUFFERS {
+            // The other end is here.
+            let _ = written.send(Vec::new());
+        }
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut at = 0;
+                while at < length {
+                    // Whoever writes may have given up.
+                    let Ok(buffer) = to_fill.recv() else { return };
+                    let filled = fill(buffer, file, at, length - at);
+                    let read = filled.as_ref().map_or(0, |buffer| buffer.len() as u64);
+                    if to_write.send(filled).is_err() || read == 0 {
+                        return;
+                    }
+                    at += read;
+                }
+            });
+            // Gone before the thread is waited for, which ends with it.
+            let ahead = Self { read, written };
+            work(&ahead)
+        })
+    }
+
+    /// Writes what was read, `length` bytes of it or a buffer more, and says how much that was: less where the file ends.
+    fn copy_to(&self, mut target: &File, length: u64) -> io::Result<u64> {
+        let mut copied = 0;
+        while copied < length {
+            let Ok(buffer) = self.read.recv() else { break };
+            let buffer = buffer?;
+            target.write_all(&buffer)?;
+            copied += buffer.len() as u64;
+            // Nobody takes it once all is read.
+            let _ = self.written.send(buffer);
+        }
+        Ok(copied)
+    }
+}
+
+/// Fills a buffer from a place in a file, with no more than is `left`, and with less where the file ends.
+fn fill(mut buffer: Vec<u8>, file: &File, at: u64, left: u64) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+    buffer.resize(length, 0);
+    let mut filled = 0;
+    while filled < length {
+        match file.read_at(&mut buffer[filled..], at + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(filled);
+    Ok(buffer)
 }
 
 /// Whether a file is certainly not as it was left. Without being opened: that may do something, to a device say.

@@ -253,23 +253,39 @@ fn a_copy_that_fails_is_written_the_ordinary_way_from_an_empty_file() {
     assert_eq!((target.metadata().unwrap().len(), (&target).stream_position().unwrap()), (0, 0));
 }
 
-#[test]
-fn a_piece_after_the_other_gives_the_whole() {
+type Way = fn(&Twin, &File, u64, &dyn Observer) -> Result<(), CopyError>;
+
+#[rstest]
+#[case::whichever(Twin::try_copy_to)]
+#[case::by_kernel(Twin::copy_by_kernel)]
+#[case::by_hand(Twin::copy_by_hand)]
+fn a_piece_after_the_other_gives_the_whole(#[case] way: Way) {
     let dir = tempfile::tempdir().unwrap();
     let length = 2 * PIECE + 4097;
     let bytes: Vec<u8> = (0..length).map(|at| (at / 4093) as u8).collect();
     let path = dir.path().join("large");
     fs::write(&path, &bytes).unwrap();
-    let file = File::open(&path).unwrap();
-    let contents = [1; 32];
-    let token = token_of(&file.metadata().unwrap(), &contents).unwrap();
-    let twin = Twin { path, file, contents, token, length };
+    let twin = |length: u64| {
+        let file = File::open(&path).unwrap();
+        let contents = [1; 32];
+        let token = token_of(&file.metadata().unwrap(), &contents).unwrap();
+        Twin { path: path.clone(), file, contents, token, length }
+    };
     let target = File::create(dir.path().join("copy")).unwrap();
     let watcher = Watcher::patient_for(usize::MAX);
-    let failed = |source| DeliveryError::Write { path: PathBuf::new(), source };
-    assert!(twin.copy_to(&target, length - 5000, &watcher, failed).unwrap());
+    way(&twin(length), &target, length - 5000, &watcher).unwrap();
     assert!(fs::read(dir.path().join("copy")).unwrap() == bytes);
     let seen = watcher.seen.lock().unwrap();
     let advanced = |event: &Event| if let Event::Advanced { bytes } = event { *bytes } else { 0 };
-    assert_eq!(seen.iter().map(advanced).collect::<Vec<_>>()[..3], [PIECE, PIECE - 5000 + 4097, 0]);
+    assert_eq!(seen.iter().map(advanced).collect::<Vec<_>>(), [PIECE, PIECE - 5000 + 4097, 0]);
+
+    let target = File::create(dir.path().join("ended")).unwrap();
+    let error = way(&twin(length), &target, length, &Watcher::patient_for(1)).unwrap_err();
+    assert!(matches!(error, CopyError::Interrupted), "{error}");
+    let target = File::create(dir.path().join("cut")).unwrap();
+    let error = way(&twin(length + 1), &target, length, &Silent).unwrap_err();
+    assert!(matches!(error, CopyError::Changed), "{error}");
+    let unwritable = File::open(&path).unwrap();
+    let error = way(&twin(length), &unwritable, length, &Silent).unwrap_err();
+    assert!(matches!(error, CopyError::Io(_)), "{error}");
 }

@@ -71,6 +71,19 @@ pub(crate) fn share_blocks(file: &File, target: &File) -> bool {
     rustix::fs::ioctl_ficlone(target, file).is_ok()
 }
 
+/// Whether the kernel, asked to copy within the file system of `file`, would do no more than read and write. Others share
+/// blocks, or have a server copy them (copy_file_range(2)); statfs(2) has the numbers.
+pub(crate) fn is_copied_by_hand(file: &File) -> bool {
+    const EXT4: u32 = 0xef53;
+    const F2FS: u32 = 0xf2f5_2010;
+    const OVERLAYFS: u32 = 0x794c_7630;
+    const TMPFS: u32 = 0x0102_1994;
+    const XFS: u32 = 0x5846_5342;
+    // The type is signed on some machines, and has 32 bits on others.
+    let kind = rustix::fs::fstatfs(file).map_or(0, |system| system.f_type as u32);
+    [EXT4, F2FS, OVERLAYFS, TMPFS, XFS].contains(&kind)
+}
+
 /// Gives an empty file its length and, where the file system can, its room on the disk.
 pub(crate) fn reserve(file: &File, length: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length) {

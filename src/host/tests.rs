@@ -187,6 +187,14 @@ conformance!(portable);
 
 #[cfg(target_os = "linux")]
 #[test]
+fn who_may_copy_in_a_way_of_its_own_is_left_to_it() {
+    let [shared_memory, processes] = ["/dev/null", "/proc/version"].map(|path| File::open(path).unwrap());
+    assert!(super::linux::is_copied_by_hand(&shared_memory) && !super::linux::is_copied_by_hand(&processes));
+    assert!(super::portable::is_copied_by_hand(&processes), "nobody is asked to");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn work_on_one_core_is_done_and_the_others_are_given_back() {
     assert_eq!(super::portable::on_one_core(|| 7), 7);
     let cores = || rustix::thread::sched_getaffinity(None).unwrap();
