@@ -15,6 +15,8 @@ use crate::outlet::Outlet;
 const BLOCK: usize = 512;
 /// The first length in bytes that eleven octal digits cannot hold.
 const USTAR_SIZE_LIMIT: u64 = 1 << 33;
+/// The first number of a user or a group that seven octal digits cannot hold.
+const USTAR_ID_LIMIT: u32 = 1 << 21;
 /// Nix sets every file's time to one second after the epoch.
 const MTIME: u64 = 1;
 
@@ -205,12 +207,7 @@ impl<'a> TarWriter<'a> {
             ustar.linkname[..link.len()].copy_from_slice(link);
         }
         header.set_entry_type(entry_type);
-        header.set_mode(attributes.mode);
-        header.set_uid(attributes.uid.into());
-        header.set_gid(attributes.gid.into());
-        header.set_size(if size_fits { size } else { 0 });
-        header.set_mtime(MTIME);
-        header.set_cksum();
+        set_numbers(&mut header, attributes, if size_fits { size } else { 0 });
         self.path = full;
         self.append(header.as_bytes())
     }
@@ -222,12 +219,7 @@ impl<'a> TarWriter<'a> {
             ustar.name[..name.len()].copy_from_slice(name);
         }
         header.set_entry_type(EntryType::XHeader);
-        header.set_mode(0o444);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_size(records.len() as u64);
-        header.set_mtime(MTIME);
-        header.set_cksum();
+        set_numbers(&mut header, Attributes::root(0o444), records.len() as u64);
         self.append(header.as_bytes())?;
         self.append(records)?;
         let padding = records.len().next_multiple_of(BLOCK) - records.len();
@@ -254,6 +246,35 @@ impl<'a> TarWriter<'a> {
             self.buffer = out.take(std::mem::take(&mut self.buffer), filled)?;
         }
         Ok(())
+    }
+}
+
+/// Sets every number of a header, the checksum last. A layer has thousands of them: no digit goes through a string.
+fn set_numbers(header: &mut Header, attributes: Attributes, size: u64) {
+    let Attributes { mode, uid, gid } = attributes;
+    let fields = header.as_old_mut();
+    octal(&mut fields.mode, mode.into());
+    octal(&mut fields.uid, uid.into());
+    octal(&mut fields.gid, gid.into());
+    octal(&mut fields.size, size);
+    octal(&mut fields.mtime, MTIME);
+    if uid.max(gid) >= USTAR_ID_LIMIT {
+        // In binary, which every reader knows, too.
+        header.set_uid(uid.into());
+        header.set_gid(gid.into());
+    }
+    header.as_old_mut().cksum = [b' '; 8];
+    let sum = header.as_bytes().iter().map(|&byte| u64::from(byte)).sum();
+    octal(&mut header.as_old_mut().cksum, sum);
+}
+
+/// As many octal digits as there is room for, and a NUL behind them.
+fn octal(field: &mut [u8], mut value: u64) {
+    let Some((end, digits)) = field.split_last_mut() else { return };
+    *end = 0;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (value & 7) as u8;
+        value >>= 3;
     }
 }
 
@@ -288,6 +309,7 @@ fn pax_record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     impl Contents for io::Empty {}
     impl Contents for io::Repeat {}
@@ -388,6 +410,23 @@ mod tests {
         let mut measuring = TarWriter::measuring();
         write(&mut measuring).unwrap();
         assert_eq!(measuring.finish().unwrap(), archive(write).len() as u64);
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_are_those_that_the_library_writes(
+            mode in 0u32..0o10_000, uid: u32, gid in 0u32..1 << 22, size in 0..USTAR_SIZE_LIMIT,
+        ) {
+            let (mut ours, mut theirs) = (Header::new_ustar(), Header::new_ustar());
+            set_numbers(&mut ours, Attributes { mode, uid, gid }, size);
+            theirs.set_mode(mode);
+            theirs.set_uid(uid.into());
+            theirs.set_gid(gid.into());
+            theirs.set_size(size);
+            theirs.set_mtime(MTIME);
+            theirs.set_cksum();
+            prop_assert_eq!(&ours.as_bytes()[..], &theirs.as_bytes()[..]);
+        }
     }
 
     #[test]
