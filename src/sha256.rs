@@ -10,14 +10,20 @@ mod interleaved;
 mod lanes;
 mod partners;
 
+use std::sync::OnceLock;
+use std::time::Duration;
+
 pub use lanes::{Lane, LaneStream, Lanes};
 pub use partners::{Partner, Partners};
+use rustix::time::{ClockId, clock_gettime};
 
 /// The bytes that one application of the compression function takes.
 const BLOCK: usize = 64;
 
 /// How many streams are hashed at once, at the most: each gains less than the one before (docs/architecture.md).
 pub const LANES: usize = 4;
+/// As many gain on every CPU that has the instructions.
+const FEW: usize = 2;
 
 /// The initial hash value (FIPS 180-4, section 5.3.3).
 const INITIAL: [u32; 8] =
@@ -102,6 +108,37 @@ pub fn is_faster_together() -> bool {
     false
 }
 
+/// How many streams at once take this CPU the least time, [`LANES`] at the most. The registers are enough for two; where one
+/// round has to be waited for longer than what else is to do takes, more gain all the same. A trial of less than a
+/// millisecond finds out, once in a process.
+pub fn streams_at_once() -> usize {
+    static FASTEST: OnceLock<usize> = OnceLock::new();
+    *FASTEST.get_or_init(|| {
+        let (mut few, mut many) = (Duration::MAX, Duration::MAX);
+        for _ in 0..5 {
+            few = few.min(trial(FEW));
+            many = many.min(trial(LANES));
+        }
+        // What is kept of more streams at once has to be worth it.
+        if many < few * 24 / 25 { LANES } else { FEW }
+    })
+}
+
+/// For how long this thread works on a piece of [`LANES`] streams, so many at once.
+fn trial(at_once: usize) -> Duration {
+    const PIECE: [u8; 8 << 10] = [0; 8 << 10];
+    let mut hashers = vec![Sha256::new(); LANES];
+    let mut streams: Vec<(&mut Sha256, &[u8])> = hashers.iter_mut().map(|hasher| (hasher, &PIECE[..])).collect();
+    let begun = time_worked();
+    streams.chunks_mut(at_once).for_each(update_together);
+    time_worked().saturating_sub(begun)
+}
+
+/// For how long this thread has worked, and not waited.
+fn time_worked() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
 /// Takes in more of several streams at once: on a core with SHA instructions in about half the time that one after the
 /// other would take, as far as more than one has bytes.
 pub fn update_together(streams: &mut [(&mut Sha256, &[u8])]) {
@@ -178,6 +215,13 @@ mod tests {
             assert_eq!(hasher.bytes(), length as u64);
             assert_eq!(hasher.finish(), reference(&bytes), "{length}");
         }
+    }
+
+    #[test]
+    fn the_fastest_number_of_streams_stays_what_it_is() {
+        let found = streams_at_once();
+        assert!(found == FEW || found == LANES);
+        assert_eq!(streams_at_once(), found);
     }
 
     proptest! {

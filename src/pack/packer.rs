@@ -77,7 +77,7 @@ impl<'a> Packer<'a> {
             return parallel::for_each(self.threads(), items, |item| work(item, None));
         }
         let cores = rayon::current_num_threads();
-        let of_a_thread = (most_at_once() / cores).clamp(1, sha256::LANES);
+        let of_a_thread = (most_at_once() / cores).clamp(1, sha256::streams_at_once());
         let lanes = Lanes::new(bytes, cores, of_a_thread);
         parallel::for_each_with(
             self.threads().min(most_at_once() / of_a_thread),

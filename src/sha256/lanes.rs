@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use corosensei::stack::DefaultStack;
 use corosensei::{CoroutineResult, ScopedCoroutine, ScopedCoroutineRef, Yielder};
-use rustix::time::{ClockId, clock_gettime};
 
-use super::{LANES, Sha256, update_together};
+use super::{LANES, Sha256, time_worked, update_together};
 
-/// How many pieces of a stream are made before they are hashed, at the most. Of the longest streams more than of others,
-/// so that all of them end at about the same time.
-const MOST_PIECES: i64 = 6;
+/// How many pieces of a stream are made before they are hashed, at the most, beyond the number of streams that a thread
+/// makes at once. Of the longest streams more than of others, so that all of them end at about the same time.
+const MOST_MORE: usize = 2;
 
-/// How many pieces a thread makes before it hashes them, at the most, and one of every stream: so much memory it takes.
-const MOST_OF_A_THREAD: i64 = 12;
+/// How many pieces for each of its streams a thread makes before it hashes them, at the most, and one of every stream: so
+/// much memory it takes.
+const MOST_FOR_EACH: usize = 3;
 
 /// So often a thread that stands by looks whether the others had to wait for more than half of the time.
 const WATCH: Duration = Duration::from_millis(20);
@@ -149,7 +149,7 @@ impl Lanes {
         let mut spare = Vec::new();
         let mut told = time_worked();
         while !tracks.is_empty() && !self.is_stopped.load(Ordering::Relaxed) {
-            let mut room = MOST_OF_A_THREAD;
+            let mut room = signed((MOST_FOR_EACH * self.of_a_thread) as u64);
             // One after the other, so that each thread has some of the longest streams.
             let mut may_start = true;
             for track in &mut tracks {
@@ -166,9 +166,9 @@ impl Lanes {
     }
 
     /// Tells for how long this thread worked, which had told so much before.
-    fn tell(&self, told: &mut u64) {
+    fn tell(&self, told: &mut Duration) {
         let before = std::mem::replace(told, time_worked());
-        self.worked.fetch_add(told.saturating_sub(before), Ordering::Relaxed);
+        self.worked.fetch_add(told.saturating_sub(before).as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Has a coroutine make its share of pieces, as far as there is room for more than one.
@@ -210,7 +210,7 @@ impl Lanes {
     fn share(&self, left: i64) -> i64 {
         let fair = self.left.load(Ordering::Relaxed)
             / signed((self.working.load(Ordering::Relaxed) * self.of_a_thread) as u64).max(1);
-        (left / fair.max(1)).clamp(1, MOST_PIECES)
+        (left / fair.max(1)).clamp(1, signed((self.of_a_thread + MOST_MORE) as u64))
     }
 }
 
@@ -222,11 +222,6 @@ impl Drop for NoMoreHelp<'_> {
         self.0.help.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(false);
         self.0.known.notify_all();
     }
-}
-
-/// For how long this thread worked, in nanoseconds.
-fn time_worked() -> u64 {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).map_or(0, |time| time.as_nanos() as u64)
 }
 
 /// A coroutine and its stream.
