@@ -202,6 +202,8 @@ impl Sink for RuntimeSink<'_> {
         let listed = match listed {
             Some(listed) => listed,
             None if missing_bytes(image, &held) >= WORTH_A_LIST => self.client.images(self.observer)?,
+            // Of a layer that was made just now there can hardly be an image; to load that again does no harm.
+            None if image.layers.iter().any(|layer| !layer.reused) => Vec::new(),
             None => self.under_other_names(image)?,
         };
         self.there = there(self.client.runtime(), image, &listed);

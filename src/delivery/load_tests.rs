@@ -56,6 +56,11 @@ fn an_image_that_is_there_costs_one_question() {
         let (second, blobs) = image("v1", &["base", "new top"]);
         assert_eq!(bench.deliver(&second, &blobs).unwrap().layers_sent, 1);
         assert_eq!(bench.calls(), ["image inspect", "image inspect", "load", "image inspect"]);
+        // Of which there may be another one; of a layer that is new there is none.
+        let (mut third, blobs) = image("v1", &["base", "newer top"]);
+        third.layers[1].reused = false;
+        assert_eq!(bench.deliver(&third, &blobs).unwrap().layers_sent, 1);
+        assert_eq!(bench.calls(), ["image inspect", "load", "image inspect"]);
     }
 }
 
