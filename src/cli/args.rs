@@ -24,13 +24,14 @@ pub(super) struct Cli {
     pub(super) command: Command,
 }
 
+/// What stands before a command or behind it; help lists it behind the command's own options.
 #[derive(Args, Debug)]
 pub(super) struct General {
     /// Say more; repeat for more detail
-    #[arg(short, long, action = ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 100, action = ArgAction::Count)]
     pub(super) verbose: u8,
     /// Say nothing but errors
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, display_order = 101, conflicts_with = "verbose")]
     pub(super) quiet: bool,
 }
 

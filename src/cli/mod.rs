@@ -22,7 +22,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::error::ContextValue;
+use clap::error::{ContextValue, ErrorKind};
 use clap::{Arg, CommandFactory, FromArgMatches};
 
 use crate::http::without_login;
@@ -35,18 +35,16 @@ use progress::{Progress, Verbosity};
 pub fn run() -> ExitCode {
     host::return_what_is_freed();
     let mut grammar = without_empty_variables(Cli::command());
-    let parsed = grammar.try_get_matches_from_mut(std::env::args_os());
-    let cli =
-        match parsed.and_then(|matches| Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut grammar))) {
-            Ok(cli) => cli,
-            Err(error) => {
-                let exit_code = u8::try_from(error.exit_code()).unwrap_or(2);
-                // clap knows which of help, version and error goes where, and what that exits with. A reader that has
-                // gone away is no failure.
-                let _ = without_logins(error).print();
-                return ExitCode::from(exit_code);
-            }
-        };
+    let cli = match parse(&mut grammar) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let exit_code = u8::try_from(error.exit_code()).unwrap_or(2);
+            // clap knows which of help, version and error goes where, and what that exits with. A reader that has
+            // gone away is no failure.
+            let _ = without_logins(error).print();
+            return ExitCode::from(exit_code);
+        }
+    };
     let verbosity = match (cli.general.quiet, cli.general.verbose) {
         (true, _) => Verbosity::Quiet,
         (false, 0) => Verbosity::Normal,
@@ -67,6 +65,18 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&progress),
     }
+}
+
+/// Reads the arguments.
+fn parse(grammar: &mut clap::Command) -> Result<Cli, clap::Error> {
+    let matches = grammar.try_get_matches_from_mut(std::env::args_os())?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(grammar))?;
+    // clap compares what stands before a command, and what stands behind it, each for itself.
+    if cli.general.quiet && cli.general.verbose > 0 {
+        let message = "the argument '--quiet' cannot be used with '--verbose...'";
+        return Err(grammar.error(ErrorKind::ArgumentConflict, message));
+    }
+    Ok(cli)
 }
 
 /// The same command line, to which a variable that is set to nothing counts as not set.

@@ -286,19 +286,37 @@ fn an_argument_out_of_range() {
 fn quiet_says_nothing_and_verbose_more() {
     let place = Place::new();
     let environment = place.environment("");
-    let run = |flag: Option<&str>| {
+    let run_with = |before: &[&str], behind: &[&str]| {
         let mut command = place.sandbox.cmd();
-        command.args(flag).args(["containerize", "-f", "image.tar", "--store"]).arg(place.store.root());
+        command.args(before).arg("containerize").args(behind);
+        command.args(["-f", "image.tar", "--store"]).arg(place.store.root());
         let outcome = command.arg("-d").arg(environment.dir()).assert().success();
         String::from_utf8(outcome.get_output().stderr.clone()).unwrap()
     };
+    let run = |flag: Option<&str>| run_with(flag.as_slice(), &[]);
     let (quiet, usual, verbose) = (run(Some("-q")), run(None), run(Some("-v")));
     assert_eq!(quiet, "");
+    // Behind the command they are the same.
+    assert_eq!(run_with(&[], &["-q"]), "");
+    let behind = run_with(&[], &["--verbose"]);
+    assert!(behind.lines().count() > usual.lines().count(), "{behind}");
     assert!(usual.contains("written to file"), "{usual}");
     assert!(verbose.lines().count() > usual.lines().count(), "{verbose}");
     for said in [usual, verbose] {
         assert!(!said.contains('\u{1b}') && !said.contains('\r'), "a pipe gets plain lines: {said:?}");
     }
+}
+
+#[rstest]
+#[case::before(&["-q", "-v", "cache", "path"])]
+#[case::behind(&["cache", "path", "-q", "-v"])]
+#[case::between(&["cache", "-q", "-v", "path"])]
+#[case::quiet_before_and_verbose_behind(&["-q", "cache", "path", "-v"])]
+#[case::verbose_before_and_quiet_behind(&["-v", "cache", "path", "-q"])]
+fn quiet_and_verbose_exclude_each_other(#[case] args: &[&str]) {
+    let outcome = Sandbox::new().cmd().args(args).assert().code(2);
+    let said = String::from_utf8_lossy(&outcome.get_output().stderr).into_owned();
+    assert!(said.contains("'--quiet' cannot be used with '--verbose...'"), "{said}");
 }
 
 #[rstest]
