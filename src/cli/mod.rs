@@ -56,7 +56,7 @@ pub fn run() -> ExitCode {
         Command::Push(args) => push::run(&args, &progress),
         Command::Cache(command) => cache::run(&command, &progress),
         Command::Completions { shell } => print_generated(|out| {
-            clap_complete::generate(shell, &mut Cli::command(), "layerhold", out);
+            clap_complete::generate(shell, &mut without_hidden_options(Cli::command()), "layerhold", out);
             Ok(())
         }),
         Command::Man => print_generated(manual),
@@ -109,6 +109,19 @@ fn arm_crash_point() -> Result<(), Failure> {
     let Some(wanted) = wanted else { return Ok(()) };
     crash::arm(wanted.parse().map_err(|error: crash::InvalidCrashAt| Failure::usage(error, None))?);
     Ok(())
+}
+
+/// The same command line without the options that are not for people: completions would offer them.
+fn without_hidden_options(command: clap::Command) -> clap::Command {
+    const NAME: &str = "containerize";
+    command.mut_subcommands(|command| {
+        if command.get_name() != NAME {
+            return command;
+        }
+        // clap takes no option away: so it is the command anew, with what completions are made of.
+        let shown = command.get_arguments().filter(|arg| !arg.is_hide_set()).cloned();
+        clap::Command::new(NAME).about(command.get_about().cloned().unwrap_or_default()).args(shown)
+    })
 }
 
 /// The manual page: the tool's own, then each command's, and behind that its own commands'.

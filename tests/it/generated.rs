@@ -63,6 +63,7 @@ fn every_shell_has_completions() {
         for word in ["containerize", "completions", "compression", "platform", "previous", "cache-from"] {
             assert!(script.contains(word), "{shell} does not know '{word}'");
         }
+        assert!(!script.contains("in-proxy"), "{shell} offers what is not for people");
     }
     Sandbox::new().cmd().args(["completions", "csh"]).assert().code(2);
 }
