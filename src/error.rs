@@ -3,7 +3,7 @@
 use crate::delivery::{DeliveryError, Target, TargetError};
 use crate::environment::{FindError, InstallError, RealiseError, ServicesError, System};
 use crate::image::{ImageError, NameError};
-use crate::layers::LayersError;
+use crate::layers::{LayersError, hint_of_cause};
 use crate::nix::{ClosureError, SourceError, StorePath};
 use crate::store::StoreError;
 use crate::substitute::SubstituteError;
@@ -98,6 +98,8 @@ impl Error {
             },
             Self::Layers(error) => error.hint(),
             Self::Image(_) => None,
+            Self::Delivery(DeliveryError::Layer { source, .. })
+            | Self::NotEverywhere { error: DeliveryError::Layer { source, .. }, .. } => hint_of_cause(&**source),
             Self::Delivery(error) | Self::NotEverywhere { error, .. } => error.hint(),
             Self::Again(error) => Some(error.hint()),
             Self::Store(error) => error.hint(),

@@ -1,10 +1,13 @@
 //! Obtains the planned layers, from the layer store or by packing them, and streams their bytes wherever they go.
 
+mod cause;
 mod presence;
 mod shared;
 mod states;
 mod workshop;
 
+use cause::PathsChanged;
+pub use cause::hint_of_cause;
 use states::States;
 use workshop::{Obtained, is_own};
 pub use workshop::{Trouble, Workshop};
@@ -321,7 +324,7 @@ impl<'a> Layers<'a> {
         if packer.write_again(contents, out).map_err(blob_error)? == Some(state) {
             return Ok(());
         }
-        Err(BlobError::Source("its store paths changed while they were read".into()))
+        Err(BlobError::Source(PathsChanged.into()))
     }
 
     /// Recalls the states of trees of which these layers' bytes will be made again.

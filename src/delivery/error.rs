@@ -187,11 +187,8 @@ impl DeliveryError {
             Self::WrongImage { runtime: Runtime::Podman, name, .. } => {
                 Some(format!("see what took the name meanwhile: podman image inspect {name}"))
             }
-            Self::Layer { .. } => Some(
-                "something else is writing to the store: wait for it, then run this again; if that does not help: \
-                 nix-store --verify --check-contents"
-                    .into(),
-            ),
+            // Where layers come from is known to whoever gives them: `layers::hint_of_cause`.
+            Self::Layer { .. } => None,
             _ => None,
         }
     }
