@@ -136,11 +136,31 @@ impl RegistryError {
                 "have the registry's keeper give its token service TLS; to ask without a login: docker logout {registry}, or \
                  podman logout {registry}"
             )),
-            Self::Unanswered { .. }
-            | Self::NoToken { .. }
-            | Self::Refused { .. }
-            | Self::AnotherDigest { .. }
-            | Self::Lost { .. } => None,
+            Self::Unanswered { registry, source, .. } => of_silence(registry, source),
+            Self::NoToken { service, source: FetchError::Connection { .. }, .. } => Some(format!(
+                "see whether '{service}' can be reached from here, and through which proxy (HTTPS_PROXY), then run this \
+                 again"
+            )),
+            Self::NoToken { service, source: FetchError::Status { .. } | FetchError::NotFound, .. }
+                if !self.is_passing() =>
+            {
+                Some(format!(
+                    "see whether '{service}' is the right token service, and whether a proxy (HTTPS_PROXY) answers in its \
+                     place"
+                ))
+            }
+            Self::NoToken { registry, source, .. } => of_silence(registry, source),
+            Self::Refused { registry, status, .. } => Some(of_refusal(registry, *status)),
+            Self::AnotherDigest { .. } => Some(
+                "see whether something on the way changes what is sent, a proxy for instance (HTTPS_PROXY), and run this \
+                 again"
+                    .to_owned(),
+            ),
+            Self::Lost { .. } => Some(
+                "see whether it has room, and whether all of its replicas keep their uploads in one place; then run this \
+                 again: layers that it has are not sent again"
+                    .to_owned(),
+            ),
         }
     }
 
@@ -155,7 +175,103 @@ impl RegistryError {
     }
 }
 
+/// What has arrived stays: a run that failed has done a part of the next one's work.
+const AGAIN: &str = "run this again in a while: layers that it has are not sent again";
+
+/// What mends a registry, or its token service, that gave no answer, or none that can be used.
+fn of_silence(registry: &str, source: &FetchError) -> Option<String> {
+    match source {
+        FetchError::Denied { .. } => Some(format!("log in: docker login {registry}, or podman login {registry}")),
+        FetchError::NotFound => Some(no_registry(registry)),
+        FetchError::Status { .. } if source.is_passing() => Some(AGAIN.to_owned()),
+        FetchError::Stalled { .. } => Some(AGAIN.to_owned()),
+        FetchError::Status { .. } | FetchError::TooLong { .. } | FetchError::Connection { .. } => {
+            Some(no_registry(registry))
+        }
+        // A file of this machine's, which the error names; and who ended the run knows why.
+        FetchError::File(_) | FetchError::Cancelled(_) => None,
+    }
+}
+
+fn no_registry(registry: &str) -> String {
+    format!(
+        "see whether that is a registry's address, and whether a proxy (HTTPS_PROXY) answers in its place: \
+         curl -i https://{registry}/v2/"
+    )
+}
+
+/// What mends a refusal for the registry's own reason.
+fn of_refusal(registry: &str, status: u16) -> String {
+    match status {
+        401 | 403 => format!("see whether this user may do that: docker login {registry}, or podman login {registry}"),
+        404 | 405 => {
+            "see whether the repository's name is right, and whether it has to be made there before".to_owned()
+        }
+        413 => {
+            "have it, or the proxy before it, take larger bodies; or make smaller layers: --max-layers 127".to_owned()
+        }
+        408 | 425 | 429 | 500.. => AGAIN.to_owned(),
+        _ => "its words say what it does not take; one that does not know zstd: --compression gzip".to_owned(),
+    }
+}
+
 /// Whether a server has shown a certificate that is not trusted.
 fn is_about_trust(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Cancelled;
+
+    const HOST: &str = "registry.example";
+
+    fn unanswered(source: FetchError) -> RegistryError {
+        RegistryError::Unanswered { registry: HOST.to_owned(), what: "a blob".to_owned(), source }
+    }
+
+    fn no_token(source: FetchError) -> RegistryError {
+        let (registry, what, service) = (HOST.to_owned(), "a blob".to_owned(), "auth.example".to_owned());
+        RegistryError::NoToken { registry, what, service, source }
+    }
+
+    fn hint(error: RegistryError) -> String {
+        error.hint().unwrap_or_default()
+    }
+
+    #[test]
+    fn who_gives_no_answer_has_a_hint_that_fits() {
+        let after = std::time::Duration::from_secs(30);
+        for error in [unanswered, no_token] {
+            assert_eq!(hint(error(FetchError::Stalled { after })), AGAIN);
+            assert_eq!(hint(error(FetchError::Status { status: 503, retry_after: None })), AGAIN);
+            assert!(hint(error(FetchError::Denied { status: 401 })).contains("docker login registry.example"));
+            assert!(hint(error(FetchError::NotFound)).contains("HTTPS_PROXY"));
+            assert!(hint(error(FetchError::Status { status: 418, retry_after: None })).contains("HTTPS_PROXY"));
+            assert_eq!(error(FetchError::Cancelled(Cancelled)).hint(), None);
+        }
+        let refused = || FetchError::connection(std::io::Error::from(std::io::ErrorKind::ConnectionRefused), true);
+        assert!(hint(no_token(refused())).contains("'auth.example'"));
+        assert!(hint(no_token(FetchError::NotFound)).contains("'auth.example'"));
+        assert!(hint(unanswered(FetchError::NotFound)).contains("https://registry.example/v2/"));
+        assert!(hint(unanswered(refused())).contains("--insecure-registry registry.example"));
+    }
+
+    #[test]
+    fn who_refuses_or_loses_has_a_hint_that_fits() {
+        let refused = |status| {
+            let (registry, what, reason) = (HOST.to_owned(), "the manifest 'v1'".to_owned(), "no".to_owned());
+            hint(RegistryError::Refused { registry, what, status, reason })
+        };
+        assert!(refused(403).contains("docker login registry.example"));
+        assert!(refused(404).contains("name"));
+        assert!(refused(400).contains("--compression gzip"));
+        assert_eq!((refused(429), refused(503)), (AGAIN.to_owned(), AGAIN.to_owned()));
+        let lost = RegistryError::Lost { registry: HOST.to_owned(), what: "a blob".to_owned(), attempts: 3 };
+        assert!(hint(lost).contains("run this again"));
+        let (expected, found) = (Digest::of(b"a"), "sha256:0".to_owned());
+        let another = RegistryError::AnotherDigest { registry: HOST.to_owned(), what: "a".to_owned(), expected, found };
+        assert!(hint(another).contains("HTTPS_PROXY"));
+    }
 }

@@ -232,6 +232,7 @@ fn a_registry_that_is_broken_is_named() {
     insta::assert_snapshot!(lasting!(Request::PutManifest, Fault::Status(500, "")), @r"
     ✘ ERROR: the registry '[REGISTRY]' could not be asked for the manifest 'v1'
       caused by: the server answered with status 500
+      hint: run this again in a while: layers that it has are not sent again
     ");
 }
 
@@ -240,6 +241,7 @@ fn a_registry_that_wants_to_be_left_alone_for_long_is_not_waited_for() {
     insta::assert_snapshot!(lasting!(Request::HeadManifest, Fault::Status(429, "Retry-After: 3600")), @r"
     ✘ ERROR: the registry '[REGISTRY]' could not be asked for the manifest 'v1'
       caused by: the server answered with status 429 and wants to be left alone for 3600 s
+      hint: run this again in a while: layers that it has are not sent again
     ");
 }
 
@@ -255,6 +257,7 @@ fn a_registry_that_forbids_says_so_once() {
 fn a_registry_without_room_for_a_blob_is_quoted() {
     insta::assert_snapshot!(lasting!(Request::PutUpload, Fault::Refused(413, "SIZE_INVALID")), @r"
     ✘ ERROR: the registry '[REGISTRY]' refuses the blob sha256:[DIGEST]: SIZE_INVALID: said the proxy (status 413)
+      hint: have it, or the proxy before it, take larger bodies; or make smaller layers: --max-layers 127
     ");
 }
 
@@ -262,6 +265,7 @@ fn a_registry_without_room_for_a_blob_is_quoted() {
 fn a_registry_that_lies_about_a_blob_is_not_believed() {
     insta::assert_snapshot!(lasting!(Request::PutUpload, Fault::OtherDigest), @r"
     ✘ ERROR: the registry '[REGISTRY]' says that the blob sha256:[DIGEST] is sha256:[DIGEST], and it is sha256:[DIGEST]
+      hint: see whether something on the way changes what is sent, a proxy for instance (HTTPS_PROXY), and run this again
     ");
 }
 
@@ -277,6 +281,7 @@ fn a_registry_that_always_lacks_blobs_is_given_up() {
 fn a_registry_that_loses_every_upload_is_given_up() {
     insta::assert_snapshot!(lasting!(Request::PutUpload, Fault::Refused(404, "BLOB_UPLOAD_UNKNOWN")), @r"
     ✘ ERROR: the registry '[REGISTRY]' lost the blob sha256:[DIGEST] before it was whole, 3 times
+      hint: see whether it has room, and whether all of its replicas keep their uploads in one place; then run this again: layers that it has are not sent again
     ");
 }
 
@@ -284,6 +289,7 @@ fn a_registry_that_loses_every_upload_is_given_up() {
 fn a_registry_that_cuts_every_upload_is_given_up() {
     insta::assert_snapshot!(lasting!(Request::PatchUpload, Fault::Cut(100)), @r"
     ✘ ERROR: the registry '[REGISTRY]' lost the blob sha256:[DIGEST] before it was whole, 3 times
+      hint: see whether it has room, and whether all of its replicas keep their uploads in one place; then run this again: layers that it has are not sent again
     ");
 }
 
@@ -293,6 +299,7 @@ fn a_registry_that_lies_about_the_manifest_is_not_believed() {
     place.proxy.fail_always(Request::PutManifest, Fault::OtherDigest);
     insta::assert_snapshot!(place.failure("v1"), @r"
     ✘ ERROR: the registry '[REGISTRY]' says that the manifest 'v1' is sha256:[DIGEST], and it is sha256:[DIGEST]
+      hint: see whether something on the way changes what is sent, a proxy for instance (HTTPS_PROXY), and run this again
     ");
 }
 

@@ -67,18 +67,21 @@ fn a_token_service_that_goes_on_failing_is_named() {
     insta::assert_snapshot!(place.failure("v1"), @r"
     ✘ ERROR: the registry '[REGISTRY]' could not be asked for the manifest 'v1': no token came from its token service '[REGISTRY]'
       caused by: the server answered with status 503
+      hint: run this again in a while: layers that it has are not sent again
     ");
     assert_eq!(place.proxy.traffic().of(Request::Token).requests, 5, "as often as a registry is asked, and no more");
     place.proxy.fail_always(Request::Token, Fault::Status(429, "Retry-After: 3600"));
     insta::assert_snapshot!(place.failure("v1"), @r"
     ✘ ERROR: the registry '[REGISTRY]' could not be asked for the manifest 'v1': no token came from its token service '[REGISTRY]'
       caused by: the server answered with status 429 and wants to be left alone for 3600 s
+      hint: run this again in a while: layers that it has are not sent again
     ");
     assert_eq!(place.proxy.traffic().of(Request::Token).requests, 1, "it wants to be left alone");
     place.proxy.fail_always(Request::Token, Fault::Status(404, ""));
     insta::assert_snapshot!(place.failure("v1"), @r"
     ✘ ERROR: the registry '[REGISTRY]' could not be asked for the manifest 'v1': no token came from its token service '[REGISTRY]'
       caused by: the server answered with status 404
+      hint: see whether '[REGISTRY]' is the right token service, and whether a proxy (HTTPS_PROXY) answers in its place
     ");
     place.proxy.mend();
     place.push_whole("v1");
@@ -93,6 +96,7 @@ fn a_token_service_that_cannot_be_reached_is_named() {
     insta::assert_snapshot!(said, @r"
     ✘ ERROR: the registry '[REGISTRY]' could not be asked for the manifest 'v1': no token came from its token service '127.0.0.1:[PORT]'
       caused by: Connection refused (os error 111)
+      hint: see whether '127.0.0.1:[PORT]' can be reached from here, and through which proxy (HTTPS_PROXY), then run this again
     ");
 }
 
