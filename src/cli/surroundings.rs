@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::failure::Failure;
+use super::interrupt;
 use crate::environment::{
     CATALOG_URL, FLOXHUB_GIT_URL, FLOXHUB_TOKEN, FLOXHUB_URL, FloxHubSettings, RemoteAccess, Secret,
 };
@@ -31,7 +32,7 @@ pub(super) fn absolute(name: &str) -> Option<PathBuf> {
 /// Opens the layer store for a command that is about it.
 pub(super) fn open_cache() -> Result<LayerStore, Failure> {
     let directory = cache_directory().ok_or_else(no_cache_directory)?;
-    Ok(LayerStore::open(&directory)?)
+    Ok(LayerStore::open_until(&directory, interrupt::flag())?)
 }
 
 /// Nobody says where the layer store is.
@@ -45,11 +46,17 @@ pub(super) fn no_cache_directory() -> Failure {
 /// Opens the layer store for a build, which can do without: that is said.
 pub(super) fn open_cache_if_possible(observer: &dyn Observer) -> Option<LayerStore> {
     let opened = match cache_directory() {
-        Some(directory) => LayerStore::open_to_write(&directory).map_err(Failure::from),
+        Some(directory) => {
+            let opened = LayerStore::open_until(&directory, interrupt::flag());
+            opened.and_then(LayerStore::to_write).map_err(Failure::from)
+        }
         None => Err(no_cache_directory()),
     };
     opened
         .map_err(|failure| {
+            if observer.cancelled() {
+                return;
+            }
             let message = format!("going on without the layer cache: {}", failure.as_warning());
             observer.event(Event::Warning { message });
         })

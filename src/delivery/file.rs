@@ -3,8 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::partial::PartialFile;
 use super::twin::Twin;
@@ -12,7 +16,7 @@ use super::written::{contents, mark, token, token_of};
 use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Missing, Past, Sink, Spool};
 use crate::blob::Digest;
 use crate::crash;
-use crate::event::Observer;
+use crate::event::{Observer, Silent};
 use crate::image::{Images, Layer};
 use crate::outlet::Outlet;
 
@@ -26,8 +30,10 @@ use crate::outlet::Outlet;
 /// - Where another file holds the image already, the kernel copies that one.
 /// - A symbolic link stays: the file that it leads to is replaced, or made where the link leads nowhere.
 /// - What is no regular file (`/dev/null`, a named pipe) is written directly.
-pub struct FileSink {
+pub struct FileSink<'a> {
     path: PathBuf,
+    /// Is asked while a named pipe has no reader yet.
+    observer: &'a dyn Observer,
     output: Option<Output>,
     archive: Archive,
     /// The places of the layers in the temporary file, where some were written while they were made.
@@ -56,11 +62,12 @@ impl Output {
     }
 }
 
-impl FileSink {
+impl FileSink<'static> {
     /// A sink on the file at `path`. Nothing is touched yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            observer: &Silent,
             output: None,
             archive: Archive::new(),
             spool: None,
@@ -69,9 +76,16 @@ impl FileSink {
         }
     }
 
+    /// The same sink, which waits for a named pipe's reader only as long as `observer` wants the run to go on.
+    pub fn watched_by(self, observer: &dyn Observer) -> FileSink<'_> {
+        FileSink { observer, ..self }
+    }
+}
+
+impl FileSink<'_> {
     fn failed(&self) -> impl Fn(io::Error) -> DeliveryError + use<> {
         let path = self.path.clone();
-        move |source| Self::failure(path.clone(), source)
+        move |source| FileSink::failure(path.clone(), source)
     }
 
     /// A write to the file at `path` that failed.
@@ -92,6 +106,7 @@ impl FileSink {
         };
         let old = match fs::metadata(&target) {
             Ok(old) if old.is_dir() => return Err(DeliveryError::IsDirectory { path: self.path.clone() }),
+            Ok(old) if old.file_type().is_fifo() => return Ok(Output::Direct(self.open_pipe(&target)?)),
             Ok(old) if !old.is_file() => {
                 return Ok(Output::Direct(OpenOptions::new().write(true).open(&target).map_err(failed)?));
             }
@@ -119,7 +134,36 @@ impl FileSink {
         }
         Ok(Output::Beside { temporary, target })
     }
+
+    /// Opens a named pipe, and waits until somebody reads from it. A call that waits for that would come back only then,
+    /// whatever signal comes meanwhile.
+    fn open_pipe(&self, target: &Path) -> Result<File, DeliveryError> {
+        let failed = self.failed();
+        let at_once = OFlags::NONBLOCK.bits().cast_signed();
+        loop {
+            if self.observer.cancelled() {
+                return Err(DeliveryError::Interrupted);
+            }
+            match OpenOptions::new().write(true).custom_flags(at_once).open(target) {
+                Ok(pipe) => {
+                    // Writes are to wait for room again.
+                    let flags = rustix::fs::fcntl_getfl(&pipe).map_err(|error| failed(error.into()))?;
+                    let flags = flags.difference(OFlags::NONBLOCK);
+                    rustix::fs::fcntl_setfl(&pipe, flags).map_err(|error| failed(error.into()))?;
+                    return Ok(pipe);
+                }
+                // Nobody has it open for reading (fifo(7)).
+                Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {
+                    std::thread::sleep(READER_INTERVAL);
+                }
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
 }
+
+/// How long to wait before another look for a named pipe's reader.
+const READER_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Follows symbolic links, also to where nothing is.
 fn end_of_links(path: &Path) -> io::Result<PathBuf> {
@@ -136,10 +180,10 @@ fn end_of_links(path: &Path) -> io::Result<PathBuf> {
             Err(error) => return Err(error),
         }
     }
-    Err(io::Error::from(rustix::io::Errno::LOOP))
+    Err(io::Error::from(Errno::LOOP))
 }
 
-impl Sink for FileSink {
+impl Sink for FileSink<'_> {
     /// Nothing is opened: whoever reads from a pipe would see its end.
     fn has_places(&self) -> bool {
         !fs::metadata(&self.path).is_ok_and(|old| !old.is_file())

@@ -27,7 +27,9 @@ impl<'a> Receiver<'a> {
     /// A receiver on the target. What cannot be written is known here.
     pub fn new(target: &Target, stdout: &'a mut dyn Outlet, observer: &'a dyn Observer) -> Result<Self, DeliveryError> {
         let to = match target {
-            Target::File(path) => To::File { path: path.clone(), output: FileSink::new(path).open()? },
+            Target::File(path) => {
+                To::File { path: path.clone(), output: FileSink::new(path).watched_by(observer).open()? }
+            }
             Target::Stdout => To::Stdout(stdout),
             Target::Runtime(client) => To::Load { client: client.clone(), child: client.spawn(&LOAD, true)? },
             Target::Layout(_) | Target::Registry(_) => return Err(TargetError::ArchiveForLayout.into()),

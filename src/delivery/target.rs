@@ -212,7 +212,7 @@ impl Target {
     ) -> Box<dyn Sink + 'a> {
         let observer = means.observer;
         match self {
-            Self::File(path) => Box::new(FileSink::new(path)),
+            Self::File(path) => Box::new(FileSink::new(path).watched_by(observer)),
             Self::Stdout => Box::new(StreamSink::new(stdout)),
             Self::Runtime(client) => match opening {
                 Some(opening) => Box::new(client.sink(observer).opened(opening)),

@@ -209,7 +209,8 @@ impl Workshop<'_> {
     }
 
     fn give_up_the_store(&self, what: &str, why: &str, hint: Option<String>) {
-        if self.trouble.store.swap(true, Ordering::Relaxed) {
+        // A store that is no more waited for, for the user ends the run, has no trouble that anybody wants to read of.
+        if self.trouble.store.swap(true, Ordering::Relaxed) || self.observer.cancelled() {
             return;
         }
         let hint = hint.map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();

@@ -7,11 +7,13 @@
 use std::fs::{File, TryLockError};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::StoreError;
 use super::files::{self, IoContext};
 use crate::crash;
+use crate::event::Cancelled;
 use crate::host;
 
 /// Set in sled's default tree once a new database holds what it begins with: sled opens some damaged files as if they
@@ -57,17 +59,21 @@ impl WorkError {
 pub(super) struct Held {
     _locked: File,
     patience: Duration,
+    ended: &'static AtomicBool,
 }
 
-/// Waits until no other process has that right, for as long as `patience` lasts.
-pub(super) fn hold(root: &Path, patience: Duration) -> Result<Held, StoreError> {
+/// Waits until no other process has that right, for as long as `patience` lasts and nobody has set `ended`.
+pub(super) fn hold(root: &Path, patience: Duration, ended: &'static AtomicBool) -> Result<Held, StoreError> {
     let path = root.join("index.lock");
     let file = File::options().create(true).append(true).open(&path).context("open", &path)?;
     let mut waited = Duration::ZERO;
     let mut pause = Duration::from_micros(200);
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(Held { _locked: file, patience }),
+            Ok(()) => return Ok(Held { _locked: file, patience, ended }),
+            Err(TryLockError::WouldBlock) if ended.load(Ordering::Relaxed) => {
+                return Err(StoreError::Interrupted(Cancelled));
+            }
             Err(TryLockError::WouldBlock) if waited < patience => {
                 std::thread::sleep(pause);
                 waited += pause;
@@ -93,7 +99,7 @@ pub(super) fn with<T>(
     let patience = held.patience.min(SLED_PATIENCE);
     let attempt = |is_new: bool| -> Result<T, WorkError> {
         let whole = || {
-            let db = open(&path, patience)?;
+            let db = open(&path, patience, held.ended)?;
             if is_new {
                 begin(&db)?;
                 crash::point("index.filled");
@@ -129,13 +135,13 @@ pub(super) fn with<T>(
     attempt(true).map_err(fail)
 }
 
-fn open(path: &Path, patience: Duration) -> sled::Result<sled::Db> {
+fn open(path: &Path, patience: Duration, ended: &AtomicBool) -> sled::Result<sled::Db> {
     let config = sled::Config::new().path(path).flush_every_ms(None).cache_capacity(16 << 20);
     let pause = Duration::from_millis(1);
     let mut waited = Duration::ZERO;
     let db = loop {
         match config.open() {
-            Err(error) if is_sled_lock(&error) && waited < patience => {
+            Err(error) if is_sled_lock(&error) && waited < patience && !ended.load(Ordering::Relaxed) => {
                 std::thread::sleep(pause);
                 waited += pause;
             }

@@ -162,6 +162,7 @@ fn with_memory<T>(root: &Path, held: &Held, work: impl Fn(&sled::Db) -> Result<T
 
 #[cfg(test)]
 mod tests {
+    use super::super::NEVER;
     use super::*;
     use std::time::Duration;
 
@@ -169,7 +170,7 @@ mod tests {
     fn too_many_memories_are_forgotten_and_new_ones_kept() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tmp")).unwrap();
-        let held = database::hold(directory.path(), Duration::from_secs(1)).unwrap();
+        let held = database::hold(directory.path(), Duration::from_secs(1), &NEVER).unwrap();
         let entry = |n: u8| (vec![n], vec![n]);
         for n in 0..5 {
             remember_at_most(4, directory.path(), &held, Shelf::Files, &[entry(n)]).unwrap();
@@ -181,7 +182,7 @@ mod tests {
     fn what_is_remembered_again_weighs_once() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tmp")).unwrap();
-        let held = database::hold(directory.path(), Duration::from_secs(1)).unwrap();
+        let held = database::hold(directory.path(), Duration::from_secs(1), &NEVER).unwrap();
         let remember = |shelf: Shelf, key: &[u8], value: &[u8]| {
             // Room for two, and not for a third.
             let most = 2 * shelf.weight(b"two") + shelf.weight(b"") / 2;
@@ -202,7 +203,7 @@ mod tests {
     fn each_shelf_has_its_own_memories() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("tmp")).unwrap();
-        let held = database::hold(directory.path(), Duration::from_secs(1)).unwrap();
+        let held = database::hold(directory.path(), Duration::from_secs(1), &NEVER).unwrap();
         let all = [
             Shelf::Files,
             Shelf::Answers,

@@ -43,6 +43,7 @@ mod verify;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use blobs::{BlobStamp, BlobWriter, KeptBlob};
@@ -59,6 +60,7 @@ use rayon::prelude::*;
 
 use crate::blob::{Digest, LayerKey, VerifyingReader};
 use crate::crash;
+use crate::event::Cancelled;
 use database::{Held, WorkError};
 use files::IoContext;
 use index::Index;
@@ -72,7 +74,12 @@ const FORMAT: &str = "layerhold layer store, format 1\n";
 pub struct LayerStore {
     root: PathBuf,
     patience: Duration,
+    /// Whether the user wants the run to end.
+    ended: &'static AtomicBool,
 }
+
+/// The wish to end of whoever has none.
+static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// How long to wait for another process that holds the index. Only what looks at tens of thousands of layers takes
 /// seconds: what a collection removes, it removes after it has let go of the index (docs/store.md).
@@ -138,6 +145,9 @@ pub enum StoreError {
     /// A record could not be written as JSON.
     #[error("cannot encode a record")]
     Encode(#[source] serde_json::Error),
+    /// The user ended the run while another process held a lock.
+    #[error(transparent)]
+    Interrupted(Cancelled),
 }
 
 impl StoreError {
@@ -184,7 +194,12 @@ impl StoreError {
 impl LayerStore {
     /// Opens the store at `root`, making it if there is none.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned(), patience: PATIENCE };
+        Self::open_until(root, &NEVER)
+    }
+
+    /// The same, with a store that no longer waits for other processes once somebody has set `ended`.
+    pub fn open_until(root: &Path, ended: &'static AtomicBool) -> Result<Self, StoreError> {
+        let store = Self { root: root.to_owned(), patience: PATIENCE, ended };
         let format = store.root.join("layerhold-store");
         match std::fs::read_to_string(&format) {
             Ok(found) if found == FORMAT => {
@@ -233,9 +248,13 @@ impl LayerStore {
 
     /// Opens the store at `root` for a build: also makes sure that it can be written to.
     pub fn open_to_write(root: &Path) -> Result<Self, StoreError> {
-        let store = Self::open(root)?;
-        tempfile::tempfile_in(store.tmp()).context("write to", &store.tmp())?;
-        Ok(store)
+        Self::open(root)?.to_write()
+    }
+
+    /// The store for a build: makes sure that it can be written to.
+    pub fn to_write(self) -> Result<Self, StoreError> {
+        tempfile::tempfile_in(self.tmp()).context("write to", &self.tmp())?;
+        Ok(self)
     }
 
     /// The directory for what others fetched; it need not be there.
@@ -392,7 +411,7 @@ impl LayerStore {
     }
 
     fn hold(&self) -> Result<Held, StoreError> {
-        database::hold(&self.root, self.patience)
+        database::hold(&self.root, self.patience, self.ended)
     }
 
     fn with_index<T>(&self, work: impl Fn(&Index) -> Result<T, WorkError>) -> Result<T, StoreError> {

@@ -60,3 +60,4 @@ mod substitute;
 mod surroundings;
 mod tidying;
 mod trees;
+mod waits;
