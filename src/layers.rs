@@ -114,6 +114,7 @@ impl<'a> Sought<'a> {
     pub fn pack_missing(self, spool: Option<&Spool>) -> Result<Layers<'a>, LayersError> {
         let Self { workshop, contents, keys, images, known, lease, made_before } = self;
         let obtained = workshop::pack_missing(workshop, &contents, &keys, known, spool)?;
+        workshop.packer.tell_what_is_lost();
         let known_blobs =
             obtained.iter().filter_map(|layer| Some((layer.record.digest, layer.made.clone()?))).collect();
         let states = States::of_made(obtained.iter().map(|layer| layer.state));

@@ -107,7 +107,7 @@ impl LayerContents<'_> {
 
     /// The length in bytes of the layer's tar. Reads names and lengths, no contents.
     pub(super) fn tar_size(&self, source: &dyn Source) -> Result<u64, PackError> {
-        Ok(self.write_tar(source, TarWriter::measuring())?.0)
+        Ok(self.write_tar(source, TarWriter::measuring(), &mut Lost::default())?.0)
     }
 
     /// The state of the trees of which the layer would be made now; `None` where it cannot be told.
@@ -117,11 +117,13 @@ impl LayerContents<'_> {
         Some(TreeState::of_all(in_layer_order(paths).into_iter().map(state).collect::<Option<Vec<_>>>()?))
     }
 
-    /// Writes the layer's tar. Gives its length in bytes, and the state of the trees that it was made of.
+    /// Writes the layer's tar. Gives its length in bytes, and the state of the trees that it was made of; counts in `lost`
+    /// what runtimes will not unpack.
     pub(super) fn write_tar(
         &self,
         source: &dyn Source,
         mut tar: TarWriter<'_>,
+        lost: &mut Lost,
     ) -> Result<(u64, Option<TreeState>), PackError> {
         let mut states = Some(Vec::new());
         match self {
@@ -131,7 +133,7 @@ impl LayerContents<'_> {
                     tar.directory(parent.as_bytes(), Attributes::root(0o755)).map_err(PackError::Write)?;
                 }
                 for info in in_layer_order(paths) {
-                    match (write_store_path(&mut tar, source, &info.path)?, &mut states) {
+                    match (write_store_path(&mut tar, source, &info.path, lost)?, &mut states) {
                         (Some(state), Some(states)) => states.push(state),
                         _ => states = None,
                     }
@@ -159,13 +161,41 @@ fn write_store_path(
     tar: &mut TarWriter<'_>,
     source: &dyn Source,
     path: &StorePath,
+    lost: &mut Lost,
 ) -> Result<Option<TreeState>, PackError> {
     let full = format!("nix/store/{}", path.base_name()).into_bytes();
     let root = full.len();
-    source.walk_in_state(path, &mut StorePathWriter { tar, full, root }).map_err(|error| match error {
+    source.walk_in_state(path, &mut StorePathWriter { tar, full, root, lost }).map_err(|error| match error {
         WalkError::Visitor(error) => PackError::Write(error),
         other => PackError::Walk(other),
     })
+}
+
+/// How names begin that runtimes take for whiteouts, and not for files (OCI image specification, layer.md).
+const WHITEOUT: &[u8] = b".wh.";
+
+/// Files that no container will have, for their names are those of whiteouts: layers have no other way to say it.
+#[derive(Debug, Default)]
+pub(super) struct Lost {
+    /// The first one by name, as its path in the tar.
+    pub(super) first: Option<Vec<u8>>,
+    /// How many there are.
+    pub(super) count: u64,
+}
+
+impl Lost {
+    fn add(&mut self, path: &[u8]) {
+        self.join(Self { first: Some(path.to_vec()), count: 1 });
+    }
+
+    /// Takes those of another layer, too.
+    pub(super) fn join(&mut self, other: Self) {
+        self.count += other.count;
+        self.first = match (self.first.take(), other.first) {
+            (Some(one), Some(another)) => Some(one.min(another)),
+            (one, another) => one.or(another),
+        };
+    }
 }
 
 /// Writes the nodes of a store path to a tar.
@@ -175,6 +205,7 @@ struct StorePathWriter<'w, 't> {
     full: Vec<u8>,
     /// The length of the store path's.
     root: usize,
+    lost: &'w mut Lost,
 }
 
 impl Visitor for StorePathWriter<'_, '_> {
@@ -183,6 +214,10 @@ impl Visitor for StorePathWriter<'_, '_> {
         if !relative.is_empty() {
             self.full.push(b'/');
             self.full.extend_from_slice(relative);
+        }
+        let name = relative.rsplit(|byte| *byte == b'/').next().unwrap_or(relative);
+        if name.starts_with(WHITEOUT) {
+            self.lost.add(&self.full);
         }
         // The modes that Nix's own canonicalisation sets; NAR has no others.
         match node {

@@ -1,12 +1,13 @@
 //! The packer: what all layers of a run share while they are packed, and the way of one layer through it.
 
 use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Resource, getrlimit};
 
 use super::buffers::Buffers;
 use super::crew::Crew;
-use super::layer::{LayerContents, PackError, Packed};
+use super::layer::{LayerContents, Lost, PackError, Packed};
 use super::tar_writer::{TakePiece, TarWriter};
 use super::{Compression, crew};
 use crate::blob::{DiffId, Digest};
@@ -25,6 +26,8 @@ pub struct Packer<'a> {
     partners: Partners,
     buffers: Buffers,
     crew: Crew,
+    /// What runtimes will not unpack of the layers that were packed; nothing any more once that was told.
+    lost: Mutex<Option<Lost>>,
 }
 
 /// So many files packing one layer has open at the most: directories on the way to a file, that file, a claim, and where
@@ -36,7 +39,30 @@ impl<'a> Packer<'a> {
     pub fn new(source: &'a dyn Source, compression: Compression, observer: &'a dyn Observer) -> Self {
         let cores = rayon::current_num_threads();
         let (buffers, crew) = (Buffers::new(compression.piece()), Crew::new(compression, cores));
-        Self { source, compression, observer, partners: Partners::default(), buffers, crew }
+        Self {
+            source,
+            compression,
+            observer,
+            partners: Partners::default(),
+            buffers,
+            crew,
+            lost: Mutex::new(Some(Lost::default())),
+        }
+    }
+
+    /// Warns, once in a run, of files in the layers that were packed which no container will have.
+    pub fn tell_what_is_lost(&self) {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Lost { first: Some(first), count }) = lost else { return };
+        let first = String::from_utf8_lossy(&first).into_owned();
+        let others = match count {
+            1 => String::new(),
+            count => format!(", and {} more", count - 1),
+        };
+        let message = format!(
+            "containers will lack '/{first}'{others}: runtimes take files whose names begin with '.wh.' for whiteouts"
+        );
+        self.observer.event(Event::Warning { message });
     }
 
     /// How its layers are compressed.
@@ -108,7 +134,13 @@ impl<'a> Packer<'a> {
         out: &mut dyn Write,
         lane: Option<&Lane>,
     ) -> Result<(Packed, Option<TreeState>), PackError> {
-        self.pack_and_tell(contents, out, lane, &|bytes| self.observer.event(Event::Advanced { bytes }))
+        let mut found = Lost::default();
+        let tell = |bytes| self.observer.event(Event::Advanced { bytes });
+        let packed = self.pack_and_tell(contents, out, lane, &tell, &mut found)?;
+        if let Some(lost) = &mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
+            lost.join(found);
+        }
+        Ok(packed)
     }
 
     /// Packs one layer that was packed before: those who take its bytes tell how far they are.
@@ -117,7 +149,7 @@ impl<'a> Packer<'a> {
         contents: &LayerContents<'_>,
         out: &mut dyn Write,
     ) -> Result<(Packed, Option<TreeState>), PackError> {
-        self.pack_and_tell(contents, out, None, &|_| ())
+        self.pack_and_tell(contents, out, None, &|_| (), &mut Lost::default())
     }
 
     /// Writes one layer's tar, and takes no digest: it was taken before. Says in what state the layer's trees were.
@@ -127,7 +159,7 @@ impl<'a> Packer<'a> {
         out: &mut dyn Outlet,
     ) -> Result<Option<TreeState>, PackError> {
         let mut unhashed = Unhashed { observer: self.observer, takes_pages: out.takes_pages(), out };
-        Ok(self.write_tar(contents, &mut unhashed)?.1)
+        Ok(self.write_tar(contents, &mut unhashed, &mut Lost::default())?.1)
     }
 
     fn pack_and_tell(
@@ -136,6 +168,7 @@ impl<'a> Packer<'a> {
         out: &mut dyn Write,
         lane: Option<&Lane>,
         tell: &dyn Fn(u64),
+        lost: &mut Lost,
     ) -> Result<(Packed, Option<TreeState>), PackError> {
         if self.compression == Compression::None {
             let tar = match lane {
@@ -143,7 +176,7 @@ impl<'a> Packer<'a> {
                 None => Stream::Partner(self.partners.begin()),
             };
             let mut plain = Plain { observer: self.observer, tar, buffers: &self.buffers, tell, out };
-            let (size, state) = self.write_tar(contents, &mut plain)?;
+            let (size, state) = self.write_tar(contents, &mut plain, lost)?;
             // The blob is the tar: one digest serves for both.
             let digest = Digest::from_bytes(plain.tar.finish());
             return Ok((Packed { digest, diff_id: DiffId(digest), size, tar_size: size }, state));
@@ -151,7 +184,7 @@ impl<'a> Packer<'a> {
         let (tar, compressed) = (self.partners.begin(), Compressed { out, blob: Sha256::new() });
         let line = self.crew.line(&self.buffers, compressed);
         let mut compressing = Compressing { observer: self.observer, tar, tell, line };
-        let (tar_size, _) = self.write_tar(contents, &mut compressing)?;
+        let (tar_size, _) = self.write_tar(contents, &mut compressing, lost)?;
         let Compressing { tar, line, .. } = compressing;
         let Compressed { blob, .. } = line.finish().map_err(PackError::Write)?;
         let size = blob.bytes();
@@ -173,8 +206,9 @@ impl<'a> Packer<'a> {
         &self,
         contents: &LayerContents<'_>,
         out: &mut dyn TakePiece,
+        lost: &mut Lost,
     ) -> Result<(u64, Option<TreeState>), PackError> {
-        contents.write_tar(self.source, TarWriter::new(out, &self.buffers))
+        contents.write_tar(self.source, TarWriter::new(out, &self.buffers), lost)
     }
 }
 

@@ -473,3 +473,29 @@ fn a_reader_that_goes_away_keeps_nothing_from_the_other_targets() {
     assert!(output.status.success() && !said.contains("ERROR"), "{}: {said}", output.status);
     assert_eq!(server.tags("team/web"), ["1"], "{said}");
 }
+
+#[test]
+fn files_that_runtimes_take_for_whiteouts_are_warned_of_once_by_who_packs_them() {
+    let sandbox = Sandbox::new();
+    let store = BareStore::new(sandbox.path("root"));
+    let tree = |name: &str| Tree::new().file(format!("share/{name}"), "text").file(format!("share/not{name}"), "text");
+    let first = store.add("first-1", &tree(".wh.b").file("share/.wh.a", "text"));
+    let second = store.add("second-1", &tree(".whoever"));
+    let third = store.add("third-1", &tree(".wh.c"));
+    let installs = [("first", first.as_str()), ("second", second.as_str()), ("third", third.as_str())];
+    let environment = FloxEnv::of_store_paths(sandbox.path("project"), "whiteouts", &installs, "");
+    let warnings = |args: &[&str]| {
+        let mut command = containerize(&sandbox, store.root(), &environment);
+        let outcome = command.args(args).assert().success();
+        let said = String::from_utf8(outcome.get_output().stderr.clone()).unwrap();
+        said.lines().filter(|line| line.contains(".wh.")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let path = [format!("{first}/share/.wh.a"), format!("{third}/share/.wh.c")].into_iter().min().unwrap();
+    let expected = format!(
+        "! containers will lack '{path}', and 2 more: runtimes take files whose names begin with '.wh.' for whiteouts"
+    );
+    assert_eq!(warnings(&["-f", "image.tar"]), [expected.as_str()]);
+    // The layers are known.
+    assert!(warnings(&["-f", "again.tar"]).is_empty());
+    assert_eq!(warnings(&["-f", "small.tar", "--compression", "gzip"]), [expected]);
+}
