@@ -27,7 +27,7 @@ use crate::outlet::Outlet;
 ///   tool's is: it can be made again, and after a power failure it should be.
 /// - A new file's mode is 0666 less the umask; a file that was there passes on its mode and, where the process may
 ///   give files away, its owner. A file that the process may not write is not replaced.
-/// - Where another file holds the image already, the kernel copies that one.
+/// - Where another file holds the image already, that one is copied.
 /// - A symbolic link stays: the file that it leads to is replaced, or made where the link leads nowhere.
 /// - What is no regular file (`/dev/null`, a named pipe) is written directly.
 pub struct FileSink<'a> {
