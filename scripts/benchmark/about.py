@@ -9,7 +9,7 @@ import subprocess
 
 from place import REPOSITORY
 
-PEERS = """tar coreutils openssl zstd pigz libdeflate-tools python3 docker.io containerd podman skopeo umoci
+PEERS = """tar coreutils openssl zstd pigz libdeflate-tools python3 docker.io containerd podman buildah skopeo umoci
     docker-registry nix-bin""".split()
 
 

@@ -57,7 +57,6 @@ class Runtime:
 
 def runtime_jobs(place):
     """For each runtime: nothing changed, a leaf package changed, one added, and from nothing."""
-    context = quoted([place.context("leaf")])
     jobs = []
     for program in ["docker", "podman"]:
         runtime = Runtime(program, place)
@@ -76,7 +75,7 @@ def runtime_jobs(place):
                     ["skopeo", "--insecure-policy", "copy", "-q", f"docker-archive:{place.archive('leaf')}",
                      "docker-daemon:bench:latest"]) + " --dest-daemon-host $DOCKER_HOST", runtime.with_base, rounds=2),
             ]
-            build = f"DOCKER_BUILDKIT=0 docker build -q --no-cache -t built {context}"
+            builds = ["DOCKER_BUILDKIT=0 docker build"]
         else:
             own = [
                 Contender("podman pull of a ready layout", f"podman pull -q {quoted([layout])}", runtime.with_base),
@@ -85,7 +84,8 @@ def runtime_jobs(place):
                     ["skopeo", "--insecure-policy", "copy", "-q", layout, "containers-storage:localhost/bench:latest"]),
                     runtime.with_base, rounds=5),
             ]
-            build = f"podman build -q --no-cache -t built {context}"
+            # What buildah makes lies in Podman's storage.
+            builds = ["podman build", "buildah build"]
         jobs += [
             Job(f"unchanged-{program}", [
                 Contender(OURS, place.layerhold("base", *ours)),
@@ -95,7 +95,7 @@ def runtime_jobs(place):
                 Contender(OURS, place.layerhold("leaf", *ours), runtime.with_base),
                 *own,
                 Contender(f"{STREAM} | {program} load", nixpkgs["leaf"], runtime.with_base, rounds=2),
-                Contender(f"{program} build, the closure copied", build, runtime.with_base, rounds=1),
+                *(copied(build, place.context("leaf"), runtime.with_base) for build in builds),
             ], 11, runtime.take_base_in),
             Job(f"added-{program}", [
                 Contender(OURS, place.layerhold("added", *ours), runtime.with_base),
@@ -108,9 +108,17 @@ def runtime_jobs(place):
                 Contender(OURS, place.layerhold("base", *ours), runtime.empty),
                 Contender(f"{program} load of the whole archive", f"{load} {base}", runtime.empty),
                 Contender(f"{STREAM} | {program} load", nixpkgs["base"], runtime.empty),
+                *(copied(build, place.context("base"), runtime.empty) for build in builds),
             ], 3, rotated=True),
         ]
     return jobs
+
+
+def copied(build, context, prepare):
+    """The closure copied into an image that is based on none."""
+    name = build.removeprefix("DOCKER_BUILDKIT=0 ")
+    command = f"{build} -q --no-cache -t built {quoted([context])}"
+    return Contender(f"{name}, the closure copied", command, prepare, rounds=1)
 
 
 def layout_name(layout):
