@@ -12,6 +12,8 @@ from place import remove
 GIGABYTES = [1, 2, 4, 10]
 PATHS = [200, 1000, 5000]
 SMALL = 64 * 1024
+# The second contender of each size.
+UNCHANGED = f"{OURS}, nothing changed"
 # The alphabet of Nix's hashes.
 BASE32 = "0123456789abcdfghijklmnpqrsvwxyz"
 
@@ -124,5 +126,5 @@ def run_growth(place, bench):
         # The second contender finds what the first has left.
         bench.run(Job(f"growth-{name}", [
             Contender(OURS, command, place.cold),
-            Contender(f"{OURS}, nothing changed", command),
+            Contender(UNCHANGED, command),
         ], 3))

@@ -8,7 +8,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 from file_jobs import STREAM
-from growth import GIGABYTES
+from growth import GIGABYTES, UNCHANGED
 from measure import OURS
 from targets import MIB
 
@@ -83,7 +83,7 @@ def plot_growth(results, axes):
     """Seconds by bytes."""
     sizes = {note["point"]: note["bytes"] / MIB for note in results.notes("growth")}
     for contender, label, colour in [
-        (OURS, "cold", OUR_COLOUR), (f"{OURS}, nothing changed", "nothing changed", NIXPKGS_COLOUR)]:
+        (OURS, "cold", OUR_COLOUR), (UNCHANGED, "nothing changed", NIXPKGS_COLOUR)]:
         points = [
             (sizes[f"bytes-{count}"], figures.wall, figures.memory)
             for count in GIGABYTES

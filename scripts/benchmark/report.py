@@ -5,7 +5,7 @@ import textwrap
 
 from corpus import VARIANTS
 from file_jobs import has_dry_run
-from growth import GIGABYTES, PATHS
+from growth import GIGABYTES, PATHS, UNCHANGED
 from measure import OURS
 from place import REPOSITORY
 from plot import plot
@@ -205,7 +205,7 @@ def growth_table(results):
     rows = []
     for name in [*(f"bytes-{count}" for count in GIGABYTES), *(f"paths-{count}" for count in PATHS)]:
         cold = results.figures(f"growth-{name}", OURS)
-        warm = results.figures(f"growth-{name}", f"{OURS}, nothing changed")
+        warm = results.figures(f"growth-{name}", UNCHANGED)
         if cold and warm:
             point = points[name]
             rows.append([

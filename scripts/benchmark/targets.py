@@ -4,7 +4,7 @@ import dataclasses
 import os
 
 from file_jobs import FLOOR, STREAM
-from growth import GIGABYTES, PATHS
+from growth import GIGABYTES, PATHS, UNCHANGED
 from measure import OURS
 
 MIB = 1 << 20
@@ -102,13 +102,17 @@ def memory(results):
         for line in results.measured()
         if line["contender"].startswith(OURS) and not line["job"].endswith(("-docker", "-podman"))
     ]
-    limit = 64 + 16 * max(0, os.cpu_count() - 2)
     peak = max(peaks) / MIB if peaks else None
-    return at_most("into files, pipes and registries", "peak memory", peak, limit, " MiB")
+    return at_most("into files, pipes and registries", "peak memory", peak, most_memory(), " MiB")
+
+
+def most_memory():
+    """What a run may take, in MiB: it grows with the cores, and with nothing else."""
+    return 64 + 16 * max(0, os.cpu_count() - 2)
 
 
 def grown(results):
-    """Time for a byte and for a store path, at the most beside at the least."""
+    """Time for a byte and for a store path, at the most beside at the least; memory at the most."""
     points = {note["point"]: note for note in results.notes("growth")}
     # Of few and small store paths the program's start takes most of the time.
     sizes = [("bytes", "GB", GIGABYTES[0], GIGABYTES[-1]), ("paths", "store paths", PATHS[1], PATHS[-1])]
@@ -119,3 +123,11 @@ def grown(results):
             costs.append(figures and figures.wall / points[f"{unit}-{count}"][unit])
         value = costs[1] / costs[0] if all(costs) else None
         yield at_most(f"growth: {unit}", f"time for one, of {most:,} {name} beside {least:,}", value, LINEAR, " times")
+        # What does not grow at all is the stricter form of linear: the same bound at the most as anywhere.
+        peaks = [
+            run["memory"]
+            for contender in [OURS, UNCHANGED]
+            for run in results.runs(f"growth-{unit}-{most}", contender)
+        ]
+        peak = max(peaks) / MIB if peaks else None
+        yield at_most(f"growth: {unit}", f"peak memory, of {most:,} {name}", peak, most_memory(), " MiB")
