@@ -47,6 +47,23 @@ impl Compression {
         }
     }
 
+    /// About what each thread that compresses needs beside the pieces, in bytes: tables, which have the same size
+    /// whatever is in the pieces.
+    pub(super) fn tables(self) -> usize {
+        let mib = match self {
+            Self::None => 0,
+            Self::Gzip(_) | Self::Zstd(..=4) => 2,
+            Self::Zstd(5..=6) => 3,
+            Self::Zstd(7..=8) => 6,
+            Self::Zstd(9) => 11,
+            // A table of hashes with four million places, of four bytes each, and a tag to each.
+            Self::Zstd(10..=12) => 20,
+            // As many hashes, and as large a binary tree; from level 16 on, what was found for the whole of a block, too.
+            Self::Zstd(13..) => 34,
+        };
+        mib << 20
+    }
+
     /// What a layer's key says of the codec. The number changes whenever the bytes do, through another version of a
     /// codec's library for example: golden digests tell.
     pub(super) fn key_field(self) -> String {

@@ -1,32 +1,36 @@
 //! The crew: pieces of all layers are compressed on all cores, and each layer gets its own back in order.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Compression;
+use super::bounds::Bounds;
 use super::buffers::Buffers;
 use super::compression::Codec;
 
-/// Compresses on rayon's threads. Its memory is bounded by the number of pieces that are in its hands at once.
+/// Compresses on rayon's threads. Its memory is bounded by the number of pieces that are in its hands at once, and by that
+/// of its codecs.
 pub(super) struct Crew {
-    compression: Compression,
+    shop: Arc<Shop>,
     places: Arc<Places>,
 }
 
 impl Crew {
-    /// A crew of `cores` threads: each has a piece in work and one waiting.
-    pub(super) fn new(compression: Compression, cores: usize) -> Self {
-        let free = Mutex::new(vec![Vec::new(); 2 * cores]);
-        Self { compression, places: Arc::new(Places { free, freed: Condvar::new() }) }
+    /// A crew that has so many pieces at once, in work and waiting.
+    pub(super) fn new(compression: Compression, bounds: Bounds) -> Self {
+        let work = Work { waiting: VecDeque::new(), running: 0, spare: Vec::new() };
+        let shop = Shop { compression, compressors: bounds.compressors, work: Mutex::new(work) };
+        let free = Mutex::new(vec![Vec::new(); bounds.places]);
+        Self { shop: Arc::new(shop), places: Arc::new(Places { free, freed: Condvar::new() }) }
     }
 
-    /// Frees the memory of all places that nobody has.
+    /// Frees the memory of all places and codecs that nobody has.
     pub(super) fn free(&self) {
         self.places.free().fill_with(Vec::new);
+        self.shop.work().spare.clear();
     }
 
     /// A line for one layer's pieces; what they compress to goes to `out`.
@@ -34,33 +38,72 @@ impl Crew {
         Line { crew: self, buffers, out, waiting: VecDeque::new() }
     }
 
-    fn compress(&self, buffer: Box<[u8]>, filled: usize, mut place: Place) -> Receiver<io::Result<Done>> {
-        let (send, receive) = sync_channel(1);
-        let compression = self.compression;
-        rayon::spawn_fifo(move || {
-            let compressed = with_codec(compression, |codec| codec.compress(&buffer[..filled], &mut place.compressed));
-            // Nobody receives it where the layer was given up.
-            let _ = send.send(compressed.map(|()| Done { buffer, place }));
-        });
+    fn compress(&self, buffer: Box<[u8]>, filled: usize, place: Place) -> Receiver<io::Result<Done>> {
+        let (done, receive) = sync_channel(1);
+        self.shop.work().waiting.push_back(Job { buffer, filled, place, done });
+        Shop::begin(&self.shop);
         receive
     }
 }
 
-/// Calls `work` with this thread's codec, which keeps its tables from piece to piece.
-fn with_codec<T>(compression: Compression, work: impl FnOnce(&mut Codec) -> io::Result<T>) -> io::Result<T> {
-    thread_local! {
-        static CODEC: RefCell<Option<(Compression, Codec)>> = const { RefCell::new(None) };
+/// A piece to be compressed.
+struct Job {
+    buffer: Box<[u8]>,
+    filled: usize,
+    place: Place,
+    done: SyncSender<io::Result<Done>>,
+}
+
+/// Where the pieces of all layers are compressed, in the order in which they came.
+struct Shop {
+    compression: Compression,
+    /// How many are compressed at once: at high levels a codec's tables are larger than all that a run has besides.
+    compressors: usize,
+    work: Mutex<Work>,
+}
+
+struct Work {
+    /// Nothing waits unless as many are running as may.
+    waiting: VecDeque<Job>,
+    running: usize,
+    /// Codecs that nobody uses now.
+    spare: Vec<Codec>,
+}
+
+impl Shop {
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    CODEC.with_borrow_mut(|kept| {
-        let (_, codec) = match kept {
-            Some(kept) if kept.0 == compression => kept,
-            other => {
-                let codec = Codec::new(compression)?.ok_or_else(|| io::Error::other("there is nothing to compress"))?;
-                other.insert((compression, codec))
-            }
-        };
-        work(codec)
-    })
+
+    /// Begins what has waited longest, if it may begin; whoever is done begins the next.
+    fn begin(shop: &Arc<Self>) {
+        let mut work = shop.work();
+        if work.running == shop.compressors {
+            return;
+        }
+        let Some(job) = work.waiting.pop_front() else { return };
+        work.running += 1;
+        let codec = work.spare.pop();
+        drop(work);
+        let shop = Arc::clone(shop);
+        rayon::spawn_fifo(move || {
+            let Job { buffer, filled, mut place, done } = job;
+            let made = codec.map_or_else(|| new_codec(shop.compression), Ok);
+            let compressed = made.and_then(|mut codec| {
+                let compressed = codec.compress(&buffer[..filled], &mut place.compressed);
+                shop.work().spare.push(codec);
+                compressed
+            });
+            shop.work().running -= 1;
+            Self::begin(&shop);
+            // Last: who has the last piece may free the codecs. Nobody receives it where the layer was given up.
+            let _ = done.send(compressed.map(|()| Done { buffer, place }));
+        });
+    }
+}
+
+fn new_codec(compression: Compression) -> io::Result<Codec> {
+    Codec::new(compression)?.ok_or_else(|| io::Error::other("there is nothing to compress"))
 }
 
 /// A compressed piece.

@@ -3,6 +3,7 @@
 //! A layer is a pure function of its contents and its [`Compression`]: no clock, no user, no thread count shows in it.
 //! This module does not know where the bytes go.
 
+mod bounds;
 mod buffers;
 mod compression;
 mod crew;

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Resource, getrlimit};
 
+use super::bounds::Bounds;
 use super::buffers::Buffers;
 use super::crew::Crew;
 use super::layer::{LayerContents, Lost, PackError, Packed};
@@ -37,8 +38,8 @@ const OPEN_FILES: usize = 12;
 impl<'a> Packer<'a> {
     /// A packer of store paths from `source`; `observer` may stop the work.
     pub fn new(source: &'a dyn Source, compression: Compression, observer: &'a dyn Observer) -> Self {
-        let cores = rayon::current_num_threads();
-        let (buffers, crew) = (Buffers::new(compression.piece()), Crew::new(compression, cores));
+        let bounds = Bounds::new(compression, rayon::current_num_threads());
+        let (buffers, crew) = (Buffers::new(compression.piece()), Crew::new(compression, bounds));
         Self {
             source,
             compression,
@@ -83,8 +84,12 @@ impl<'a> Packer<'a> {
     /// How many threads should pack at once, each one layer after the other.
     pub fn threads(&self) -> usize {
         // Of several that have something to hash one works for all while the others sleep; and some wait for a disk.
-        let of_a_core = if self.compression == Compression::None { 3 } else { 2 };
-        (of_a_core * rayon::current_num_threads()).min(most_at_once())
+        let cores = rayon::current_num_threads();
+        let threads = match self.compression {
+            Compression::None => 3 * cores,
+            compressed => Bounds::new(compressed, cores).places,
+        };
+        threads.min(most_at_once())
     }
 
     /// Does `work` for each item, which packs a layer, several at once; `bytes` is about how many are to be packed in all.
