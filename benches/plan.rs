@@ -203,7 +203,7 @@ fn measure(graph: &Graph) -> BTreeMap<&'static str, Sums> {
         let is_touched = |layer: &Vec<StorePath>| layer.iter().any(|path| new.get(path).is_none());
         sums.touched.push((0..layers.len()).filter(|&at| is_touched(&layers[at])).collect());
         let (size, new_size) = (before.size(name), after.size(name));
-        sums.packages.push((size, bound - new_size + size));
+        sums.packages.push((size, bound + size - new_size));
     }
     kinds
 }
