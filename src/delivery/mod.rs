@@ -25,6 +25,9 @@ mod twin;
 mod written;
 
 #[cfg(test)]
+#[path = "at_once_tests.rs"]
+mod at_once;
+#[cfg(test)]
 mod conformance;
 #[cfg(test)]
 mod samples;

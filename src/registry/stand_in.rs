@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
+use std::time::Duration;
 
 use crate::blob::Digest;
 
@@ -12,6 +13,52 @@ use crate::blob::Digest;
 pub(crate) struct StandIn {
     port: u16,
     kept: Arc<Mutex<Kept>>,
+    gate: Arc<Gate>,
+}
+
+/// Holds requests of one kind until so many are under way at once: a client that waits for each answer before it asks
+/// again gets none for [`Gate::PATIENCE`], and then all of them.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<Held>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Held {
+    method: &'static str,
+    place: &'static str,
+    /// How many requests go by before any is held.
+    unheld: usize,
+    /// How many have to be under way.
+    together: usize,
+    now: usize,
+    most: usize,
+    is_open: bool,
+}
+
+impl Gate {
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn pass(&self, method: &str, target: &str) {
+        let mut held = self.state.lock().unwrap();
+        if held.together == 0 || method != held.method || !target.contains(held.place) {
+            return;
+        }
+        if held.unheld > 0 {
+            held.unheld -= 1;
+            return;
+        }
+        held.now += 1;
+        held.most = held.most.max(held.now);
+        held.is_open |= held.now >= held.together;
+        self.changed.notify_all();
+        let waited = self.changed.wait_timeout_while(held, Self::PATIENCE, |held| !held.is_open);
+        let mut held = waited.unwrap().0;
+        held.is_open = true;
+        held.now -= 1;
+        self.changed.notify_all();
+    }
 }
 
 /// What it keeps, of all repositories together.
@@ -30,15 +77,26 @@ impl StandIn {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let kept = Arc::<Mutex<Kept>>::default();
-        let shared = Arc::clone(&kept);
+        let gate = Arc::<Gate>::default();
+        let shared = (Arc::clone(&kept), Arc::clone(&gate));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let shared = Arc::clone(&shared);
+                let (kept, gate) = shared.clone();
                 // A client that goes away is none of its concern.
-                thread::spawn(move || drop(serve(&shared, stream)));
+                thread::spawn(move || drop(serve(&kept, &gate, stream)));
             }
         });
-        Self { port, kept }
+        Self { port, kept, gate }
+    }
+
+    /// Requests of this kind, all but the first `unheld`, are answered once so many of them are under way at once.
+    pub(crate) fn hold(&self, method: &'static str, place: &'static str, unheld: usize, together: usize) {
+        *self.gate.state.lock().unwrap() = Held { method, place, unheld, together, ..Held::default() };
+    }
+
+    /// How many of those that were held were under way at once.
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.gate.state.lock().unwrap().most
     }
 
     /// `127.0.0.1:PORT/NAME`.
@@ -51,7 +109,7 @@ impl StandIn {
     }
 }
 
-fn serve(kept: &Mutex<Kept>, mut stream: TcpStream) -> std::io::Result<()> {
+fn serve(kept: &Mutex<Kept>, gate: &Gate, mut stream: TcpStream) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
         let mut line = String::new();
@@ -78,6 +136,7 @@ fn serve(kept: &Mutex<Kept>, mut stream: TcpStream) -> std::io::Result<()> {
             // TLS, which it does not speak.
             return Ok(());
         }
+        gate.pass(method, target);
         let (status, headers, answer) = kept.lock().unwrap().answer(method, target, body);
         let head = format!("HTTP/1.1 {status} So\r\nContent-Length: {}\r\n{headers}\r\n", answer.len());
         stream.write_all(head.as_bytes())?;
