@@ -117,13 +117,22 @@ pub(crate) fn answered(response: reqwest::Response) -> Result<reqwest::Response,
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
             Err(FetchError::Denied { status: status.as_u16() })
         }
-        _ => {
-            let after = response.headers().get(header::RETRY_AFTER);
-            let after = after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
-            let retry_after = after.map(Duration::from_secs);
-            Err(FetchError::Status { status: status.as_u16(), retry_after })
-        }
+        _ => Err(FetchError::Status { status: status.as_u16(), retry_after: retry_after(response.headers()) }),
     }
+}
+
+/// How long a server wants to be left alone: in seconds, or until a date (RFC 9110, 10.2.3). That is one by the server's
+/// own clock, which the answer shows as well; where it does not, or the date is none, nothing was said.
+fn retry_after(headers: &header::HeaderMap) -> Option<Duration> {
+    let text = |name: header::HeaderName| Some(headers.get(name)?.to_str().ok()?.trim());
+    let wanted = text(header::RETRY_AFTER)?;
+    if let Ok(seconds) = wanted.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(wanted).ok()?;
+    let now = httpdate::parse_http_date(text(header::DATE)?).ok()?;
+    // A time that is over is no wait.
+    Some(until.duration_since(now).unwrap_or_default())
 }
 
 pub(crate) fn from_object_store(error: object_store::Error) -> FetchError {
@@ -134,5 +143,38 @@ pub(crate) fn from_object_store(error: object_store::Error) -> FetchError {
         // The library keeps the status of what it does not expect, a listing that is denied say, in words alone.
         other if other.to_string().contains("403 Forbidden") => FetchError::Denied { status: 403 },
         other => FetchError::connection(other, true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
+    #[rstest]
+    #[case::seconds(Some("7"), None, Some(7))]
+    #[case::seconds_whatever_the_date(Some(" 7 "), Some(DATE), Some(7))]
+    #[case::a_date(Some("Sun, 06 Nov 1994 08:50:07 GMT"), Some(DATE), Some(30))]
+    #[case::tomorrow(Some("Mon, 07 Nov 1994 08:49:37 GMT"), Some(DATE), Some(86_400))]
+    #[case::a_date_as_it_was_written_once(Some("Sunday, 06-Nov-94 08:50:07 GMT"), Some(DATE), Some(30))]
+    #[case::a_date_of_the_language_c(Some("Sun Nov  6 08:50:07 1994"), Some(DATE), Some(30))]
+    #[case::a_date_that_is_over(Some("Sun, 06 Nov 1994 08:49:07 GMT"), Some(DATE), Some(0))]
+    #[case::a_date_by_no_clock(Some("Sun, 06 Nov 1994 08:50:07 GMT"), None, None)]
+    #[case::a_clock_that_is_none(Some("Sun, 06 Nov 1994 08:50:07 GMT"), Some("now"), None)]
+    #[case::no_date(Some("soon"), Some(DATE), None)]
+    #[case::before_there_were_seconds(Some("-1"), Some(DATE), None)]
+    #[case::more_than_a_number_holds(Some("99999999999999999999"), Some(DATE), None)]
+    #[case::nothing(None, Some(DATE), None)]
+    fn a_server_says_how_long_it_wants_to_be_left_alone(
+        #[case] after: Option<&'static str>,
+        #[case] date: Option<&'static str>,
+        #[case] expected: Option<u64>,
+    ) {
+        let said = [(header::RETRY_AFTER, after), (header::DATE, date)];
+        let said = said.into_iter().filter_map(|(name, value)| Some((name, header::HeaderValue::from_static(value?))));
+        assert_eq!(retry_after(&said.collect()), expected.map(Duration::from_secs));
     }
 }
