@@ -17,6 +17,9 @@ use crate::http::FetchError;
 const CHUNK: u64 = 8 << 20;
 /// The largest chunk that a registry may ask for.
 const LARGEST_CHUNK: u64 = 64 << 20;
+/// Of how many other repositories it is asked before a blob is sent: what is remembered of them may be of yesterday, and
+/// each question is a request.
+const MOUNTS: usize = 3;
 /// How often a blob is begun again.
 const ATTEMPTS: u32 = 3;
 /// How often a request is sent on to another address.
@@ -65,8 +68,7 @@ impl Repository<'_> {
         mut write: impl FnMut(&mut dyn Write) -> Result<(), E>,
     ) -> Result<Uploaded, UploadError<E>> {
         let runtime = self.runtime().map_err(UploadError::Registry)?;
-        let mut candidates = mount_from.iter().filter(|name| *name != self.reference.repository());
-        let mut begun = self.begin(digest, candidates.next());
+        let mut begun = self.begin(digest, mount_from);
         for _ in 0..ATTEMPTS {
             let place = match runtime.block_on(begun).map_err(UploadError::Registry)? {
                 Begun::Mounted => return Ok(Uploaded::Mounted),
@@ -87,7 +89,7 @@ impl Repository<'_> {
                     Turn::Lost => break,
                 }
             }
-            begun = self.begin(digest, None);
+            begun = self.begin(digest, &[]);
         }
         let what = format!("the blob {digest}");
         let registry = self.session.registry.clone();
@@ -95,7 +97,7 @@ impl Repository<'_> {
     }
 
     /// Begins an upload, or does without one (distribution-spec, "Mounting a blob from another repository").
-    async fn begin(&self, digest: &Digest, from: Option<&String>) -> Result<Begun, RegistryError> {
+    async fn begin(&self, digest: &Digest, mount_from: &[String]) -> Result<Begun, RegistryError> {
         let what = format!("the blob {digest}");
         let plain = self.session.address(&self.reference, "blobs/uploads/").await?;
         let empty = |request: reqwest::RequestBuilder| request.header(header::CONTENT_LENGTH, 0);
@@ -106,24 +108,24 @@ impl Repository<'_> {
         let closed = || self.session.closed.lock().unwrap_or_else(PoisonError::into_inner);
         // Another repository may be another user's.
         let pair = |from: &String| (self.reference.repository().to_owned(), from.clone());
-        let from = from.filter(|from| !closed().contains(&pair(from)));
-        let mounted = match from {
-            Some(from) => {
-                let mut url = plain.clone();
-                url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
-                match post(url).await? {
-                    Ok(response) if response.status() == StatusCode::CREATED => return Ok(Begun::Mounted),
-                    Ok(response) => Some(response),
-                    // Whoever may not read there may still write here.
-                    Err(_) => {
-                        closed().insert(pair(from));
-                        None
-                    }
+        let others = mount_from.iter().filter(|name| *name != self.reference.repository());
+        let candidates = others.filter(|from| !closed().contains(&pair(from))).take(MOUNTS);
+        // A registry that has nothing to mount there begins an upload instead: the last one is gone on with, and what was
+        // begun before is forgotten there in time, as all that is left.
+        let mut instead = None;
+        for from in candidates {
+            let mut url = plain.clone();
+            url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
+            match post(url).await? {
+                Ok(response) if response.status() == StatusCode::CREATED => return Ok(Begun::Mounted),
+                Ok(response) => instead = Some(response),
+                // Whoever may not read there may still write here.
+                Err(_) => {
+                    closed().insert(pair(from));
                 }
             }
-            None => None,
-        };
-        let response = match mounted {
+        }
+        let response = match instead {
             Some(response) => response,
             None => post(plain.clone()).await?.map_err(|refusal| self.session.refused(&what, refusal))?,
         };

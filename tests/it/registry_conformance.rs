@@ -163,6 +163,23 @@ fn a_blob_of_another_repository_is_mounted() {
     assert_eq!(traffic.of(Request::PostUpload).requests, 1, "{:#?}", traffic.log);
 }
 
+#[test]
+fn a_few_repositories_are_asked_before_a_blob_is_sent() {
+    let place = place!(Setup::default(), None);
+    for (name, blob) in [("base", "shared"), ("gone", "another"), ("old", "another"), ("new", "another")] {
+        place.with(&format!("team/{name}"), |other| upload(other, blob.as_bytes(), &[]));
+    }
+    place.proxy.traffic();
+    place.with("team/web", |web| {
+        let asked = |from: &[&str]| {
+            let uploaded = upload(web, b"shared", from).1;
+            (uploaded, place.proxy.traffic().of(Request::PostUpload).requests)
+        };
+        assert_eq!(asked(&["team/gone", "team/web", "team/old", "team/new", "team/base"]), (Uploaded::Sent, 3));
+        assert_eq!(asked(&["team/gone", "team/old", "team/base"]), (Uploaded::Mounted, 3));
+    });
+}
+
 #[rstest]
 // In the midst of a chunk, the second one.
 #[case(Fault::CutAndKeep(3 << 20))]
