@@ -16,24 +16,40 @@ pub struct PublicKey {
     key: VerifyingKey,
 }
 
-/// A text that is no public key.
+/// A text that is no public key. It is not repeated, but for a key's name: it may be a secret one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("'{text}' is not a public key: NAME:KEY is expected, KEY being 32 bytes in base-64")]
-pub struct InvalidPublicKey {
-    /// The text.
-    pub text: String,
+pub enum InvalidPublicKey {
+    /// It has no name.
+    #[error("a public key has no name: NAME:KEY is expected, KEY being 32 bytes in base-64")]
+    Nameless,
+    /// It has as many bytes as a secret key.
+    #[error("'{name}' is a secret key, and the public one is expected: NAME:KEY, KEY being 32 bytes in base-64")]
+    Secret {
+        /// The key's name.
+        name: String,
+    },
+    /// What stands behind its name is no key.
+    #[error("'{name}' is not a public key: NAME:KEY is expected, KEY being 32 bytes in base-64")]
+    NoKey {
+        /// The key's name.
+        name: String,
+    },
 }
 
 impl FromStr for PublicKey {
     type Err = InvalidPublicKey;
 
     fn from_str(text: &str) -> Result<Self, InvalidPublicKey> {
-        let parse = || {
-            let (name, key) = text.split_once(':')?;
-            let key = VerifyingKey::from_bytes(&from_base64(key)?).ok()?;
-            (!name.is_empty()).then(|| Self { name: name.to_owned(), key })
-        };
-        parse().ok_or_else(|| InvalidPublicKey { text: text.to_owned() })
+        let named = text.split_once(':').filter(|(name, _)| !name.is_empty());
+        let (name, text) = named.ok_or(InvalidPublicKey::Nameless)?;
+        let name = name.to_owned();
+        if from_base64::<64>(text).is_some() {
+            return Err(InvalidPublicKey::Secret { name });
+        }
+        match from_base64(text).and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok()) {
+            Some(key) => Ok(Self { name, key }),
+            None => Err(InvalidPublicKey::NoKey { name }),
+        }
     }
 }
 

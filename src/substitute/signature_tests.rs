@@ -84,16 +84,31 @@ fn the_order_of_references_does_not_matter() {
 }
 
 #[rstest]
-#[case("")]
-#[case("test-1")]
-#[case("test-1:")]
-#[case("t8Gci3wU1mfkBPfIxeOYIl0jnvjsE2CGLjLzHb380fk=")]
-#[case(":t8Gci3wU1mfkBPfIxeOYIl0jnvjsE2CGLjLzHb380fk=")]
-#[case::unpadded("test-1:t8Gci3wU1mfkBPfIxeOYIl0jnvjsE2CGLjLzHb380fk")]
-#[case::bits_beyond_the_end("test-1:t8Gci3wU1mfkBPfIxeOYIl0jnvjsE2CGLjLzHb380fl=")]
-#[case::a_secret_key("test-1:aMQ+xNik/ARHZeSLd8TwCQcpLlq7IxrmtzX6UELkrxa3wZyLfBTWZ+QE98jF45giXSOe+OwTYIYuMvMdvfzR+Q==")]
-fn what_is_no_public_key_is_refused(#[case] text: &str) {
-    assert_eq!(text.parse::<PublicKey>(), Err(InvalidPublicKey { text: text.to_owned() }));
+#[case("", InvalidPublicKey::Nameless)]
+#[case("test-1", InvalidPublicKey::Nameless)]
+#[case("test-1:", no_key())]
+#[case("t8Gci3wU1mfkBPfIxeOYIl0jnvjsE2CGLjLzHb380fk=", InvalidPublicKey::Nameless)]
+#[case(":t8Gci3wU1mfkBPfIxeOYIl0jnvjsE2CGLjLzHb380fk=", InvalidPublicKey::Nameless)]
+#[case::unpadded("test-1:t8Gci3wU1mfkBPfIxeOYIl0jnvjsE2CGLjLzHb380fk", no_key())]
+#[case::bits_beyond_the_end("test-1:t8Gci3wU1mfkBPfIxeOYIl0jnvjsE2CGLjLzHb380fl=", no_key())]
+#[case::a_secret_key(
+    "test-1:aMQ+xNik/ARHZeSLd8TwCQcpLlq7IxrmtzX6UELkrxa3wZyLfBTWZ+QE98jF45giXSOe+OwTYIYuMvMdvfzR+Q==",
+    InvalidPublicKey::Secret { name: "test-1".to_owned() }
+)]
+#[case::a_secret_key_without_its_name(
+    "aMQ+xNik/ARHZeSLd8TwCQcpLlq7IxrmtzX6UELkrxa3wZyLfBTWZ+QE98jF45giXSOe+OwTYIYuMvMdvfzR+Q==",
+    InvalidPublicKey::Nameless
+)]
+fn what_is_no_public_key_is_refused_and_not_repeated(#[case] text: &str, #[case] expected: InvalidPublicKey) {
+    let error = text.parse::<PublicKey>().unwrap_err();
+    assert_eq!(error, expected);
+    let behind_its_name = text.split_once(':').map_or(text, |(_, key)| key);
+    let said = format!("{error} {error:?}");
+    assert!(behind_its_name.is_empty() || !said.contains(behind_its_name), "{said}");
+}
+
+fn no_key() -> InvalidPublicKey {
+    InvalidPublicKey::NoKey { name: "test-1".to_owned() }
 }
 
 /// Paths whose names Nix 2.8 made from their contents: `nix-store --add`, `--add-fixed sha256`, `builtins.toFile`, a
