@@ -160,8 +160,7 @@ impl Wanted {
         progress: &Progress,
     ) -> Result<Request<'a>, Failure> {
         let previous = self.previous.filter(|previous| may_be_asked(previous, args, progress));
-        let asked = args.target.push.iter().chain(previous.as_ref().and_then(Previous::reference));
-        let registries = registries::settings(&args.registries, asked)?;
+        let registries = registries::settings(&args.registries)?;
         let registries = registries.with_logins_of(&self.share.keyring.registries);
         Ok(Request {
             environment: selection(&args.environment),

@@ -22,7 +22,7 @@ pub(super) fn run(args: &Push, progress: &Progress) -> Result<(), Failure> {
         compression: args.compression,
         store: args.store.clone(),
         substituters: substituters::settings(&EnvironmentArgs::default(), None, progress)?,
-        registries: registries::settings(&args.registries, std::iter::once(&args.reference))?,
+        registries: registries::settings(&args.registries)?,
         dry_run: args.dry_run,
         now: SystemTime::now(),
     };

@@ -1,18 +1,15 @@
 //! How registries are reached: arguments, what `docker login` and `podman login` have left, certificates.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::args::RegistryArgs;
 use super::failure::Failure;
 use super::surroundings::{absolute, config_home, variable};
-use crate::registry::{Credentials, Reference, Settings};
+use crate::registry::{Credentials, Settings};
 
-/// The settings of this run; `references` are what is going to be asked.
-pub(super) fn settings<'r>(
-    args: &RegistryArgs,
-    references: impl Iterator<Item = &'r Reference>,
-) -> Result<Settings, Failure> {
+/// The settings of this run.
+pub(super) fn settings(args: &RegistryArgs) -> Result<Settings, Failure> {
     let mut certificates = Vec::new();
     for file in &args.registry_ca {
         let bytes = fs::read(file).map_err(|error| Failure::unreadable(file, &error))?;
@@ -20,22 +17,14 @@ pub(super) fn settings<'r>(
             let hint = "--registry-ca takes a file of certificates in PEM: -----BEGIN CERTIFICATE-----".to_owned();
             return Err(Failure::new(format!("there is no certificate in '{}'", file.display()), Some(hint)));
         }
-        append(&mut certificates, &bytes);
-    }
-    let mut hosts: Vec<&str> = references.map(Reference::registry).collect();
-    hosts.sort_unstable();
-    hosts.dedup();
-    for host in hosts {
-        for directory in certificate_directories() {
-            for file in certificates_in(&directory.join(host)) {
-                append(&mut certificates, &fs::read(&file).map_err(|error| Failure::unreadable(&file, &error))?);
-            }
-        }
+        certificates.extend_from_slice(&bytes);
+        certificates.push(b'\n');
     }
     Ok(Settings {
         credentials: Credentials { files: login_files(), path: std::env::var_os("PATH") },
         insecure: args.insecure_registry.clone(),
         certificates,
+        certificate_directories: certificate_directories(),
         ..Settings::default()
     })
 }
@@ -59,18 +48,4 @@ fn login_files() -> Vec<PathBuf> {
 fn certificate_directories() -> Vec<PathBuf> {
     let own = config_home().map(|directory| directory.join("containers/certs.d"));
     own.into_iter().chain(["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from)).collect()
-}
-
-/// Certificates have the ending `.crt`; `.cert` and `.key` are a client's own. A directory that is not there has none.
-fn certificates_in(directory: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "crt"));
-    files.sort();
-    files
-}
-
-fn append(certificates: &mut Vec<u8>, more: &[u8]) {
-    certificates.extend_from_slice(more);
-    certificates.push(b'\n');
 }

@@ -41,11 +41,10 @@ pub(super) fn settings(args: &ShareArgs, registries: &RegistryArgs, offline: boo
     let trust = if args.cache_trust.is_empty() { &own.trust } else { &args.cache_trust };
     let keys = trust.iter().map(|text| public_key(text)).collect::<Result<_, _>>()?;
     let key = args.cache_key.as_ref().or(own.key_file.as_ref()).filter(|_| !to.is_empty());
-    let all: Vec<&ShareAddress> = from.iter().chain(&to).collect();
     Ok(Settings {
         trust: Trust { keys },
         key: key.map(|file| secret_key(file)).transpose()?,
-        keyring: if all.is_empty() { Keyring::default() } else { keyring(registries, &all)? },
+        keyring: if from.is_empty() && to.is_empty() { Keyring::default() } else { keyring(registries)? },
         from,
         to,
     })
@@ -63,12 +62,11 @@ fn address(option: &str, text: &str) -> Result<ShareAddress, Failure> {
     })
 }
 
-fn keyring(args: &RegistryArgs, addresses: &[&ShareAddress]) -> Result<Keyring, Failure> {
-    let references = addresses.iter().filter_map(|address| address.reference());
+fn keyring(args: &RegistryArgs) -> Result<Keyring, Failure> {
     Ok(Keyring {
         aws: substituters::aws()?,
         google: variable("GOOGLE_APPLICATION_CREDENTIALS").map(|file| file.to_string_lossy().into_owned()),
-        registries: registries::settings(args, references)?,
+        registries: registries::settings(args)?,
     })
 }
 
@@ -116,7 +114,7 @@ pub(super) fn gc(remote: &str, args: &GcArgs, progress: &Progress) -> Result<(),
     let address = address("--remote", remote)?;
     let policy =
         GarbagePolicy { older_than: args.older_than, keep_last: args.keep_last, keep: args.keep.clone(), now: now() };
-    let keyring = keyring(&args.registries, &[&address])?;
+    let keyring = keyring(&args.registries)?;
     let garbage = crate::share::collect(&address, keyring, &policy, args.dry_run, progress).map_err(|source| {
         let hint = source.hint();
         Failure::new(NotTidied { address: address.clone(), source }, hint)

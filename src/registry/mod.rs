@@ -4,6 +4,7 @@
 //! go on where it broke, keeps `Retry-After` to itself, follows no list's pages, compares no digests, and cannot tell a token
 //! service that fails from one that refuses: all requests are made here.
 
+mod certificates;
 mod credentials;
 mod error;
 mod reference;
@@ -16,6 +17,7 @@ mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -50,8 +52,11 @@ pub struct Settings {
     pub credentials: Credentials,
     /// Hosts, with their ports, that are reached by plain http. Those on this machine may be without being named.
     pub insecure: Vec<String>,
-    /// Certificates to trust beside the system's, in PEM.
+    /// Certificates to trust beside the system's, in PEM, whatever the registry.
     pub certificates: Vec<u8>,
+    /// Where those of single registries are: in a directory `HOST`, or `HOST:PORT`, of one of these, files whose names
+    /// end in `.crt`. They are looked for at the first question to the registry, and count for that one alone.
+    pub certificate_directories: Vec<PathBuf>,
     /// How much a server is given.
     pub(crate) patience: Patience,
     /// What was found of logins: clones of these settings share it.
@@ -75,7 +80,8 @@ pub struct Registries<'a> {
 
 /// What all registries are asked with.
 struct Network {
-    client: Client,
+    /// For those that have no certificates of their own: one pool of connections.
+    client: Arc<Client>,
     runtime: OnceLock<io::Result<Runtime>>,
 }
 
@@ -110,7 +116,7 @@ pub enum Deletion {
 impl<'a> Registries<'a> {
     /// Registries that are reached like this.
     pub fn new(settings: Settings, observer: &'a dyn Observer) -> Self {
-        let client = Client::new(QUESTIONS, settings.certificates.clone());
+        let client = Arc::new(Client::new(QUESTIONS, settings.certificates.clone()));
         let network = Arc::new(Network { client, runtime: OnceLock::new() });
         Self { settings: Arc::new(settings), observer, network, sessions: Mutex::default() }
     }
@@ -120,7 +126,7 @@ impl<'a> Registries<'a> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let registry = reference.registry();
         let session = sessions.entry(registry.to_owned()).or_insert_with(|| {
-            Arc::new(Session::new(registry, Arc::clone(&self.settings), Arc::clone(&self.network), self.observer))
+            Arc::new(Session::new(registry, Arc::clone(&self.settings), &self.network, self.observer))
         });
         let (session, network) = (Arc::clone(session), Arc::clone(&self.network));
         Repository { reference: reference.clone(), session, network }

@@ -12,9 +12,9 @@ use tokio::time::{sleep, timeout};
 use url::Url;
 
 use super::tokens::Challenge;
-use super::{Network, Reference, RegistryError, Settings};
+use super::{Network, QUESTIONS, Reference, RegistryError, Settings, certificates};
 use crate::event::Observer;
-use crate::http::{FetchError, Patience, answered, from_reqwest, is_loopback, tls_error, until_cancelled};
+use crate::http::{Client, FetchError, Patience, answered, from_reqwest, is_loopback, tls_error, until_cancelled};
 
 /// The longest page of tags that is read, in bytes.
 const LONGEST_PAGE: u64 = 16 << 20;
@@ -41,7 +41,8 @@ impl Scope {
 /// A registry, as far as it is known in this run.
 pub(super) struct Session<'a> {
     pub(super) settings: Arc<Settings>,
-    network: Arc<Network>,
+    /// What it is asked with; where certificates of its own cannot be read, why.
+    client: Result<Arc<Client>, String>,
     pub(super) observer: &'a dyn Observer,
     pub(super) registry: String,
     pub(super) patience: Patience,
@@ -111,16 +112,17 @@ pub(super) struct Refusal {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(
-        registry: &str,
-        settings: Arc<Settings>,
-        network: Arc<Network>,
-        observer: &'a dyn Observer,
-    ) -> Self {
+    pub(super) fn new(registry: &str, settings: Arc<Settings>, network: &Network, observer: &'a dyn Observer) -> Self {
+        let own = certificates::of_registry(&settings.certificate_directories, registry);
+        let client = own.map(|own| match own.is_empty() {
+            true => Arc::clone(&network.client),
+            // What one registry is trusted with says nothing of another one.
+            false => Arc::new(Client::new(QUESTIONS, [own, settings.certificates.clone()].concat())),
+        });
         Self {
             patience: settings.patience,
             settings,
-            network,
+            client,
             observer,
             registry: registry.to_owned(),
             base: OnceCell::new(),
@@ -138,12 +140,17 @@ impl<'a> Session<'a> {
 
     /// What the server at this address is asked with.
     pub(super) fn client(&self, url: &Url) -> Result<&reqwest::Client, FetchError> {
-        self.network.client.get(url)
+        self.pool()?.get(url)
     }
 
     /// Sends a request once ([`Client::send`](crate::http::Client::send)).
     pub(super) async fn send_once(&self, request: RequestBuilder) -> Result<Response, FetchError> {
-        self.network.client.send(request).await
+        self.pool()?.send(request).await
+    }
+
+    fn pool(&self) -> Result<&Client, FetchError> {
+        let unreadable = |reason: &String| FetchError::Connection { error: reason.as_str().into(), is_passing: false };
+        self.client.as_deref().map_err(unreadable)
     }
 
     /// Where an answer's `Location` leads to: it may be relative to where the answer came from.

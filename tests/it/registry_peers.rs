@@ -352,3 +352,27 @@ fn a_registry_behind_tls_is_trusted_with_its_authority(#[case] how: &str) {
     let raw = skopeo.run(["inspect", "--cert-dir", directory.to_str().unwrap(), "--raw", &from]);
     assert!(printed.trim_end().ends_with(&Digest::of(raw.as_bytes()).to_string()), "{printed}");
 }
+
+#[test]
+fn an_authority_of_one_registry_is_none_of_another_s() {
+    let place = guarded!(Setup { tls: true, ..Setup::default() });
+    let known = format!("localhost:{}", place.server.port());
+    let directory = place.sandbox.path("home/.config/containers/certs.d").join(&known);
+    fs::create_dir_all(&directory).unwrap();
+    fs::copy(place.server.authority(), directory.join("ca.crt")).unwrap();
+    let known = format!("{known}/team/known:v1");
+    // Both are asked in one run, and the one is trusted.
+    let output = place.push(&[], &["--push", &known]);
+    insta::assert_snapshot!(place.said(&output), @r"
+    ✘ ERROR: the registry '[REGISTRY]' could not be asked for the manifest 'v1'
+      caused by: invalid peer certificate: UnknownIssuer
+      hint: if it is by an authority of your own: --registry-ca FILE with that one's certificate
+    ");
+    // A file that cannot be read is an error of who is asked with it.
+    fs::remove_file(directory.join("ca.crt")).unwrap();
+    fs::create_dir(directory.join("ca.crt")).unwrap();
+    let output = place.push(&[], &["--registry-ca", place.server.authority().to_str().unwrap(), "--push", &known]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("ca.crt': Is a directory"), "{said}");
+    assert_eq!(place.server.tags("team/web"), ["v1"], "{said}");
+}

@@ -249,3 +249,21 @@ fn a_registry_that_does_not_delete_is_a_cache_all_the_same(#[case] fault: Fault)
     assert!((1..written).contains(&asked), "none is asked for twice: {:#?}", traffic.log);
     assert!(project.newcomer("second", &share, &[]).contains("fetched from a shared cache: 1 layers"));
 }
+
+#[test]
+fn a_collection_trusts_the_registries_of_images_with_authorities_of_their_own() {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let server = registry.start(&project.sandbox.path("registry"), Setup { tls: true, ..Setup::default() });
+    let certificates = project.sandbox.path("home/.config/containers/certs.d").join(server.host());
+    fs::create_dir_all(&certificates).unwrap();
+    fs::copy(server.authority(), certificates.join("ca.crt")).unwrap();
+    let (share, target) = (project.directory(), server.reference("team/app:v1"));
+    let machine = project.machine("pushing");
+    let mut command = machine.command(&project.environment);
+    command.args(["--cache-to", &share, "--push", &target]).assert().success();
+    age(&project.sandbox.path("share"), 26 * HOUR);
+    // Only the sheets know of that registry.
+    let said = collect(&project, &share, &[], &[]);
+    assert!(said.contains("0 layers gone, 3 stay"), "{said}");
+}
