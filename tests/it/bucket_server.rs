@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::sandbox::Sandbox;
+
 /// Where `scripts/test` puts it; `None` where it has not.
 pub(crate) fn moto() -> Option<Moto> {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("moto");
@@ -135,6 +137,15 @@ impl BucketServer {
     /// The bucket as one of Google's: its protocol for files is Amazon's but for conditions.
     pub(crate) fn google_url(&self, prefix: &str) -> String {
         format!("gs://cache/{prefix}?endpoint={}", self.endpoint())
+    }
+
+    /// A place in the bucket as a shared cache, for the user of a sandbox, who has the owner's keys in the usual file.
+    pub(crate) fn share(&self, sandbox: &Sandbox, prefix: &str) -> String {
+        let (id, secret) = &self.keys;
+        std::fs::create_dir_all(sandbox.path("home/.aws")).unwrap();
+        let profile = format!("[team]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
+        std::fs::write(sandbox.path("home/.aws/credentials"), profile).unwrap();
+        format!("s3://cache/{prefix}?endpoint={}&profile=team", self.endpoint())
     }
 
     /// The bucket as a binary cache.

@@ -55,6 +55,7 @@ mod remote;
 mod runtimes;
 mod services;
 mod share;
+mod share_crowd;
 mod share_faults;
 mod substitute;
 mod surroundings;

@@ -1,12 +1,10 @@
-//! Layers that machines share: caches in directories, registries and buckets.
+//! Layers that machines share: caches in directories, registries and buckets. Many at once: `share_crowd`.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rstest::rstest;
 use serde_json::Value;
 
 use crate::archive::Archive;
@@ -18,27 +16,6 @@ use crate::registry_proxy::{RegistryProxy, Request};
 use crate::registry_server::Setup;
 use crate::sandbox::Sandbox;
 
-const MACHINES: usize = 10;
-
-/// Environments that share most of their store paths, each with one of its own.
-fn overlapping(sandbox: &Sandbox, store: &BareStore) -> Vec<FloxEnv> {
-    let tool = |name: &str, size: usize| {
-        let mut bytes = vec![0; size];
-        blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
-        store.add(name, &Tree::new().program(format!("bin/{name}"), bytes))
-    };
-    let shared: Vec<_> = (0..16).map(|n| (format!("shared{n}"), tool(&format!("shared-{n}"), 2_000_000))).collect();
-    let environment = |n: usize| {
-        let own = tool(&format!("own-{n}"), 50_000);
-        let mut installs: Vec<_> = shared.iter().map(|(id, path)| (id.as_str(), path.as_str())).collect();
-        // Each leaves another one out.
-        installs.remove(n);
-        installs.push(("own", &own));
-        FloxEnv::of_store_paths(sandbox.path(format!("project{n}")), &format!("env{n}"), &installs, "")
-    };
-    (0..MACHINES).map(environment).collect()
-}
-
 /// A machine with a layer cache of its own.
 pub(crate) struct Machine<'s> {
     sandbox: &'s Sandbox,
@@ -47,7 +24,7 @@ pub(crate) struct Machine<'s> {
 }
 
 impl<'s> Machine<'s> {
-    fn new(sandbox: &'s Sandbox, store: &Path, name: &str) -> Self {
+    pub(crate) fn new(sandbox: &'s Sandbox, store: &Path, name: &str) -> Self {
         Self { sandbox, store: store.to_owned(), cache: sandbox.path(format!("machine-{name}")) }
     }
 
@@ -71,7 +48,7 @@ impl<'s> Machine<'s> {
     }
 
     /// The same beside others.
-    fn spawn(&self, environment: &FloxEnv, file: &Path, share: &str) -> Child {
+    pub(crate) fn spawn(&self, environment: &FloxEnv, file: &Path, share: &str) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
         command.env_clear().envs(self.sandbox.environment()).env("LAYERHOLD_CACHE", &self.cache);
         command.current_dir(self.sandbox.path("work")).args(["containerize", "--json", "--compression", "zstd"]);
@@ -176,44 +153,6 @@ pub(crate) fn files(directory: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files
-}
-
-#[test]
-fn ten_machines_at_once_make_each_layer_about_once() {
-    let registry = peer!(docker_registry);
-    let sandbox = Sandbox::new();
-    let server = registry.start(&sandbox.path("registry"), Setup::default());
-    let store = BareStore::new(sandbox.path("root"));
-    let environments = overlapping(&sandbox, &store);
-    let lone = Machine::new(&sandbox, store.root(), "lone");
-    let expected: Vec<_> = environments.iter().map(|environment| lone.image(environment, &[]).0).collect();
-    for share in [format!("file://{}", sandbox.path("share").display()), server.reference("team/cache")] {
-        let kind = share.split(':').next().unwrap().to_owned();
-        let image = |n: usize| sandbox.path(format!("work/{kind}-{n}.tar"));
-        let machines: Vec<_> = environments
-            .iter()
-            .enumerate()
-            .map(|(n, environment)| {
-                let machine = Machine::new(&sandbox, store.root(), &format!("{kind}-{n}"));
-                machine.spawn(environment, &image(n), &share)
-            })
-            .collect();
-        let (mut made, mut distinct) = (0, BTreeSet::new());
-        for (n, machine) in machines.into_iter().enumerate() {
-            let output = machine.wait_with_output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success() && !said.contains("without"), "{said}");
-            let object: Value = serde_json::from_slice(&output.stdout).unwrap();
-            for layer in object["layers"].as_array().unwrap() {
-                made += usize::from(layer["reused"] == false);
-                distinct.insert(layer["digest"].as_str().unwrap().to_owned());
-            }
-            assert!(fs::read(image(n)).unwrap() == expected[n], "image {n} of {kind} is another one");
-        }
-        let distinct = distinct.len();
-        eprintln!("{MACHINES} machines, {kind}: {made} layers compressed in all, {distinct} different ones");
-        assert!(made * 10 <= distinct * 13, "{made} layers were made for {distinct}");
-    }
 }
 
 #[test]
@@ -390,37 +329,6 @@ fn several_caches_are_filled_at_once() {
     let (image, said) = project.machine("third").image(&project.environment, &both);
     assert!(image == project.expected && said.contains("other': 3 layers, 3 blobs"), "{said}");
     assert!(said.contains("share': 0 layers, 0 blobs"), "{said}");
-}
-
-#[rstest]
-#[case::directory("file")]
-#[case::registry("registry")]
-fn many_runs_leave_few_sheets_that_lose_nothing(#[case] kind: &str) {
-    let registry = peer!(docker_registry);
-    let project = Project::new();
-    let setup = Setup { deletes: true, ..Setup::default() };
-    let server = registry.start(&project.sandbox.path("registry"), setup);
-    let share = if kind == "file" { project.directory() } else { server.reference("team/cache") };
-    let environments: Vec<_> = (0..12)
-        .map(|n| {
-            let own = format!("own-{n}");
-            let path = project.store.add(&own, &Tree::new().program(format!("bin/{own}"), vec![n; 9000]));
-            let dir = project.sandbox.path(format!("project-{n}"));
-            FloxEnv::of_store_paths(dir, &own, &[("own", path.as_str())], "")
-        })
-        .collect();
-    for (n, environment) in environments.iter().enumerate() {
-        project.machine(&format!("m{n}")).image(environment, &["--cache-to", &share]);
-    }
-    let sheets = match kind {
-        "file" => files(&project.sandbox.path("share/sheets")).len(),
-        _ => server.tags("team/cache").len(),
-    };
-    assert!((1..=9).contains(&sheets), "{sheets} sheets");
-    for environment in &environments {
-        let (_, said) = project.machine("late").image(environment, &["--cache-from", &share]);
-        assert!(said.contains(" 0 new"), "{said}");
-    }
 }
 
 #[test]

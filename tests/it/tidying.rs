@@ -46,7 +46,7 @@ fn going(project: &Project, share: &str, args: &[&str], variables: &[(&str, &str
 }
 
 /// Makes all that a cache in a repository says so many seconds older.
-fn age_in(server: &RegistryServer, name: &str, seconds: u64) {
+pub(crate) fn age_in(server: &RegistryServer, name: &str, seconds: u64) {
     let registries = Registries::new(Settings::default(), &Silent);
     let repository = registries.repository(&server.reference(name).parse().unwrap());
     for tag in repository.tags().unwrap() {
