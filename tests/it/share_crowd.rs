@@ -215,8 +215,12 @@ fn writers_that_merge_at_once_beside_a_collector_lose_nothing(#[case] kind: &str
         let (collections, gone) = collector.join().unwrap();
         assert!(writers.is_ok());
         eprintln!("{kind}: {collections} collections came to their ends beside the writers, {gone} took something");
-        assert_eq!(gone, 1, "{collections} collections");
+        assert!(collections > 0);
     });
+    // One that found no rest behind its new sheet has taken the entries and says that it was not tidied; and what others
+    // have merged meanwhile may have brought them back.
+    let output = collect();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for environment in &environments {
         let (_, said) = project.machine("late").image(environment, &["--cache-from", &share]);
         assert!(said.contains(" 0 new") && !said.contains("! "), "{said}");
