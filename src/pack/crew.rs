@@ -23,13 +23,14 @@ impl Crew {
     pub(super) fn new(compression: Compression, bounds: Bounds) -> Self {
         let work = Work { waiting: VecDeque::new(), running: 0, spare: Vec::new() };
         let shop = Shop { compression, compressors: bounds.compressors, work: Mutex::new(work) };
-        let free = Mutex::new(vec![Vec::new(); bounds.places]);
-        Self { shop: Arc::new(shop), places: Arc::new(Places { free, freed: Condvar::new() }) }
+        let state = Mutex::new(State { free: vec![Vec::new(); bounds.places], hungry: 0 });
+        let places = Places { state, freed: Condvar::new(), patience: PATIENCE };
+        Self { shop: Arc::new(shop), places: Arc::new(places) }
     }
 
     /// Frees the memory of all places and codecs that nobody has.
     pub(super) fn free(&self) {
-        self.places.free().fill_with(Vec::new);
+        self.places.state().free.fill_with(Vec::new);
         self.shop.work().spare.clear();
     }
 
@@ -134,14 +135,17 @@ impl<W: Write> Line<'_, W> {
                 Err(TryRecvError::Disconnected) => return Err(lost()),
             }
         }
+        let places = &self.crew.places;
         let place = loop {
-            if let Some(place) = Place::try_take(&self.crew.places) {
+            if self.waiting.is_empty() {
+                break places.take_first();
+            }
+            if let Some(place) = places.take_more() {
                 break place;
             }
-            // What this layer has in the crew's hands frees a place; if it has nothing there, others do.
-            match self.waiting.pop_front() {
-                Some(oldest) => self.write(wait(&oldest)?)?,
-                None => Places::wait(&self.crew.places),
+            // What this layer has in the crew's hands frees a place.
+            if let Some(oldest) = self.waiting.pop_front() {
+                self.write(wait(&oldest)?)?;
             }
         };
         self.waiting.push_back(self.crew.compress(buffer, filled, place));
@@ -183,29 +187,68 @@ fn lost() -> io::Error {
     io::Error::other("a thread that compresses ended before its work")
 }
 
+/// How long a layer that has nothing in the crew's hands waits for a place. Longer than all pieces take that are there, at
+/// the highest level, too.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The length of one wait: so often it is counted.
+const INTERVAL: Duration = Duration::from_millis(20);
+
 /// Places for the pieces that the crew may hold beside those that it has: each is memory for what one compresses to, for new
 /// memory costs the system a page at a time, and is not given back as it was taken.
 struct Places {
-    free: Mutex<Vec<Vec<u8>>>,
+    state: Mutex<State>,
     freed: Condvar,
+    patience: Duration,
+}
+
+struct State {
+    free: Vec<Vec<u8>>,
+    /// How many layers wait that have nothing in the crew's hands: who has something leaves as many places free.
+    hungry: usize,
 }
 
 impl Places {
-    fn free(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait(self: &Arc<Self>) {
-        let free = self.free();
-        if !free.is_empty() {
-            return;
-        }
-        if rayon::current_thread_index().is_some() {
-            drop(free);
-            rayon::yield_now();
-        } else {
-            drop(self.freed.wait(free));
-        }
+    /// Another place for a layer that has something in the crew's hands, if one is free.
+    fn take_more(self: &Arc<Self>) -> Option<Place> {
+        let mut state = self.state();
+        let is_left = state.free.len() > state.hungry;
+        let compressed = state.free.pop_if(|_| is_left)?;
+        Some(Place { compressed, places: Arc::clone(self) })
+    }
+
+    /// A place for a layer that has nothing in the crew's hands. All of them may be held by layers that nobody reads on
+    /// before this one has gone out: so there is one more where none has become free for long.
+    fn take_first(self: &Arc<Self>) -> Place {
+        let mut state = self.state();
+        state.hungry += 1;
+        let mut waited = Duration::ZERO;
+        let compressed = loop {
+            if let Some(compressed) = state.free.pop() {
+                break compressed;
+            }
+            if waited >= self.patience {
+                break Vec::new();
+            }
+            if rayon::current_thread_index().is_some() {
+                drop(state);
+                // It may be the only thread of the crew.
+                if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                    std::thread::sleep(INTERVAL);
+                    waited += INTERVAL;
+                }
+                state = self.state();
+            } else {
+                state = self.freed.wait_timeout(state, INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
+                waited += INTERVAL;
+            }
+        };
+        state.hungry -= 1;
+        drop(state);
+        Place { compressed, places: Arc::clone(self) }
     }
 }
 
@@ -215,16 +258,72 @@ struct Place {
     places: Arc<Places>,
 }
 
-impl Place {
-    fn try_take(places: &Arc<Places>) -> Option<Self> {
-        let compressed = places.free().pop()?;
-        Some(Self { compressed, places: Arc::clone(places) })
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.state().free.push(std::mem::take(&mut self.compressed));
+        self.places.freed.notify_one();
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.places.free().push(std::mem::take(&mut self.compressed));
-        self.places.freed.notify_one();
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const PIECE: usize = 4096;
+
+    /// Takes something only once it may.
+    struct Stopped(mpsc::Receiver<()>);
+
+    impl Write for Stopped {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            // An error is that the sender is gone: from then on all is taken.
+            let _ = self.0.recv();
+            Ok(buf.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn put(line: &mut Line<'_, impl Write>, buffers: &Buffers, pieces: usize) {
+        for n in 0..pieces {
+            let mut buffer = buffers.take();
+            buffer.fill(n as u8);
+            let spare = line.put(buffer, PIECE).unwrap();
+            buffers.put(spare);
+        }
+    }
+
+    #[test]
+    fn a_layer_that_nobody_reads_on_holds_up_no_other() {
+        let compression = Compression::Zstd(1);
+        let mut crew = Crew::new(compression, Bounds { compressors: 1, places: 2 });
+        Arc::get_mut(&mut crew.places).unwrap().patience = Duration::from_millis(100);
+        let buffers = Buffers::new(PIECE);
+        let (release, stopped) = mpsc::channel();
+        let (told, over) = mpsc::channel();
+        std::thread::scope(|scope| {
+            // It takes all places, and then its writer takes nothing.
+            let held = scope.spawn(|| {
+                let mut line = crew.line(&buffers, Stopped(stopped));
+                put(&mut line, &buffers, 6);
+                line.finish().unwrap();
+            });
+            while !crew.places.state().free.is_empty() {
+                std::thread::yield_now();
+            }
+            scope.spawn(|| {
+                let mut line = crew.line(&buffers, Vec::new());
+                put(&mut line, &buffers, 6);
+                told.send(line.finish().unwrap()).unwrap();
+            });
+            let written = over.recv_timeout(Duration::from_secs(30));
+            let is_held = !held.is_finished();
+            drop(release);
+            assert!(is_held && !written.expect("the other layer waits for ever").is_empty());
+        });
     }
 }
