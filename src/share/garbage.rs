@@ -108,15 +108,43 @@ fn collect_from(
         if !sheets.look(depot)? {
             continue;
         }
-        garbage.sheets_left = replace(depot, Replacement::new(kept, sheets.over(policy.now), policy.now))?;
-        // Whoever has merged the same sheets meanwhile names once more what was in them.
-        sheets.settle(depot)?;
-        let named = merging::union(&sheets.read).blobs();
-        garbage.blobs.retain(|blob, _| !named.contains_key(blob));
-        garbage.freed = depot.remove_blobs(&garbage.blobs, policy.now.saturating_sub(GRACE))?;
+        if let Err(error) = take(depot, &mut sheets, kept, &mut garbage, policy.now) {
+            // It is the first error that is told.
+            let _ = say_again(depot, &garbage.entries, policy.now);
+            return Err(error);
+        }
         return Ok(garbage);
     }
     Err(DepotError::Restless)
+}
+
+/// Takes the garbage: first what is said of it, then its bytes.
+fn take(
+    depot: &dyn Depot,
+    sheets: &mut Sheets,
+    kept: Contents,
+    garbage: &mut Garbage,
+    now: u64,
+) -> Result<(), DepotError> {
+    garbage.sheets_left = replace(depot, Replacement::new(kept, sheets.over(now), now))?;
+    // Whoever has merged the same sheets meanwhile names once more what was in them.
+    sheets.settle(depot)?;
+    let named = merging::union(&sheets.read).blobs();
+    garbage.blobs.retain(|blob, _| !named.contains_key(blob));
+    garbage.freed = depot.remove_blobs(&garbage.blobs, now.saturating_sub(GRACE))?;
+    Ok(())
+}
+
+/// A collection that came to no end may have taken what was said of blobs, and not the blobs: of those that are there it is
+/// said again, so that the next collection finds them.
+fn say_again(depot: &dyn Depot, entries: &[Entry], now: u64) -> Result<(), DepotError> {
+    let blobs: Vec<Digest> =
+        entries.iter().filter(|entry| entry.layer.has_blob).map(|entry| entry.layer.digest).collect();
+    let there = depot.has_blobs(&blobs)?;
+    let mut contents = Contents::default();
+    let is_whole = |entry: &&Entry| !entry.layer.has_blob || there.contains(&entry.layer.digest);
+    entries.iter().filter(is_whole).for_each(|entry| contents.insert(entry.clone()));
+    replace(depot, Replacement::new(contents, BTreeSet::new(), now)).map(drop)
 }
 
 /// The sheets of a cache, while others write to it. What cannot be read is an error: it may be all that keeps an entry.
@@ -132,12 +160,15 @@ struct Sheets {
 impl Sheets {
     /// Looks until two looks say the same.
     fn settle(&mut self, depot: &dyn Depot) -> Result<(), DepotError> {
+        let mut lost: Option<BTreeSet<SheetName>> = None;
         for _ in 0..LOOKS {
             if self.look(depot)? {
                 return Ok(());
             }
+            // One that is missed at one look was merged into another one, as a rule.
+            lost = Some(lost.map_or_else(|| self.missed.clone(), |lost| &lost & &self.missed));
         }
-        Err(match self.missed.first() {
+        Err(match lost.unwrap_or_default().first() {
             Some(name) => DepotError::Sheet { name: *name, why: UnreadableSheet::Lost },
             None => DepotError::Restless,
         })

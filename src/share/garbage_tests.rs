@@ -2,6 +2,8 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use rstest::rstest;
+
 use super::super::depot::{BlobNote, ReadBlob, WriteBlob};
 use super::super::hurry::Hurry;
 use super::super::samples::{Forgetful, bytes, entry, image, key};
@@ -162,6 +164,8 @@ struct Kept {
     /// Sheets that are listed and not there.
     listed: BTreeSet<SheetName>,
     blobs: BTreeSet<Digest>,
+    /// After so many blobs the next removal breaks off.
+    removes_only: Option<usize>,
 }
 
 impl Kept {
@@ -187,10 +191,11 @@ enum Asked {
     List,
     Read(SheetName),
     Write,
+    Remove,
 }
 
-/// A depot in memory at which somebody else is at work: before each answer to a list or a question for a sheet, and after
-/// each sheet that was written.
+/// A depot in memory at which somebody else is at work: before each answer to a list or a question for a sheet, after each
+/// sheet that was written, and before blobs are removed.
 struct Busy<W> {
     kept: Mutex<Kept>,
     others: W,
@@ -230,8 +235,9 @@ impl<W: Fn(Asked, &mut Kept) + Send + Sync> Depot for Busy<W> {
         Ok(removed.map_or(Deletion::Absent, |_| Deletion::Done))
     }
 
-    fn has_blobs(&self, _: &[Digest]) -> Result<BTreeSet<Digest>, DepotError> {
-        unreachable!()
+    fn has_blobs(&self, blobs: &[Digest]) -> Result<BTreeSet<Digest>, DepotError> {
+        let kept = self.kept.lock().unwrap();
+        Ok(blobs.iter().copied().filter(|blob| kept.blobs.contains(blob)).collect())
     }
 
     fn read_blob(&self, _: &Digest, _: u64, _: ReadBlob<'_>) -> Result<Option<std::io::Result<()>>, DepotError> {
@@ -247,9 +253,11 @@ impl<W: Fn(Asked, &mut Kept) + Send + Sync> Depot for Busy<W> {
     }
 
     fn remove_blobs(&self, blobs: &BTreeMap<Digest, u64>, _: u64) -> Result<Option<u64>, DepotError> {
-        let mut kept = self.kept.lock().unwrap();
-        let removed = blobs.iter().filter(|(blob, _)| kept.blobs.remove(*blob));
-        Ok(Some(removed.map(|(_, size)| size).sum()))
+        let mut kept = self.asked(Asked::Remove);
+        let most = std::mem::take(&mut kept.removes_only).unwrap_or(usize::MAX);
+        let removed = blobs.iter().filter(|(blob, _)| kept.blobs.remove(*blob)).take(most);
+        let removed = removed.map(|(_, size)| size).sum();
+        if most < blobs.len() { Err(DepotError::Forgetful) } else { Ok(Some(removed)) }
     }
 }
 
@@ -341,6 +349,71 @@ fn nothing_goes_where_sheets_never_rest() {
     assert!(matches!(error, DepotError::Restless), "{error}");
     let kept = busy.kept.into_inner().unwrap();
     assert!(nine().sheets.keys().all(|name| kept.sheets.contains_key(name)) && kept.blobs.len() == 9);
+}
+
+/// Nine sheets, the ninth with two entries that no image needs.
+fn with_two_to_take() -> Kept {
+    let mut kept = nine();
+    let mut contents = Contents::default();
+    [9, 10].into_iter().for_each(|n| contents.insert(entry(n, true)));
+    contents.insert_image(image(9, &[8], NOW - 3600));
+    kept.put(name(9), &Sheet { is_final: true, time: NOW - 3600, contents, ..Sheet::default() });
+    kept.blobs.insert(blob(10));
+    kept
+}
+
+#[rstest]
+fn what_a_collection_came_to_no_end_with_is_found_by_the_next(
+    #[values("no rest", "a sheet lost", "a removal broken off")] how: &str,
+) {
+    let number = Mutex::new(100);
+    let others = |asked: Asked, kept: &mut Kept| {
+        let mut number = number.lock().unwrap();
+        match (how, asked) {
+            // Only once something was written.
+            ("no rest", Asked::Write) if *number == 100 => *number = 101,
+            ("no rest", Asked::List) if *number > 100 => {
+                *number += 1;
+                kept.put(name(*number), &Sheet { is_final: true, time: NOW, ..Sheet::default() });
+            }
+            ("a sheet lost", Asked::Write) => drop(kept.listed.insert(name(99))),
+            ("a removal broken off", Asked::Remove) => kept.removes_only = Some(1),
+            _ => {}
+        }
+    };
+    let busy = Busy { kept: Mutex::new(with_two_to_take()), others };
+    let error = busy.collected().unwrap_err();
+    let expected = match how {
+        "no rest" => matches!(error, DepotError::Restless),
+        "a sheet lost" => matches!(error, DepotError::Sheet { why: UnreadableSheet::Lost, .. }),
+        _ => matches!(error, DepotError::Forgetful),
+    };
+    assert!(expected, "{error}");
+    let mut kept = busy.kept.into_inner().unwrap();
+    kept.listed.clear();
+    let left = [9, 10].into_iter().filter(|n| kept.blobs.contains(&blob(*n))).count();
+    assert_eq!(left, if how == "a removal broken off" { 1 } else { 2 });
+
+    let quiet = Busy { kept: Mutex::new(kept), others: |_: Asked, _: &mut Kept| {} };
+    assert_eq!(quiet.collected().unwrap().entries.len(), left, "of what is gone nothing is said");
+    assert_eq!(quiet.kept.into_inner().unwrap().blobs, (1..=8).map(blob).collect());
+}
+
+#[test]
+fn sheets_that_are_merged_at_every_look_are_not_said_to_be_lost() {
+    let number = Mutex::new(50);
+    let merges = |asked: Asked, kept: &mut Kept| {
+        // Of those that are listed one is merged before it is read, another one at each look.
+        if asked == Asked::List {
+            let mut number = number.lock().unwrap();
+            *number += 1;
+            kept.put(name(*number), &Sheet { is_final: true, time: NOW, ..Sheet::default() });
+            kept.listed = BTreeSet::from([name(*number + 100)]);
+        }
+    };
+    let busy = Busy { kept: Mutex::new(nine()), others: merges };
+    let error = busy.collected().unwrap_err();
+    assert!(matches!(error, DepotError::Restless), "{error}");
 }
 
 #[test]

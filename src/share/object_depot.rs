@@ -250,10 +250,10 @@ impl Depot for ObjectDepot<'_> {
     }
 
     fn remove_blobs(&self, blobs: &BTreeMap<Digest, u64>, before: u64) -> Result<Option<u64>, DepotError> {
-        let mut freed = 0;
+        let (mut freed, mut failure) = (0, None);
         for digest in blobs.keys() {
             let path = self.path(&Self::blob(digest));
-            freed += self.insist("a blob", self.steady, || async {
+            let removed = self.insist("a blob", self.steady, || async {
                 let object = match self.store.head(&path).await {
                     Err(Error::NotFound { .. }) => return Ok(0),
                     found => found?,
@@ -264,7 +264,15 @@ impl Depot for ObjectDepot<'_> {
                 }
                 self.store.delete(&path).await?;
                 Ok(object.size)
-            })?;
+            });
+            match removed {
+                Ok(size) => freed += size,
+                // The others go all the same.
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        if let Some(failure) = failure {
+            return Err(failure);
         }
         Ok(Some(freed))
     }
