@@ -7,10 +7,9 @@ use serde::Deserialize;
 
 use super::args::LayerArgs;
 use super::failure::Failure;
-use super::size;
 use super::surroundings::{config_home, variable};
+use super::{secrets, size};
 use crate::containerize::Previous;
-use crate::http::without_login;
 
 /// Most bytes that the layer store takes unless somebody says otherwise.
 const DEFAULT_CACHE_SIZE: u64 = 20 << 30;
@@ -73,9 +72,9 @@ impl Config {
         match toml::from_str(&text) {
             Ok(config) => Ok(Some((file, config))),
             Err(error) => {
-                // The line that is wrong is shown, and what it has; an address there may hold a login.
+                // The line that is wrong is shown, and what it has.
                 let said = error.to_string();
-                let said: String = said.split_inclusive(char::is_whitespace).map(without_login).collect();
+                let said: String = said.split_inclusive(char::is_whitespace).map(secrets::without).collect();
                 Err(invalid(&file, said.trim_end()))
             }
         }

@@ -14,6 +14,7 @@ mod proxy;
 mod push;
 mod registries;
 mod report;
+mod secrets;
 mod share;
 mod size;
 mod substituters;
@@ -25,7 +26,6 @@ use std::process::ExitCode;
 use clap::error::{ContextValue, ErrorKind};
 use clap::{Arg, CommandFactory, FromArgMatches};
 
-use crate::http::without_login;
 use crate::{crash, host};
 use args::{Cli, Command};
 use failure::Failure;
@@ -41,7 +41,7 @@ pub fn run() -> ExitCode {
             let exit_code = u8::try_from(error.exit_code()).unwrap_or(2);
             // clap knows which of help, version and error goes where, and what that exits with. A reader that has
             // gone away is no failure.
-            let _ = without_logins(error).print();
+            let _ = without_secrets(error).print();
             return ExitCode::from(exit_code);
         }
     };
@@ -86,12 +86,12 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     command.mut_subcommands(without_empty_variables)
 }
 
-/// clap repeats what it could not take; a login in that is nobody's to read.
-fn without_logins(mut error: clap::Error) -> clap::Error {
+/// clap repeats what it could not take; a secret in that is nobody's to read.
+fn without_secrets(mut error: clap::Error) -> clap::Error {
     let told = |value: &ContextValue| match value {
-        ContextValue::String(text) => Some(ContextValue::String(without_login(text))),
+        ContextValue::String(text) => Some(ContextValue::String(secrets::without(text))),
         ContextValue::Strings(texts) => {
-            let texts = texts.iter().map(|text| without_login(text));
+            let texts = texts.iter().map(|text| secrets::without(text));
             Some(ContextValue::Strings(texts.collect()))
         }
         _ => None,

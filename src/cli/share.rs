@@ -76,6 +76,10 @@ fn public_key(text: &str) -> Result<PublicKey, Failure> {
 }
 
 fn secret_key(file: &Path) -> Result<SecretKey, Failure> {
+    if file.to_str().is_some_and(|text| text.parse::<SecretKey>().is_ok()) {
+        let hint = "write it into a file that only you may read, and name that: --cache-key FILE".to_owned();
+        return Err(Failure::usage("a key was given where its file is expected", Some(hint)));
+    }
     let text = fs::read_to_string(file).map_err(|error| Failure::unreadable(file, &error))?;
     let hint = "make one: layerhold cache key NAME FILE".to_owned();
     text.parse().map_err(|error: crate::share::InvalidSecretKey| {
@@ -88,10 +92,8 @@ pub(super) fn make_key(name: &str, file: &Path) -> Result<(), Failure> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| Failure::new(format!("there is no randomness: {error}"), None))?;
     let Some(key) = SecretKey::from_seed(name, &seed) else {
-        return Err(Failure::usage(
-            format!("'{name}' is no name of a key: it must have neither colons nor spaces"),
-            None,
-        ));
+        // It is not repeated: it may be a key.
+        return Err(Failure::usage("that is no name of a key: it must have neither colons nor spaces", None));
     };
     // Nobody else may read it, and none that is in use is lost.
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);

@@ -347,6 +347,33 @@ fn a_secret_in_what_is_refused_is_not_repeated(#[case] args: &[&str], #[case] va
 }
 
 #[test]
+fn a_secret_key_in_the_wrong_place_is_not_repeated() {
+    let sandbox = Sandbox::new();
+    let (file, settings) = (sandbox.path("team.key"), sandbox.path("home/.config/layerhold/config.toml"));
+    sandbox.cmd().args(["cache", "key", "team"]).arg(&file).assert().success();
+    let key = fs::read_to_string(&file).unwrap();
+    let key = key.trim();
+    let secret = key.split_once(':').unwrap().1;
+    fs::create_dir_all(settings.parent().unwrap()).unwrap();
+    let to: &[&str] = &["containerize", "--cache-to", "file:///nowhere", "--cache-key"];
+    for (arguments, set, says) in [
+        (to, "", "a key was given where its file is expected"),
+        (&["cache", "key"], "", "that is no name of a key"),
+        (&["containerize", "--cache-trust"], "", "'team' is a secret key"),
+        (&["containerize", "--cache-trust", "other:key"], "", "unexpected argument 'team:...'"),
+        (&["containerize", "--tag"], "[shared-cache]\ntrust = \"{key}\"\n", "trust = \"team:...\""),
+        (&["containerize", "--tag"], "[shared-cache]\ntrust = [\"{key}\"]\n", "'team' is a secret key"),
+    ] {
+        fs::write(&settings, set.replace("{key}", key)).unwrap();
+        let last = if arguments.contains(&"--tag") { "v1" } else { key };
+        let also = if arguments == ["cache", "key"] { Some("out") } else { None };
+        let outcome = sandbox.cmd().args(arguments).arg(last).args(also).assert().failure();
+        let said = String::from_utf8(outcome.get_output().stderr.clone()).unwrap();
+        assert!(said.contains(says) && !said.contains(secret), "{arguments:?} {said}");
+    }
+}
+
+#[test]
 fn a_secret_in_a_file_of_settings_that_is_wrong_is_not_repeated() {
     let sandbox = Sandbox::new();
     let file = sandbox.path("home/.config/layerhold/config.toml");
