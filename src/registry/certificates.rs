@@ -16,7 +16,8 @@ pub(super) fn of_registry(directories: &[PathBuf], registry: &str) -> Result<Vec
     Ok(certificates)
 }
 
-/// Certificates have the ending `.crt`; `.cert` and `.key` are a client's own. A directory that is not there has none.
+/// Certificates have the ending `.crt`; `.cert` and `.key` are a client's own. A directory that is not there, or that this
+/// user may not list, has none.
 fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut files: Vec<_> = entries.map(|entry| entry.path()).collect();

@@ -203,6 +203,8 @@ fn no_registry(registry: &str) -> String {
 /// What mends a refusal for the registry's own reason.
 fn of_refusal(registry: &str, status: u16) -> String {
     match status {
+        // It refuses nothing, and what it says is no registry's answer.
+        ..=399 => no_registry(registry),
         401 | 403 => format!("see whether this user may do that: docker login {registry}, or podman login {registry}"),
         404 | 405 => {
             "see whether the repository's name is right, and whether it has to be made there before".to_owned()
@@ -267,6 +269,7 @@ mod tests {
         assert!(refused(403).contains("docker login registry.example"));
         assert!(refused(404).contains("name"));
         assert!(refused(400).contains("--compression gzip"));
+        assert!(refused(200).contains("HTTPS_PROXY") && refused(302).contains("HTTPS_PROXY"));
         assert_eq!((refused(429), refused(503)), (AGAIN.to_owned(), AGAIN.to_owned()));
         let lost = RegistryError::Lost { registry: HOST.to_owned(), what: "a blob".to_owned(), attempts: 3 };
         assert!(hint(lost).contains("run this again"));

@@ -1,6 +1,7 @@
 //! Requests to one registry: its scheme, who asks, tokens, attempts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -51,8 +52,8 @@ pub(super) struct Session<'a> {
     authorizations: Mutex<BTreeMap<(String, Scope), Authorization>>,
     /// Held by who asks for a token: what many requests need at once is asked for once.
     pub(super) negotiating: tokio::sync::Mutex<()>,
-    /// Repositories, each with one that nothing can be mounted from for its user.
-    pub(super) closed: Mutex<BTreeSet<(String, String)>>,
+    /// Repositories, each with one that it was asked in vain to mount from, and for how many blobs in a row.
+    pub(super) vain: Mutex<BTreeMap<(String, String), u32>>,
 }
 
 /// What a request says of who asks.
@@ -128,7 +129,7 @@ impl<'a> Session<'a> {
             base: OnceCell::new(),
             authorizations: Mutex::default(),
             negotiating: tokio::sync::Mutex::default(),
-            closed: Mutex::default(),
+            vain: Mutex::default(),
         }
     }
 
@@ -149,7 +150,7 @@ impl<'a> Session<'a> {
     }
 
     fn pool(&self) -> Result<&Client, FetchError> {
-        let unreadable = |reason: &String| FetchError::Connection { error: reason.as_str().into(), is_passing: false };
+        let unreadable = |reason: &String| FetchError::File(io::Error::other(reason.clone()));
         self.client.as_deref().map_err(unreadable)
     }
 

@@ -20,6 +20,9 @@ const LARGEST_CHUNK: u64 = 64 << 20;
 /// Of how many other repositories it is asked before a blob is sent: what is remembered of them may be of yesterday, and
 /// each question is a request.
 const MOUNTS: usize = 3;
+/// After so many blobs in a row that another repository did not have it is asked for none any more in this run: it may be
+/// gone, and each question leaves an upload begun.
+const MISSES: u32 = 8;
 /// How often a blob is begun again.
 const ATTEMPTS: u32 = 3;
 /// How often a request is sent on to another address.
@@ -105,24 +108,32 @@ impl Repository<'_> {
             let (session, what) = (&self.session, &what);
             async move { session.send(self.question(Scope::Push, what, Method::POST, &url), empty).await }
         };
-        let closed = || self.session.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let vain = || self.session.vain.lock().unwrap_or_else(PoisonError::into_inner);
         // Another repository may be another user's.
         let pair = |from: &String| (self.reference.repository().to_owned(), from.clone());
         let others = mount_from.iter().filter(|name| *name != self.reference.repository());
-        let candidates = others.filter(|from| !closed().contains(&pair(from))).take(MOUNTS);
+        let is_promising = |from: &&String| vain().get(&pair(from)).is_none_or(|&blobs| blobs < MISSES);
+        let candidates = others.filter(is_promising).take(MOUNTS);
         // A registry that has nothing to mount there begins an upload instead: the last one is gone on with, and what was
         // begun before is forgotten there in time, as all that is left.
         let mut instead = None;
         for from in candidates {
             let mut url = plain.clone();
             url.query_pairs_mut().append_pair("mount", &digest.to_string()).append_pair("from", from);
-            match post(url).await? {
-                Ok(response) if response.status() == StatusCode::CREATED => return Ok(Begun::Mounted),
-                Ok(response) => instead = Some(response),
-                // Whoever may not read there may still write here.
-                Err(_) => {
-                    closed().insert(pair(from));
+            match post(url).await {
+                Ok(Ok(response)) if response.status() == StatusCode::CREATED => {
+                    vain().remove(&pair(from));
+                    return Ok(Begun::Mounted);
                 }
+                Ok(Ok(response)) => {
+                    *vain().entry(pair(from)).or_default() += 1;
+                    instead = Some(response);
+                }
+                // Whoever may not read there may still write here.
+                Ok(Err(_)) => drop(vain().insert(pair(from), MISSES)),
+                // What cannot be mounted just now can be sent.
+                Err(error) if error.is_passing() => break,
+                Err(error) => return Err(error),
             }
         }
         let response = match instead {
