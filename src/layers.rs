@@ -113,8 +113,10 @@ impl<'a> Sought<'a> {
     /// straight to their places.
     pub fn pack_missing(self, spool: Option<&Spool>) -> Result<Layers<'a>, LayersError> {
         let Self { workshop, contents, keys, images, known, lease, made_before } = self;
-        let obtained = workshop::pack_missing(workshop, &contents, &keys, known, spool)?;
+        let obtained = workshop::pack_missing(workshop, &contents, &keys, known, spool);
+        // Also where it failed: the next run has what was packed until then, and does not look at it again.
         workshop.packer.tell_what_is_lost();
+        let obtained = obtained?;
         let known_blobs =
             obtained.iter().filter_map(|layer| Some((layer.record.digest, layer.made.clone()?))).collect();
         let states = States::of_made(obtained.iter().map(|layer| layer.state));

@@ -16,9 +16,9 @@ use super::written::{contents, mark, token, token_of};
 use super::{Archive, ArchiveNames, DeliveryError, Finish, LayerBytes, Missing, Past, Sink, Spool};
 use crate::blob::Digest;
 use crate::crash;
-use crate::event::{Observer, Silent};
+use crate::event::{Cancelled, Observer, Silent};
 use crate::image::{Images, Layer};
-use crate::outlet::Outlet;
+use crate::outlet::{Outlet, Patient};
 
 /// Writes the archive to a file.
 ///
@@ -92,6 +92,7 @@ impl FileSink<'_> {
     pub(super) fn failure(path: PathBuf, source: io::Error) -> DeliveryError {
         match source.kind() {
             io::ErrorKind::BrokenPipe => DeliveryError::ClosedPipe,
+            _ if Cancelled::caused(&source) => DeliveryError::Interrupted,
             _ => DeliveryError::Write { path, source },
         }
     }
@@ -255,7 +256,9 @@ impl Sink for FileSink<'_> {
                 temporary.as_file_mut().seek(SeekFrom::Start(spool.end())).map_err(&failed)?;
             }
             Output::Direct(file) => {
-                missing.in_order(file.takes_pages(), |layer, bytes| self.archive.put(file, layer, bytes, &failed))?;
+                let mut out = Patient::new(file, self.observer);
+                missing
+                    .in_order(out.takes_pages(), |layer, bytes| self.archive.put(&mut out, layer, bytes, &failed))?;
             }
         }
         self.output = Some(output);
@@ -273,7 +276,8 @@ impl Sink for FileSink<'_> {
         };
         if !self.is_copied {
             let names = ArchiveNames::portable(images.name());
-            std::mem::take(&mut self.archive).finish(output.file(), images, &names, &failed)?;
+            let mut out = Patient::new(output.file(), self.observer);
+            std::mem::take(&mut self.archive).finish(&mut out, images, &names, &failed)?;
         }
         if let Output::Beside { temporary, target } = output {
             let marked = mark(temporary.as_file());

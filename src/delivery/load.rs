@@ -202,8 +202,9 @@ impl Sink for RuntimeSink<'_> {
         let listed = match listed {
             Some(listed) => listed,
             None if missing_bytes(image, &held) >= WORTH_A_LIST => self.client.images(self.observer)?,
-            // Of a layer that was made just now there can hardly be an image; to load that again does no harm.
-            None if image.layers.iter().any(|layer| !layer.reused) => Vec::new(),
+            // Others were known before, and this one was not: there can hardly be an image of it, and to load that again
+            // does no harm.
+            None if has_a_new_layer(image) => Vec::new(),
             None => self.under_other_names(image)?,
         };
         self.there = there(self.client.runtime(), image, &listed);
@@ -277,6 +278,12 @@ const WORTH_AN_IMAGE: u64 = 1 << 20;
 
 fn is_inspected(image: &Image, found: &Inspected) -> bool {
     found.id().is_some_and(|id| is_image(image, &id))
+}
+
+/// Whether a layer was made just now, where others of the image were made before.
+fn has_a_new_layer(image: &Image) -> bool {
+    let is_reused = |reused: bool| image.layers.iter().any(|layer| layer.reused == reused);
+    is_reused(true) && is_reused(false)
 }
 
 fn missing_bytes(image: &Image, held: &BTreeSet<Digest>) -> u64 {

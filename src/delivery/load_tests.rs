@@ -61,6 +61,11 @@ fn an_image_that_is_there_costs_one_question() {
         third.layers[1].reused = false;
         assert_eq!(bench.deliver(&third, &blobs).unwrap().layers_sent, 1);
         assert_eq!(bench.calls(), ["image inspect", "load", "image inspect"]);
+        // Where none was known before, nothing was known.
+        let (mut fourth, blobs) = image("v1", &["base", "newest top"]);
+        fourth.layers.iter_mut().for_each(|layer| layer.reused = false);
+        assert_eq!(bench.deliver(&fourth, &blobs).unwrap().layers_sent, 1);
+        assert_eq!(bench.calls(), ["image inspect", "image inspect", "load", "image inspect"]);
     }
 }
 

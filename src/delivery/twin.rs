@@ -113,9 +113,11 @@ impl Twin {
 
     /// One thread reads ahead of another that writes. The kernel would do both on one, and take longer.
     fn copy_by_hand(&self, target: &File, bytes: u64, observer: &dyn Observer) -> Result<(), CopyError> {
-        ReadAhead::run(&self.file, self.length, |ahead| {
+        let copied = ReadAhead::run(&self.file, self.length, |ahead| {
             self.copy_each(bytes, observer, |length| ahead.copy_to(target, length))
-        })
+        });
+        // Where no more threads are to be had.
+        copied.unwrap_or_else(|| self.copy_by_kernel(target, bytes, observer))
     }
 
     /// Has all pieces copied, each by a call of `copy`, which takes how much that is at the most and says how much it was.
@@ -156,8 +158,8 @@ struct ReadAhead {
 }
 
 impl ReadAhead {
-    /// Does `work` while a thread reads the first `length` bytes of `file`.
-    fn run<T>(file: &File, length: u64, work: impl FnOnce(&Self) -> T) -> T {
+    /// Does `work` while a thread reads the first `length` bytes of `file`; `None` where there can be no such thread.
+    fn run<T>(file: &File, length: u64, work: impl FnOnce(&Self) -> T) -> Option<T> {
         let (to_write, read) = channel();
         let (written, to_fill) = channel();
         for _ in 0..BUFFERS {
@@ -165,7 +167,7 @@ impl ReadAhead {
             let _ = written.send(Vec::new());
         }
         thread::scope(|scope| {
-            scope.spawn(move || {
+            let reads = move || {
                 let mut at = 0;
                 while at < length {
                     // Whoever writes may have given up.
@@ -177,10 +179,11 @@ impl ReadAhead {
                     }
                     at += read;
                 }
-            });
+            };
+            thread::Builder::new().spawn_scoped(scope, reads).ok()?;
             // Gone before the thread is waited for, which ends with it.
             let ahead = Self { read, written };
-            work(&ahead)
+            Some(work(&ahead))
         })
     }
 

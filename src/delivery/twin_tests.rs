@@ -256,7 +256,7 @@ fn a_copy_that_fails_is_written_the_ordinary_way_from_an_empty_file() {
 type Way = fn(&Twin, &File, u64, &dyn Observer) -> Result<(), CopyError>;
 
 #[rstest]
-#[case::whichever(Twin::try_copy_to)]
+#[case::whichever(Twin::copy_pieces)]
 #[case::by_kernel(Twin::copy_by_kernel)]
 #[case::by_hand(Twin::copy_by_hand)]
 fn a_piece_after_the_other_gives_the_whole(#[case] way: Way) {

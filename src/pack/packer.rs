@@ -27,8 +27,8 @@ pub struct Packer<'a> {
     partners: Partners,
     buffers: Buffers,
     crew: Crew,
-    /// What runtimes will not unpack of the layers that were packed; nothing any more once that was told.
-    lost: Mutex<Option<Lost>>,
+    /// What runtimes will not unpack of the layers that were packed, until that is told.
+    lost: Mutex<Lost>,
 }
 
 /// So many files packing one layer has open at the most: directories on the way to a file, that file, a claim, and where
@@ -40,21 +40,13 @@ impl<'a> Packer<'a> {
     pub fn new(source: &'a dyn Source, compression: Compression, observer: &'a dyn Observer) -> Self {
         let bounds = Bounds::new(compression, rayon::current_num_threads());
         let (buffers, crew) = (Buffers::new(compression.piece()), Crew::new(compression, bounds));
-        Self {
-            source,
-            compression,
-            observer,
-            partners: Partners::default(),
-            buffers,
-            crew,
-            lost: Mutex::new(Some(Lost::default())),
-        }
+        Self { source, compression, observer, partners: Partners::default(), buffers, crew, lost: Mutex::default() }
     }
 
-    /// Warns, once in a run, of files in the layers that were packed which no container will have.
+    /// Warns of files which no container will have, in the layers that were packed since it did so last.
     pub fn tell_what_is_lost(&self) {
-        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Lost { first: Some(first), count }) = lost else { return };
+        let lost = std::mem::take(&mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner));
+        let Lost { first: Some(first), count } = lost else { return };
         let first = String::from_utf8_lossy(&first).into_owned();
         let others = match count {
             1 => String::new(),
@@ -81,15 +73,12 @@ impl<'a> Packer<'a> {
         self.source.learn(path, skeleton);
     }
 
-    /// How many threads should pack at once, each one layer after the other.
+    /// How many threads should be at work on layers at once, each on one after the other: those that are packed, or have
+    /// been and go somewhere.
     pub fn threads(&self) -> usize {
         // Of several that have something to hash one works for all while the others sleep; and some wait for a disk.
-        let cores = rayon::current_num_threads();
-        let threads = match self.compression {
-            Compression::None => 3 * cores,
-            compressed => Bounds::new(compressed, cores).places,
-        };
-        threads.min(most_at_once())
+        let of_a_core = if self.compression == Compression::None { 3 } else { 2 };
+        (of_a_core * rayon::current_num_threads()).min(most_at_once())
     }
 
     /// Does `work` for each item, which packs a layer, several at once; `bytes` is about how many are to be packed in all.
@@ -105,7 +94,12 @@ impl<'a> Packer<'a> {
         work: impl Fn(&T, Option<&Lane>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         if self.compression != Compression::None || !near || !sha256::is_faster_together() {
-            return parallel::for_each(self.threads(), items, |item| work(item, None));
+            // One that is compressed has a piece in the crew's hands, or waits for a place there.
+            let threads = match self.compression {
+                Compression::None => self.threads(),
+                compressed => self.threads().min(Bounds::new(compressed, rayon::current_num_threads()).places),
+            };
+            return parallel::for_each(threads, items, |item| work(item, None));
         }
         let cores = rayon::current_num_threads();
         let of_a_thread = (most_at_once() / cores).clamp(1, sha256::streams_at_once());
@@ -142,9 +136,7 @@ impl<'a> Packer<'a> {
         let mut found = Lost::default();
         let tell = |bytes| self.observer.event(Event::Advanced { bytes });
         let packed = self.pack_and_tell(contents, out, lane, &tell, &mut found)?;
-        if let Some(lost) = &mut *self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
-            lost.join(found);
-        }
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).join(found);
         Ok(packed)
     }
 
