@@ -42,7 +42,10 @@ impl Crew {
     fn compress(&self, buffer: Box<[u8]>, filled: usize, place: Place) -> Receiver<io::Result<Done>> {
         let (done, receive) = sync_channel(1);
         self.shop.work().waiting.push_back(Job { buffer, filled, place, done });
-        Shop::begin(&self.shop);
+        let shop = Arc::clone(&self.shop);
+        // One for each piece, where whoever gives it has its threads: a thread of the crew that gives pieces itself may not
+        // come back to what it has begun for others.
+        rayon::spawn_fifo(move || shop.compress_what_waits());
         receive
     }
 }
@@ -64,7 +67,7 @@ struct Shop {
 }
 
 struct Work {
-    /// Nothing waits unless as many are running as may.
+    /// For each a thread comes, or is there already.
     waiting: VecDeque<Job>,
     running: usize,
     /// Codecs that nobody uses now.
@@ -76,30 +79,43 @@ impl Shop {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins what has waited longest, if it may begin; whoever is done begins the next.
-    fn begin(shop: &Arc<Self>) {
-        let mut work = shop.work();
-        if work.running == shop.compressors {
-            return;
-        }
-        let Some(job) = work.waiting.pop_front() else { return };
-        work.running += 1;
-        let codec = work.spare.pop();
-        drop(work);
-        let shop = Arc::clone(shop);
-        rayon::spawn_fifo(move || {
+    /// Compresses pieces, the one that has waited longest first, until none waits; nothing where as many threads do so as
+    /// may: each of them looks once more before it ends.
+    fn compress_what_waits(&self) {
+        let mut next = self.work().begin(self.compressors);
+        while let Some((job, codec)) = next {
             let Job { buffer, filled, mut place, done } = job;
-            let made = codec.map_or_else(|| new_codec(shop.compression), Ok);
-            let compressed = made.and_then(|mut codec| {
-                let compressed = codec.compress(&buffer[..filled], &mut place.compressed);
-                shop.work().spare.push(codec);
-                compressed
-            });
-            shop.work().running -= 1;
-            Self::begin(&shop);
+            let made = codec.map_or_else(|| new_codec(self.compression), Ok);
+            let mut spare = None;
+            let compressed =
+                made.and_then(|codec| spare.insert(codec).compress(&buffer[..filled], &mut place.compressed));
+            next = self.work().go_on(spare);
             // Last: who has the last piece may free the codecs. Nobody receives it where the layer was given up.
             let _ = done.send(compressed.map(|()| Done { buffer, place }));
-        });
+        }
+    }
+}
+
+impl Work {
+    /// What a thread that comes begins with, and a codec that nobody uses.
+    fn begin(&mut self, compressors: usize) -> Option<(Job, Option<Codec>)> {
+        if self.running == compressors {
+            return None;
+        }
+        self.running += 1;
+        self.go_on(None)
+    }
+
+    /// What a thread that is done goes on with; it ends where nothing waits.
+    fn go_on(&mut self, codec: Option<Codec>) -> Option<(Job, Option<Codec>)> {
+        self.spare.extend(codec);
+        match self.waiting.pop_front() {
+            Some(job) => Some((job, self.spare.pop())),
+            None => {
+                self.running -= 1;
+                None
+            }
+        }
     }
 }
 
