@@ -33,8 +33,13 @@ pub(super) fn is_over(sheet: &Sheet, now: u64) -> bool {
     sheet.is_final || sheet.time.saturating_add(ABANDONED_AFTER) < now
 }
 
-/// What takes the place of sheets that have become many; `None` where they are few.
-pub(super) fn merge_if_many(sheets: &BTreeMap<SheetName, Sheet>, now: u64) -> Option<Replacement> {
+/// What takes the place of sheets that have become many; `None` where they are few. `listed` are all that are there, those
+/// that were not read too.
+pub(super) fn merge_if_many(
+    sheets: &BTreeMap<SheetName, Sheet>,
+    listed: &BTreeSet<SheetName>,
+    now: u64,
+) -> Option<Replacement> {
     let small = |name: &SheetName| is_over(&sheets[name], now) && sheets[name].contents.len() < LARGE;
     let merged: BTreeSet<_> = live(sheets).into_iter().filter(small).collect();
     if merged.len() <= MOST {
@@ -44,10 +49,18 @@ pub(super) fn merge_if_many(sheets: &BTreeMap<SheetName, Sheet>, now: u64) -> Op
     for name in &merged {
         contents.merge(sheets[name].contents.clone());
     }
-    // What those had merged before is superseded by the new sheet too, should it still be there.
-    let before = merged.iter().flat_map(|name| &sheets[name].supersedes).filter(|name| sheets.contains_key(name));
-    let supersedes = merged.iter().chain(before).copied().collect();
-    Some(Replacement::new(contents, supersedes, now))
+    Some(Replacement::new(contents, with_merged(merged, sheets, listed), now))
+}
+
+/// The sheets, and what they had merged before: should that still be there, nobody else says any more that it is superseded.
+pub(super) fn with_merged(
+    names: BTreeSet<SheetName>,
+    sheets: &BTreeMap<SheetName, Sheet>,
+    listed: &BTreeSet<SheetName>,
+) -> BTreeSet<SheetName> {
+    let merged = names.iter().flat_map(|name| &sheets[name].supersedes).filter(|name| listed.contains(name));
+    let merged: Vec<_> = merged.copied().collect();
+    names.into_iter().chain(merged).collect()
 }
 
 /// New sheets for old ones.
@@ -87,6 +100,11 @@ mod tests {
 
     fn name(level: u32, n: u8) -> SheetName {
         SheetName::new(level, [n; 16])
+    }
+
+    /// The same where whoever merges has read all that is listed.
+    fn merge_if_many(sheets: &BTreeMap<SheetName, Sheet>, now: u64) -> Option<Replacement> {
+        super::merge_if_many(sheets, &sheets.keys().copied().collect(), now)
     }
 
     fn sheet(n: u8) -> Sheet {
@@ -143,8 +161,15 @@ mod tests {
         let once = with(&sheets, &merge_if_many(&sheets, 20).unwrap(), 100);
         let more: BTreeMap<_, _> = once.into_iter().chain((20..28).map(|n| (name(0, n), sheet(n)))).collect();
         let twice = with(&more, &merge_if_many(&more, 20).unwrap(), 200);
-        let reread: BTreeMap<_, _> = twice.into_iter().filter(|(at, _)| *at != SheetName::new(9, [100; 16])).collect();
+        let reread: BTreeMap<_, _> =
+            twice.clone().into_iter().filter(|(at, _)| *at != SheetName::new(9, [100; 16])).collect();
         assert_eq!(live(&reread), BTreeSet::from([SheetName::new(9, [200; 16])]));
+        // Whoever comes anew does not read what is superseded.
+        let listed: BTreeSet<_> = twice.keys().copied().collect();
+        let seen: BTreeMap<_, _> = twice.into_iter().filter(|(name, _)| live(&reread).contains(name)).collect();
+        let seen: BTreeMap<_, _> = seen.into_iter().chain((40..48).map(|n| (name(0, n), sheet(n)))).collect();
+        let third = super::merge_if_many(&seen, &listed, 20).unwrap();
+        assert!(listed.is_subset(&third.supersedes), "{:?}", third.supersedes);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::json;
 
 use super::depot::{BlobNote, Depot, DepotError, ReadBlob, UnreadableSheet, WriteBlob};
-use super::sheet::{LONGEST, SheetName};
+use super::sheet::{LONGEST, Sheet, SheetName};
 use crate::blob::{Digest, canonical_json};
 use crate::registry::{Deletion, LONGEST_MANIFEST, PutManifest, RegistryError, Repository, UploadError};
 
@@ -95,6 +95,27 @@ impl<'a> RegistryDepot<'a> {
             PutManifest::LacksBlobs => Err(DepotError::Forgetful),
         }
     }
+
+    /// Removes what a removal that did not come to its end has left: distribution 2.8 removes a manifest and then the tags
+    /// that lead to it, and fails between the two if another tag is just being written, or if whoever asked has gone
+    /// (distribution/distribution, issues 2514 and 3191). The tag is listed then and leads nowhere, and no request removes
+    /// it, unless it leads somewhere again: to a sheet that says nothing.
+    fn remove_tag_without_manifest(&self, name: &SheetName) -> Result<Deletion, DepotError> {
+        let nothing = Sheet { is_final: true, ..Sheet::default() };
+        let nothing = nothing.encode(name).map_err(|error| DepotError::Source(io::Error::other(error)))?;
+        let mut deletion = Deletion::Absent;
+        for _ in 0..ATTEMPTS {
+            if deletion == Deletion::NotAllowed || !self.sheets()?.contains(name) {
+                break;
+            }
+            self.write_sheet(name, &nothing, &BTreeMap::new())?;
+            let written = self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+            if let Some(manifest) = written {
+                deletion = self.steady.delete_manifest(&manifest)?;
+            }
+        }
+        Ok(deletion)
+    }
 }
 
 impl Depot for RegistryDepot<'_> {
@@ -138,9 +159,13 @@ impl Depot for RegistryDepot<'_> {
     }
 
     fn remove_sheet(&self, name: &SheetName) -> Result<Deletion, DepotError> {
-        match self.steady.manifest_digest(&name.to_string())? {
-            Some(digest) => Ok(self.steady.delete_manifest(&digest)?),
-            None => Ok(Deletion::Absent),
+        let deletion = match self.steady.manifest_digest(&name.to_string())? {
+            Some(digest) => self.steady.delete_manifest(&digest)?,
+            None => Deletion::Absent,
+        };
+        match deletion {
+            Deletion::Absent => self.remove_tag_without_manifest(name),
+            _ => Ok(deletion),
         }
     }
 

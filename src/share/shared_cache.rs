@@ -104,6 +104,9 @@ struct Share<'a> {
 #[derive(Default)]
 struct State {
     has_failed: bool,
+    /// All sheets that were there at the last look.
+    listed: BTreeSet<SheetName>,
+    /// Those that were read.
     view: BTreeMap<SheetName, Sheet>,
     /// What is believed of all that the sheets say.
     contents: Contents,
@@ -331,6 +334,7 @@ impl<'a> SharedCache<'a> {
             let read = self.read_sheets(share, depot, &names)?;
             state.view.extend(read);
         }
+        state.listed = listed;
         state.contents = merging::union(&state.view);
         state.contents.merge(state.own.contents.clone());
         state.contents.leave_out(&self.disbelieved());

@@ -208,6 +208,13 @@ impl RegistryServer {
         fs::remove_dir_all(self.repository(repository).join("_layers/sha256").join(hex)).unwrap();
     }
 
+    /// A tag of a manifest that is not there, as when its removal was cut short.
+    pub(crate) fn lead_nowhere(&self, repository: &str, tag: &str) {
+        let current = self.repository(repository).join("_manifests/tags").join(tag).join("current");
+        fs::create_dir_all(&current).unwrap();
+        fs::write(current.join("link"), format!("sha256:{}", "0".repeat(64))).unwrap();
+    }
+
     /// Has it remove what no manifest names, as its keeper would by night.
     pub(crate) fn collect_garbage(&self) {
         let config = self.directory.join("config.yml");

@@ -157,6 +157,40 @@ fn many_runs_leave_few_sheets_that_lose_nothing(#[case] kind: &str) {
     }
 }
 
+#[test]
+fn what_a_removal_that_was_cut_short_has_left_goes_with_the_next() {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let server = registry.start(&project.sandbox.path("registry"), Setup { deletes: true, ..Setup::default() });
+    let share = server.reference("team/cache");
+    let environments = small(&project, 17);
+    let make = |n: usize| project.machine(&format!("m{n}")).image(&environments[n], &["--cache-to", &share]);
+    (0..8).for_each(|n| drop(make(n)));
+    let remnant = server.tags("team/cache").remove(0);
+    make(8);
+    assert_eq!(server.tags("team/cache").len(), 1, "nine were merged");
+    server.lead_nowhere("team/cache", &remnant);
+    let collect = || project.sandbox.cmd().args(["cache", "gc", "--remote", &share]).assert().success();
+    // Another sheet has what it said.
+    collect();
+    (9..17).for_each(|n| drop(make(n)));
+    let tags = server.tags("team/cache");
+    assert!(tags.len() == 1 && !tags.contains(&remnant), "{tags:?}");
+    collect();
+}
+
+#[test]
+fn where_nothing_is_removed_what_was_merged_once_is_not_merged_again() {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let server = registry.start(&project.sandbox.path("registry"), Setup { deletes: false, ..Setup::default() });
+    let share = server.reference("team/cache");
+    for (n, environment) in small(&project, 20).iter().enumerate() {
+        project.machine(&format!("m{n}")).image(environment, &["--cache-to", &share]);
+    }
+    assert_eq!(server.tags("team/cache").len(), 20 + 2, "after nine, and after eight more");
+}
+
 #[rstest]
 #[case::directory("file")]
 #[case::registry("registry")]

@@ -86,10 +86,7 @@ impl SharedCache<'_> {
         let mut contents = Contents::default();
         names.iter().for_each(|name| contents.merge(state.view[name].contents.clone()));
         contents.leave_out(&outdone);
-        // What those had merged is superseded by the new sheet too, should it still be there.
-        let before = names.iter().flat_map(|name| &state.view[name].supersedes);
-        let before = before.filter(|name| state.view.contains_key(name));
-        let supersedes = names.iter().chain(before).copied().collect();
+        let supersedes = merging::with_merged(names, &state.view, &state.listed);
         Some(Replacement::new(contents, supersedes, self.now))
     }
 }

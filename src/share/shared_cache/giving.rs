@@ -181,7 +181,8 @@ impl<'a> SharedCache<'a> {
         self.refresh(share, &mut state)?;
         let own = self.own_sheet(&state.own, true);
         state.view.insert(name, own);
-        let replacement = self.outdone(&state).or_else(|| merging::merge_if_many(&state.view, self.now));
+        let merged = || merging::merge_if_many(&state.view, &state.listed, self.now);
+        let replacement = self.outdone(&state).or_else(merged);
         if let Some(replacement) = replacement {
             replace(&*share.depot, replacement)?;
         }
@@ -204,7 +205,8 @@ pub(in super::super) fn replace(depot: &dyn Depot, replacement: Replacement) -> 
     }
     let mut left = 0;
     for name in &replacement.supersedes {
-        if depot.remove_sheet(name)? == crate::registry::Deletion::NotAllowed {
+        // Who does not let one be removed is not asked about a thousand.
+        if left > 0 || depot.remove_sheet(name)? == crate::registry::Deletion::NotAllowed {
             left += 1;
         }
     }
