@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use rayon::prelude::*;
 
 use super::Package;
-use super::store_view::walk_until;
-use crate::nix::{Closure, EntryKind, Node, Source, StorePath, WalkError};
+use super::store_view::{Location, StoreView};
+use crate::nix::{Closure, EntryKind, Source, StorePath, WalkError};
 
 /// The certificates' place in a store path (nixpkgs: `cacert`) and in the image.
 pub(super) const CA_BUNDLE: &str = "etc/ssl/certs/ca-bundle.crt";
@@ -117,23 +117,19 @@ struct Contents {
 }
 
 impl Contents {
-    /// Walks no further than it must: most store paths have neither `bin` nor `etc`, and are left at their second
-    /// entry; only what is called locales is walked up to the archive.
+    /// Lists no more than it must: most store paths have neither `bin` nor `etc`, and are left at their first directory; only
+    /// what is called locales is looked into for the archive.
     fn read(source: &dyn Source, path: &StorePath) -> Result<Self, WalkError> {
-        let last = if path.name().contains("locales") { LOCALE_ARCHIVE } else { CA_BUNDLE };
-        let mut seen: BTreeSet<&'static str> = BTreeSet::new();
-        let wanted = ["bin/bash", "bin/sh", "bin/env", "bin/ls", PROCESS_COMPOSE, CA_BUNDLE, LOCALE_ARCHIVE];
-        if let Some(skeleton) = source.skeleton(path)? {
-            let kind = |file: &&str| skeleton.listing.get(file.as_bytes());
-            seen.extend(wanted.into_iter().filter(|file| kind(file).is_some_and(|kind| *kind != EntryKind::Directory)));
-            return Ok(Self::of(&seen));
-        }
-        walk_until(source, path, &mut |at, node| {
-            if !matches!(node, Node::Directory) {
-                seen.extend(wanted.into_iter().filter(|wanted| wanted.as_bytes() == at));
+        let view = StoreView::new(source);
+        let mut wanted = vec!["bin/bash", "bin/sh", "bin/env", "bin/ls", PROCESS_COMPOSE, CA_BUNDLE];
+        wanted.extend(path.name().contains("locales").then_some(LOCALE_ARCHIVE));
+        let mut seen = BTreeSet::new();
+        for file in wanted {
+            let at = Location { store_path: path.clone(), rel: file.into() };
+            if view.entry(&at)?.is_some_and(|kind| kind != EntryKind::Directory) {
+                seen.insert(file);
             }
-            Ok(at.split(|&byte| byte == b'/').cmp(last.as_bytes().split(|&byte| byte == b'/')).is_lt())
-        })?;
+        }
         Ok(Self::of(&seen))
     }
 

@@ -146,14 +146,14 @@ impl Forest {
         real: &BTreeSet<Vec<u8>>,
     ) -> Result<Self, ForestError> {
         let view = StoreView::new(source);
-        view.read_ahead(&packages.iter().map(|package| &package.path).collect::<Vec<_>>());
+        view.read_ahead(packages.iter().map(|package| Location::root(&package.path)).collect::<Vec<_>>().iter());
         let packages = with_propagated(&view, packages, propagation)?;
         let mut roots = Vec::new();
         for package in &packages {
             let written = Location::root(&package.path);
             match view.resolve(&written)? {
                 Resolved::Directory(resolved) => roots.push(Dir { package, written, resolved, above: None }),
-                Resolved::Nowhere(_) if view.listing(&package.path)?.is_none() => {
+                Resolved::Nowhere(_) if view.entry(&written)?.is_none() => {
                     return Err(WalkError::Absent { path: package.path.to_absolute() }.into());
                 }
                 Resolved::File(_) | Resolved::Nowhere(_) => {
@@ -270,30 +270,27 @@ struct Planter<'a> {
 impl Planter<'_> {
     /// Plants what `dirs`, best priority first, hold together at `path`.
     fn merge(&mut self, path: &[u8], dirs: &[Dir<'_>]) -> Result<(), ForestError> {
-        let mut listings = Vec::with_capacity(dirs.len());
+        self.view.read_ahead(dirs.iter().map(|dir| &dir.resolved));
+        let mut names: BTreeMap<Vec<u8>, Vec<(&Dir<'_>, EntryKind)>> = BTreeMap::new();
         for dir in dirs {
-            listings.push(self.view.listing(&dir.resolved.store_path)?);
-        }
-        let mut names: BTreeMap<&[u8], Vec<(&Dir<'_>, &EntryKind)>> = BTreeMap::new();
-        for (dir, listing) in dirs.iter().zip(&listings) {
-            for (name, kind) in listing.iter().flat_map(|listing| listing.children(&dir.resolved.rel)) {
+            for (name, kind) in self.view.children(&dir.resolved)? {
                 names.entry(name).or_default().push((dir, kind));
             }
         }
         for (name, sources) in names {
-            let here = join(path, name);
-            if is_left_out(&here, name) {
+            let here = join(path, &name);
+            if is_left_out(&here, &name) {
                 continue;
             }
             if let [(dir, _)] = sources.as_slice()
                 && !self.real.contains(&here)
             {
-                self.nodes.insert(here, ForestNode::Link(dir.written.child(name).to_absolute()));
+                self.nodes.insert(here, ForestNode::Link(dir.written.child(&name).to_absolute()));
                 continue;
             }
             let mut offers = Vec::with_capacity(sources.len());
             for (dir, kind) in sources {
-                offers.push(self.offer(dir, name, kind)?);
+                offers.push(self.offer(dir, &name, &kind)?);
             }
             self.decide(here, offers)?;
         }

@@ -86,8 +86,9 @@ fn python_version(view: &StoreView<'_>, program: &Location) -> Result<Option<Str
     if let Some(version) = version_in(name) {
         return Ok(Some(version));
     }
-    let Some(listing) = view.listing(&program.store_path)? else { return Ok(None) };
-    let mut versions: Vec<String> = listing.children(directory).filter_map(|(name, _)| version_in(name)).collect();
+    let directory = Location { store_path: program.store_path.clone(), rel: directory.to_vec() };
+    let beside = view.children(&directory)?;
+    let mut versions: Vec<String> = beside.iter().filter_map(|(name, _)| version_in(name)).collect();
     versions.dedup();
     let single = versions.len() == 1;
     Ok(versions.pop().filter(|_| single))

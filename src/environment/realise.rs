@@ -307,14 +307,13 @@ fn profile_scripts(view: &StoreView<'_>, env: &StorePath) -> Result<Vec<String>,
     let directory = Location::root(env).child(b"etc").child(b"profile.d");
     let Resolved::Directory(directory) = view.resolve(&directory)? else { return Ok(Vec::new()) };
     let mut scripts = Vec::new();
-    let listing = view.listing(&directory.store_path)?;
-    for (name, kind) in listing.iter().flat_map(|listing| listing.children(&directory.rel)) {
+    for (name, kind) in view.children(&directory)? {
         let is_file = match kind {
             EntryKind::Directory => false,
             EntryKind::Regular => true,
-            EntryKind::Symlink(_) => matches!(view.resolve(&directory.child(name))?, Resolved::File(_)),
+            EntryKind::Symlink(_) => matches!(view.resolve(&directory.child(&name))?, Resolved::File(_)),
         };
-        if let Ok(name) = std::str::from_utf8(name)
+        if let Ok(name) = std::str::from_utf8(&name)
             && name.ends_with(".sh")
             && is_file
         {

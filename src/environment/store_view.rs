@@ -1,17 +1,19 @@
-//! Store paths seen as one tree: each listed once, when first looked at, and links followed from one to another.
+//! Store paths seen as one tree: each directory listed once, when first looked at, and links followed from one to another.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
-use std::rc::Rc;
 
 use rayon::prelude::*;
 
-use crate::nix::{EntryKind, Node, STORE_DIR, Source, StorePath, TreeListing, WalkError};
+use crate::nix::{EntryKind, Glimpse, Node, STORE_DIR, Source, StorePath, TreeListing, WalkError};
 
 /// How many links one path may lead through, as on Linux (`path_resolution(7)`: 40).
 const MAX_LINKS: usize = 40;
+
+/// So many directories are listed by one thread: to wake another takes as long.
+const FEW: usize = 8;
 
 /// A place in a store path.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,41 +66,112 @@ pub(super) enum Resolved {
     Nowhere(Vec<u8>),
 }
 
-/// The store paths of a source, listed as they are needed.
+/// The store paths of a source, of which each directory is listed when it is first looked at.
 pub(super) struct StoreView<'a> {
     source: &'a dyn Source,
-    listings: RefCell<HashMap<StorePath, Option<Rc<TreeListing>>>>,
+    known: RefCell<HashMap<StorePath, Option<Known>>>,
+}
+
+/// What is known of a store path.
+struct Known {
+    listing: TreeListing,
+    /// The directories that were listed; `None` where all were.
+    listed: Option<HashSet<Vec<u8>>>,
+}
+
+impl Known {
+    /// Whether all is known of the directory at `rel`, if it is one.
+    fn has_listed(&self, rel: &[u8]) -> bool {
+        self.listed.as_ref().is_none_or(|listed| listed.contains(rel))
+    }
 }
 
 impl<'a> StoreView<'a> {
     pub(super) fn new(source: &'a dyn Source) -> Self {
-        Self { source, listings: RefCell::default() }
+        Self { source, known: RefCell::default() }
     }
 
-    /// Lists store paths that will be looked at anyway, on all cores. What cannot be listed now fails when it is wanted.
-    pub(super) fn read_ahead(&self, paths: &[&StorePath]) {
-        let read: Vec<_> = paths.par_iter().map(|path| TreeListing::read(self.source, path)).collect();
-        let read = paths.iter().zip(read).filter_map(|(path, listing)| Some(((*path).clone(), listing.ok()?)));
-        self.listings.borrow_mut().extend(read.map(|(path, listing)| (path, Some(Rc::new(listing)))));
-    }
-
-    /// The structure of a store path, or `None` where the source does not have it.
-    pub(super) fn listing(&self, path: &StorePath) -> Result<Option<Rc<TreeListing>>, WalkError> {
-        if let Some(known) = self.listings.borrow().get(path) {
-            return Ok(known.clone());
-        }
-        let listing = match TreeListing::read(self.source, path) {
-            Ok(listing) => Some(Rc::new(listing)),
-            Err(WalkError::Absent { .. }) => None,
-            Err(error) => return Err(error),
+    /// Lists directories that will be looked at anyway, on all cores. What cannot be listed now fails when it is wanted.
+    pub(super) fn read_ahead<'l>(&self, directories: impl Iterator<Item = &'l Location>) {
+        let is_known = |at: &Location| {
+            let known = self.known.borrow();
+            known.get(&at.store_path).is_some_and(|known| known.as_ref().is_none_or(|known| known.has_listed(&at.rel)))
         };
-        self.listings.borrow_mut().insert(path.clone(), listing.clone());
-        Ok(listing)
+        let unknown: Vec<&Location> = directories.filter(|at| !is_known(at)).collect();
+        let source = self.source;
+        let glimpses: Vec<_> =
+            unknown.par_iter().with_min_len(FEW).map(|at| source.glimpse(&at.store_path, &at.rel)).collect();
+        for (at, glimpse) in unknown.into_iter().zip(glimpses) {
+            if let Ok(glimpse) = glimpse {
+                self.learn(&at.store_path, &at.rel, glimpse);
+            }
+        }
     }
 
-    /// What stands at a place, links not followed.
+    fn learn(&self, path: &StorePath, rel: &[u8], glimpse: Glimpse) {
+        let mut known = self.known.borrow_mut();
+        let known = known.entry(path.clone()).or_default();
+        match glimpse {
+            Glimpse::Whole(listing) => *known = Some(Known { listing, listed: None }),
+            Glimpse::Level(listing) => {
+                let known = known
+                    .get_or_insert_with(|| Known { listing: TreeListing::default(), listed: Some(HashSet::new()) });
+                known.listing.extend(listing);
+                known.listed.as_mut().map(|listed| listed.insert(rel.to_vec()));
+            }
+        }
+    }
+
+    /// Has the directory at `rel` listed, if it is one, and those that lead to it.
+    fn list(&self, path: &StorePath, rel: &[u8]) -> Result<(), WalkError> {
+        enum State {
+            Listed,
+            Unlisted,
+            NoDirectory,
+        }
+        let state = |rel: &[u8]| match self.known.borrow().get(path) {
+            None if rel.is_empty() => State::Unlisted,
+            Some(Some(known)) if known.has_listed(rel) => State::Listed,
+            Some(Some(known)) if known.listing.get(rel) == Some(&EntryKind::Directory) => State::Unlisted,
+            _ => State::NoDirectory,
+        };
+        if matches!(state(rel), State::Listed) {
+            return Ok(());
+        }
+        let slashes = rel.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        for end in std::iter::once(0).chain(slashes).chain([rel.len()]) {
+            let above = &rel[..end];
+            match state(above) {
+                State::Listed => {}
+                State::NoDirectory => return Ok(()),
+                State::Unlisted => match self.source.glimpse(path, above) {
+                    Ok(glimpse) => self.learn(path, above, glimpse),
+                    Err(WalkError::Absent { .. }) if above.is_empty() => {
+                        self.known.borrow_mut().insert(path.clone(), None);
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// What stands at a place, links not followed; `None` also where the source does not have the store path.
     pub(super) fn entry(&self, at: &Location) -> Result<Option<EntryKind>, WalkError> {
-        Ok(self.listing(&at.store_path)?.and_then(|listing| listing.get(&at.rel).cloned()))
+        let above = at.rel.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+        self.list(&at.store_path, &at.rel[..above])?;
+        let known = self.known.borrow();
+        Ok(known.get(&at.store_path).and_then(|known| known.as_ref()?.listing.get(&at.rel).cloned()))
+    }
+
+    /// The names in a directory, in byte order, and what they are; none where there is no directory.
+    pub(super) fn children(&self, at: &Location) -> Result<Vec<(Vec<u8>, EntryKind)>, WalkError> {
+        self.list(&at.store_path, &at.rel)?;
+        let known = self.known.borrow();
+        let listing = known.get(&at.store_path).and_then(|known| Some(&known.as_ref()?.listing));
+        let children = listing.into_iter().flat_map(|listing| listing.children(&at.rel));
+        Ok(children.map(|(name, kind)| (name.to_vec(), kind.clone())).collect())
     }
 
     /// Follows every link on the way to `at` and at its end.
@@ -195,7 +268,7 @@ fn nowhere(mut walked: Vec<Vec<u8>>, pending: Vec<Vec<u8>>) -> Resolved {
 }
 
 /// Walks `path` until `visit` answers `false`: the rest is not looked at.
-pub(super) fn walk_until(
+fn walk_until(
     source: &dyn Source,
     path: &StorePath,
     visit: &mut dyn FnMut(&[u8], Node<'_>) -> io::Result<bool>,

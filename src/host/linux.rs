@@ -3,10 +3,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, Stat};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, openat2};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
@@ -41,6 +41,13 @@ impl Listing {
         }
         Ok(())
     }
+}
+
+/// Opens the directory at `path` below `directory`, through no symbolic link. Whatever stands in the way of that may not be
+/// in the way of whoever goes name by name: an old kernel, a sandbox, a long path.
+pub(crate) fn open_directory_below(directory: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(directory, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
 }
 
 /// The number of the file system that a file is on.

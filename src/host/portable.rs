@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Dir, FileType, Stat};
@@ -29,6 +29,11 @@ impl Listing {
         }
         Ok(())
     }
+}
+
+/// Opens the directory at `path` below `directory`, through no symbolic link: POSIX goes name by name.
+pub(crate) fn open_directory_below(_directory: BorrowedFd<'_>, _path: &[u8]) -> Result<OwnedFd, Errno> {
+    Err(Errno::NOSYS)
 }
 
 /// The number of the file system that a file is on.

@@ -87,6 +87,25 @@ macro_rules! conformance {
             }
 
             #[test]
+            fn a_directory_is_opened_where_it_is_and_never_through_a_link() {
+                let dir = tempfile::tempdir().unwrap();
+                std::fs::create_dir_all(dir.path().join("real/inner")).unwrap();
+                std::fs::write(dir.path().join("real/file"), "").unwrap();
+                std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+                std::os::unix::fs::symlink("inner", dir.path().join("real/link")).unwrap();
+                let directory = File::open(dir.path()).unwrap();
+                let open = |path: &str| system::open_directory_below(directory.as_fd(), path.as_bytes());
+                for wrong in ["link", "link/inner", "real/link", "real/file", "real/none", "../", "/"] {
+                    assert!(open(wrong).is_err(), "{wrong}");
+                }
+                // A system may have no call for it.
+                if let Ok(inner) = open("real/inner") {
+                    let expected = rustix::fs::stat(dir.path().join("real/inner")).unwrap();
+                    assert_eq!(rustix::fs::fstat(inner).unwrap().st_ino, expected.st_ino);
+                }
+            }
+
+            #[test]
             fn files_of_one_file_system_have_its_number() {
                 let dir = tempfile::tempdir().unwrap();
                 let number = system::device(&rustix::fs::stat(dir.path()).unwrap());

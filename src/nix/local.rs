@@ -13,8 +13,8 @@ use super::database::Database;
 use super::nar::NarSize;
 use super::refscan::KnownPaths;
 use super::resolve;
-use super::walk::{Location, list_tree, walk};
-use super::{PathInfo, Source, SourceError, StorePath, TreeListing, TreeState, Visitor, WalkError};
+use super::walk::{Location, list_level, walk};
+use super::{Glimpse, PathInfo, Source, SourceError, StorePath, TreeState, Visitor, WalkError};
 
 /// A Nix store on disk, with the root directory `/` or another (Nix's "local store" with a `root`).
 ///
@@ -136,8 +136,8 @@ impl Source for LocalStore<'_> {
         walk(self.location(path), visitor, self.hashing.now()).map(drop)
     }
 
-    fn list(&self, path: &StorePath) -> Result<TreeListing, WalkError> {
-        list_tree(self.location(path))
+    fn glimpse(&self, path: &StorePath, at: &[u8]) -> Result<Glimpse, WalkError> {
+        Ok(Glimpse::Level(list_level(self.location(path), at)?))
     }
 
     fn walk_in_state(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Option<TreeState>, WalkError> {

@@ -10,7 +10,7 @@ use rusqlite::ErrorCode;
 
 use crate::outlet::Outlet;
 
-use super::{ContentHash, Skeleton, StorePath, TreeListing};
+use super::{ContentHash, Glimpse, Skeleton, StorePath, TreeListing};
 
 /// What is known of a store path without walking it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,9 +116,14 @@ pub trait Source: Send + Sync {
         Ok(None)
     }
 
-    /// The structure of `path`, for which a source may have to look at less than for a walk.
-    fn list(&self, path: &StorePath) -> Result<TreeListing, WalkError> {
-        TreeListing::of_walk(|visitor| self.walk(path, visitor))
+    /// The structure of `path`, at least as far as it can be seen from `at`: what stands there, and what that holds if it is a
+    /// directory. What is above `at` is a directory, as an earlier look has shown.
+    fn glimpse(&self, path: &StorePath, at: &[u8]) -> Result<Glimpse, WalkError> {
+        let _ = at;
+        Ok(Glimpse::Whole(match self.skeleton(path)? {
+            Some(skeleton) => Arc::unwrap_or_clone(skeleton).listing,
+            None => TreeListing::of_walk(|visitor| self.walk(path, visitor))?,
+        }))
     }
 
     /// Is told which paths will be asked about next, so that a source far away can ask for many at once.
@@ -345,9 +350,9 @@ impl Source for Union<'_> {
         Err(WalkError::Absent { path: path.to_absolute() })
     }
 
-    fn list(&self, path: &StorePath) -> Result<TreeListing, WalkError> {
+    fn glimpse(&self, path: &StorePath, at: &[u8]) -> Result<Glimpse, WalkError> {
         for source in &self.0 {
-            match source.list(path) {
+            match source.glimpse(path, at) {
                 Err(WalkError::Absent { .. }) => continue,
                 other => return other,
             }

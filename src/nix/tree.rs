@@ -1,9 +1,8 @@
 //! A store path's structure without its files' contents: names, kinds, link targets.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use super::{Node, Source, StorePath, Visitor, WalkError};
+use super::{Node, Visitor, WalkError};
 
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,14 +31,6 @@ impl EntryKind {
 pub struct TreeListing(BTreeMap<Vec<u8>, EntryKind>);
 
 impl TreeListing {
-    /// The structure of `path`: what the source keeps of it, or what it lists.
-    pub fn read(source: &dyn Source, path: &StorePath) -> Result<Self, WalkError> {
-        match source.skeleton(path)? {
-            Some(skeleton) => Ok(Arc::unwrap_or_clone(skeleton).listing),
-            None => source.list(path),
-        }
-    }
-
     /// The structure that a walk shows.
     pub(super) fn of_walk(walk: impl FnOnce(&mut dyn Visitor) -> Result<(), WalkError>) -> Result<Self, WalkError> {
         let mut listing = Self::default();
@@ -52,6 +43,11 @@ impl TreeListing {
 
     pub(super) fn insert(&mut self, path: Vec<u8>, kind: EntryKind) {
         self.0.insert(path, kind);
+    }
+
+    /// Adds what another look at the same tree has shown.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
     }
 
     /// The entry at a relative path.
@@ -74,4 +70,13 @@ impl TreeListing {
             .filter(move |(entry, _)| entry.len() > skip && !entry[skip..].contains(&b'/'))
             .map(move |(entry, kind)| (&entry[skip..], kind))
     }
+}
+
+/// As much of a store path's structure as a source had to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Glimpse {
+    /// All of it.
+    Whole(TreeListing),
+    /// What stands at one place, and, where that is a directory, what is in it.
+    Level(TreeListing),
 }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::file::{CheckedFile, FileError, open_directory, regular};
 use super::{Contents, EntryKind, FileStamp, Node, StorePath, TreeListing, TreeState, Visitor, WalkError};
-use crate::host::Listing;
+use crate::host::{Listing, open_directory_below};
 use crate::outlet::Outlet;
 
 /// How many directories of one walk are open at once. Packing walks on every core, and the limit of descriptors may
@@ -111,10 +111,41 @@ pub(super) fn walk(
     Ok(is_settled.then(|| TreeState(state.finalize().into())))
 }
 
-/// The structure of a store path. No file is looked at: its directory says what it is.
-pub(super) fn list_tree(location: Location<'_>) -> Result<TreeListing, WalkError> {
+/// What a store path has at `at`, which is itself or a directory in it, and what that holds. No file is looked at: its
+/// directory says what it is.
+pub(super) fn list_level(location: Location<'_>, at: &[u8]) -> Result<TreeListing, WalkError> {
     let mut listing = TreeListing::default();
-    walk_entries(location, &mut |path, entry| {
+    let mut target = vec![0; 256];
+    let mut ancestry = Ancestry::new(location);
+    if let Some(directory) = open_at_once(location, at) {
+        ancestry.path.extend_from_slice(at);
+        ancestry.enter(directory)?;
+    } else {
+        let (root, kind) = root(location)?;
+        let opened = show(location, location.directory, b"", root, kind, &mut target, &mut recording(&mut listing))?;
+        let Some(opened) = opened else { return Ok(listing) };
+        ancestry.descend(opened, at)?;
+    }
+    listing.insert(at.to_vec(), EntryKind::Directory);
+    while ancestry.advance()? {
+        let Some((directory, path, name, kind)) = ancestry.current() else { continue };
+        if kind == FileType::Directory {
+            listing.insert(path.to_vec(), EntryKind::Directory);
+        } else {
+            show(location, directory, path, name, kind, &mut target, &mut recording(&mut listing))?;
+        }
+    }
+    Ok(listing)
+}
+
+/// Opens the directory at `at`, another than the store path itself; `None` where that does not work at once.
+fn open_at_once(location: Location<'_>, at: &[u8]) -> Option<Opened> {
+    let path = (!at.is_empty()).then(|| [location.path.base_name().as_bytes(), b"/", at].concat())?;
+    open_directory_below(location.directory, &path).and_then(Opened::new).ok()
+}
+
+fn recording(listing: &mut TreeListing) -> impl FnMut(&[u8], Entry<'_>) -> Result<(), WalkError> {
+    |path, entry| {
         let kind = match entry {
             Entry::Directory(_) => EntryKind::Directory,
             Entry::Regular(_) => EntryKind::Regular,
@@ -122,8 +153,7 @@ pub(super) fn list_tree(location: Location<'_>) -> Result<TreeListing, WalkError
         };
         listing.insert(path.to_vec(), kind);
         Ok(())
-    })?;
-    Ok(listing)
+    }
 }
 
 /// The contents of a file, opened at the first read.
@@ -185,12 +215,7 @@ impl Contents for FileContents<'_> {
 
 /// Shows every entry of a store path to `see`, in NAR order.
 pub(super) fn walk_entries(location: Location<'_>, see: &mut See<'_>) -> Result<(), WalkError> {
-    let root = location.path.base_name().as_bytes();
-    let kind = match statat(location.directory, root, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => FileType::from_raw_mode(stat.st_mode),
-        Err(Errno::NOENT) => return Err(WalkError::Absent { path: location.path.to_absolute() }),
-        Err(errno) => return Err(location.error(b"", FileError::Read(errno.into()))),
-    };
+    let (root, kind) = root(location)?;
     let mut target = vec![0; 256];
     let mut ancestry = Ancestry::new(location);
     if let Some(directory) = show(location, location.directory, b"", root, kind, &mut target, see)? {
@@ -205,10 +230,27 @@ pub(super) fn walk_entries(location: Location<'_>, see: &mut See<'_>) -> Result<
     Ok(())
 }
 
+/// The store path's name in the store, and what it is.
+fn root(location: Location<'_>) -> Result<(&[u8], FileType), WalkError> {
+    let name = location.path.base_name().as_bytes();
+    match statat(location.directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok((name, FileType::from_raw_mode(stat.st_mode))),
+        Err(Errno::NOENT) => Err(WalkError::Absent { path: location.path.to_absolute() }),
+        Err(errno) => Err(location.error(b"", FileError::Read(errno.into()))),
+    }
+}
+
 /// An open directory and the state in which it was opened.
 struct Opened {
     descriptor: OwnedFd,
     stamp: FileStamp,
+}
+
+impl Opened {
+    fn new(descriptor: OwnedFd) -> Result<Self, Errno> {
+        let stamp = FileStamp::of(&fstat(&descriptor)?);
+        Ok(Self { descriptor, stamp })
+    }
 }
 
 /// Shows one entry; a directory comes back open.
@@ -231,10 +273,9 @@ fn show(
     };
     match kind {
         FileType::Directory => {
-            let descriptor = open_directory(directory, name).map_err(listed)?;
-            let stamp = FileStamp::of(&fstat(&descriptor).map_err(listed)?);
-            see(path, Entry::Directory(stamp))?;
-            Ok(Some(Opened { descriptor, stamp }))
+            let opened = open_directory(directory, name).and_then(Opened::new).map_err(listed)?;
+            see(path, Entry::Directory(opened.stamp))?;
+            Ok(Some(opened))
         }
         FileType::RegularFile => {
             see(path, Entry::Regular(FileEntry { directory, name }))?;
@@ -309,6 +350,20 @@ impl<'a> Ancestry<'a> {
             path: Vec::new(),
             listing: Listing::default(),
         }
+    }
+
+    /// Goes from the root, `directory`, down to the directory at `path`, and lists it. It goes name by name: so no link is
+    /// followed, and a path may be longer than the system takes at once.
+    fn descend(&mut self, mut directory: Opened, path: &[u8]) -> Result<(), WalkError> {
+        for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
+            if !self.path.is_empty() {
+                self.path.push(b'/');
+            }
+            self.path.extend_from_slice(name);
+            let opened = open_directory(directory.descriptor.as_fd(), name).and_then(Opened::new);
+            directory = opened.map_err(|errno| self.location.error(&self.path, FileError::of_listed(errno)))?;
+        }
+        self.enter(directory)
     }
 
     /// Goes into the current entry, a directory, and lists it.

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::caches::Caches;
 use crate::http::Patience;
 use crate::nix::{
-    LocalStore, PathInfo, Skeleton, Source, SourceError, StorePath, TreeListing, TreeState, Visitor, WalkError,
+    Glimpse, LocalStore, PathInfo, Skeleton, Source, SourceError, StorePath, TreeState, Visitor, WalkError,
 };
 
 /// The local store first, as far as it has a path and vouches for it; then the caches.
@@ -103,10 +103,10 @@ impl Source for Reach<'_> {
         }
     }
 
-    fn list(&self, path: &StorePath) -> Result<TreeListing, WalkError> {
+    fn glimpse(&self, path: &StorePath, at: &[u8]) -> Result<Glimpse, WalkError> {
         match (&self.local, &self.caches) {
-            (_, Some(caches)) if self.is_far(path) => caches.list(path),
-            (Some(local), _) => local.list(path),
+            (_, Some(caches)) if self.is_far(path) => caches.glimpse(path, at),
+            (Some(local), _) => local.glimpse(path, at),
             (None, _) => Err(WalkError::Absent { path: path.to_absolute() }),
         }
     }

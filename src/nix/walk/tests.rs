@@ -9,7 +9,7 @@ use rustix::fs::{CWD, Dev, Mode, OFlags, mkdirat, mknodat, openat, unlinkat};
 
 use super::*;
 use crate::nix::testing::{TestStore, record, store_path};
-use crate::nix::{MemoryNode, MemoryTree, Source};
+use crate::nix::{Glimpse, MemoryNode, MemoryTree, Source};
 
 /// When every file is old.
 const LATER: i128 = 1 << 100;
@@ -97,7 +97,29 @@ fn a_tree_of_ten_thousand_levels_is_walked_hashed_and_left_again() {
     // Hashing opens the file by its path, which is longer than the system's limit.
     let info = source.path_info(&a()).unwrap().unwrap();
     assert_eq!(info.nar_size, crate::nix::testing::nar(&source, &a()).len() as u64);
+    // So is the bottom's.
+    let bottom = vec![b"d".as_slice(); 10_000].join(&b'/');
+    let Glimpse::Level(level) = source.glimpse(&a(), &bottom).unwrap() else { panic!("the whole tree") };
+    assert!(level.children(&bottom).eq([(b"f".as_slice(), &EntryKind::Regular)]));
     drop(chain);
+}
+
+#[test]
+fn one_level_is_seen_through_no_link_and_changes_of_it_are_errors() {
+    let store = store();
+    let source = store.open();
+    let level = |at: &str| source.glimpse(&a(), at.as_bytes());
+    let Ok(Glimpse::Level(root)) = level("") else { panic!("the root") };
+    let shown: Vec<_> = root.iter().map(|(path, kind)| (path, kind.clone())).collect();
+    let link = EntryKind::Symlink(b"f".to_vec());
+    let [d, f, l] = [(&b"d"[..], EntryKind::Directory), (b"f", EntryKind::Regular), (b"l", link)];
+    assert_eq!(shown, [(&b""[..], EntryKind::Directory), d, f, l]);
+    // They were directories when they were listed.
+    symlink("d", store.path(&a()).join("e")).unwrap();
+    for at in ["e", "f", "none", "d/f"] {
+        let path = store.path(&a()).join(at);
+        assert!(matches!(level(at), Err(WalkError::Changed { path: named }) if named == path), "{at}");
+    }
 }
 
 #[test]
