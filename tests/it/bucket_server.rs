@@ -1,10 +1,10 @@
 //! moto's server of Amazon's protocol, with a bucket that holds a binary cache.
 
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::ports;
 use crate::sandbox::Sandbox;
 
 /// Where `scripts/test` puts it; `None` where it has not.
@@ -91,17 +91,12 @@ impl Moto {
 
     /// The same with a clock that is so far behind: what is put there is as old at once.
     pub(crate) fn start_behind(&self, behind: Duration, directory: &Path, readers: Readers) -> BucketServer {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut server = python(&self.python)
-            .args(["-c", SERVE, &behind.as_secs().to_string(), "--host", "127.0.0.1", "--port", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(server.try_wait().unwrap().is_none(), "moto's server has ended");
-            std::thread::yield_now();
-        }
+        let (server, port) = ports::serve(|port| {
+            let mut command = python(&self.python);
+            command.args(["-c", SERVE, &behind.as_secs().to_string(), "--host", "127.0.0.1"]);
+            command.args(["--port", &port.to_string()]);
+            command
+        });
         let mut running = BucketServer { server, python: self.python.clone(), port, keys: Default::default() };
         let readers = if readers == Readers::All { "all" } else { "owner" };
         let said = running.run(FILL, &[&directory.display().to_string(), readers]);

@@ -10,6 +10,7 @@ mod floxhub_fixture;
 mod lost_layers;
 mod nix_fixture;
 mod peers;
+mod ports;
 mod registry_messages;
 mod registry_proxy;
 mod registry_server;

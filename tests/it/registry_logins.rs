@@ -10,6 +10,7 @@ use std::thread;
 use rstest::rstest;
 use serde_json::{Value, json};
 
+use crate::ports::ClosedPort;
 use crate::registry_faults::{Place, place};
 use crate::registry_messages::basic;
 use crate::registry_proxy::{Fault, Request};
@@ -89,8 +90,8 @@ fn a_token_service_that_goes_on_failing_is_named() {
 
 #[test]
 fn a_token_service_that_cannot_be_reached_is_named() {
-    // Nobody listens there any more.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let closed = ClosedPort::new();
+    let port = closed.number();
     let place = place!(Setup::default(), Some(Tokens::for_all().at(port)));
     let said = place.failure("v1").replace(&port.to_string(), "[PORT]");
     insta::assert_snapshot!(said, @r"

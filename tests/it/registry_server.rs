@@ -1,11 +1,11 @@
 //! Debian's `docker-registry` on 127.0.0.1, with a storage of the test's own: open or behind a login, plain or with TLS.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::peers::find_program;
+use crate::ports;
 use crate::registry_messages::{self, Answer};
 
 /// Who may log in where a login is demanded.
@@ -60,33 +60,14 @@ impl DockerRegistry {
         if setup.tls && !directory.join("server.pem").exists() {
             self.make_certificates(directory);
         }
-        loop {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let (config, log) = (directory.join("config.yml"), fs::File::create(directory.join("log")).unwrap());
+        let config = directory.join("config.yml");
+        let (server, port) = ports::serve(|port| {
             fs::write(&config, configuration(directory, port, setup)).unwrap();
-            let mut server = Command::new(&self.program)
-                .arg("serve")
-                .arg(&config)
-                .env_clear()
-                .stdin(Stdio::null())
-                .stdout(log.try_clone().unwrap())
-                .stderr(log)
-                .spawn()
-                .unwrap();
-            loop {
-                if server.try_wait().unwrap().is_some() {
-                    let log = fs::read_to_string(directory.join("log")).unwrap();
-                    assert!(log.contains("address already in use"), "the registry has ended: {log}");
-                    break;
-                }
-                // Another program may have taken the port meanwhile, and answer in this one's place.
-                if listens(server.id(), port) && TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    let (directory, program) = (directory.to_owned(), self.program.clone());
-                    return RegistryServer { server, port, directory, setup, program };
-                }
-                std::thread::yield_now();
-            }
-        }
+            let mut command = Command::new(&self.program);
+            command.arg("serve").arg(&config).env_clear();
+            command
+        });
+        RegistryServer { server, port, directory: directory.to_owned(), setup, program: self.program.clone() }
     }
 
     /// An authority, and a certificate of its making for 127.0.0.1, localhost and registry.example.
@@ -106,31 +87,6 @@ impl DockerRegistry {
         let by = "-CA authority.pem -CAkey authority.key";
         run(&format!("{new} -subj /CN=registry -extensions server {by} -keyout server.key -out server.pem"));
     }
-}
-
-/// Whether it is this process that listens at the port of 127.0.0.1 (proc_pid_net(5), proc_pid_fd(5)).
-fn listens(process: u32, port: u16) -> bool {
-    let sockets = fs::read_to_string(format!("/proc/{process}/net/tcp")).unwrap_or_default();
-    let address = format!("0100007F:{port:04X}");
-    let listening = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let listening = listening.filter(|fields| fields.get(1) == Some(&address.as_str()) && fields.get(3) == Some(&"0A"));
-    let names: Vec<_> =
-        listening.filter_map(|fields| fields.get(9).map(|inode| PathBuf::from(format!("socket:[{inode}]")))).collect();
-    let Ok(mut open) = fs::read_dir(format!("/proc/{process}/fd")) else { return false };
-    open.any(|file| file.and_then(|file| fs::read_link(file.path())).is_ok_and(|name| names.contains(&name)))
-}
-
-#[test]
-fn a_port_is_a_server_s_own_or_not() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    assert!(listens(std::process::id(), port));
-    let mut another = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
-    let is_anothers = listens(another.id(), port);
-    let _ = (another.kill(), another.wait());
-    assert!(!is_anothers);
-    drop(listener);
-    assert!(!listens(std::process::id(), port));
 }
 
 fn configuration(directory: &Path, port: u16, setup: Setup) -> String {

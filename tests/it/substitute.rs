@@ -14,6 +14,7 @@ use crate::containerize::hello_environment;
 use crate::flox_fixture::FloxEnv;
 use crate::nix_fixture::NixStore;
 use crate::peers::{find_program, peer};
+use crate::ports::{self, ClosedPort};
 use crate::proxy;
 use crate::sandbox::Sandbox;
 
@@ -435,9 +436,8 @@ fn a_cache_that_is_down_is_said_once_and_another_one_serves() {
     let nix = peer!(nix);
     let project = Project::new(nix, "zstd");
     let server = CacheServer::start(&project.cache.directory);
-    // Nobody listens there: the port was given back.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let down = format!("http://127.0.0.1:{port}");
+    let closed = ClosedPort::new();
+    let down = format!("http://127.0.0.1:{}", closed.number());
     insta::assert_snapshot!("all_down", project.failure(&down));
     let outcome = project.command(&down).args(["--substituter", &server.url()]).assert().success();
     let said = String::from_utf8(outcome.get_output().stderr.clone()).unwrap();
@@ -530,18 +530,12 @@ fn a_well_known_server_serves_as_well() {
     let nix = peer!(nix);
     let project = Project::new(nix, "xz");
     let expected = project.image_of_the_store(&[]);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut server = Command::new("/usr/bin/python3")
-        .args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string(), "--directory"])
-        .arg(&project.cache.directory)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(server.try_wait().unwrap().is_none());
-        std::thread::yield_now();
-    }
+    let (mut server, port) = ports::serve(|port| {
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-m", "http.server", "--bind", "127.0.0.1", &port.to_string(), "--directory"]);
+        command.arg(&project.cache.directory);
+        command
+    });
     let outcome = project.command(&format!("http://127.0.0.1:{port}")).output();
     server.kill().unwrap();
     server.wait().unwrap();
