@@ -1,5 +1,6 @@
 //! moto's server of Amazon's protocol, with a bucket that holds a binary cache.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -27,6 +28,13 @@ pub(crate) enum Readers {
     All,
 }
 
+impl Readers {
+    /// Who has to be able to read a bucket, for it to be asked as one of Amazon's or of Google's.
+    pub(crate) fn of(is_googles: bool) -> Self {
+        if is_googles { Self::All } else { Self::Owner }
+    }
+}
+
 /// A running server; it ends with the test.
 pub(crate) struct BucketServer {
     server: Child,
@@ -46,7 +54,7 @@ from moto.server import main
 main()
 "#;
 
-/// Says what is in the bucket.
+/// Says what is in the bucket, each with its tag.
 const LIST: &str = r#"
 import sys
 import boto3
@@ -54,7 +62,7 @@ endpoint, id, secret = sys.argv[1:]
 s3 = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1",
                   aws_access_key_id=id, aws_secret_access_key=secret)
 for object in s3.list_objects_v2(Bucket="cache").get("Contents", []):
-    print(object["Key"])
+    print(object["Key"], object["ETag"].strip('"'))
 "#;
 
 /// Makes a user and a bucket, fills the bucket, and has signatures checked from then on where all may not read.
@@ -122,15 +130,38 @@ impl BucketServer {
 
     /// The names of all that is in the bucket.
     pub(crate) fn names(&self) -> Vec<String> {
-        self.run(LIST, &[&self.keys.0, &self.keys.1]).lines().map(str::to_owned).collect()
+        self.parts().into_keys().collect()
+    }
+
+    /// All that is in the bucket, and in how many parts it came there.
+    pub(crate) fn parts(&self) -> BTreeMap<String, u32> {
+        let listed = self.run(LIST, &[&self.keys.0, &self.keys.1]);
+        let object = |line: &str| {
+            let (name, tag) = line.split_once(' ').unwrap();
+            // The tag of what came in parts ends with their number.
+            (name.to_owned(), tag.split_once('-').map_or(1, |(_, parts)| parts.parse().unwrap()))
+        };
+        listed.lines().map(object).collect()
     }
 
     fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The bucket as one of Google's: its protocol for files is Amazon's but for conditions.
-    pub(crate) fn google_url(&self, prefix: &str) -> String {
+    /// A place in the bucket as a shared cache in one of Google's, whose protocol for files is Amazon's but for
+    /// conditions. The user of the sandbox has a key of Google's kind; what it signs only a bucket for everybody takes.
+    pub(crate) fn google_share(&self, sandbox: &Sandbox, openssl: &Path, prefix: &str) -> String {
+        let made = Command::new(openssl).args(["genrsa", "-traditional", "2048"]).output().unwrap();
+        assert!(made.status.success());
+        let account = serde_json::json!({
+            "type": "service_account",
+            "client_email": "keeper@tests.example",
+            "private_key_id": "tests",
+            "private_key": String::from_utf8(made.stdout).unwrap(),
+        });
+        let file = sandbox.path("google.json");
+        std::fs::write(&file, account.to_string()).unwrap();
+        sandbox.set("GOOGLE_APPLICATION_CREDENTIALS", &file);
         format!("gs://cache/{prefix}?endpoint={}", self.endpoint())
     }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::peers;
@@ -11,6 +12,7 @@ use crate::peers;
 /// A temporary directory with all that a run of `layerhold` may touch. It is removed at the end of the test.
 pub(crate) struct Sandbox {
     dir: tempfile::TempDir,
+    variables: Mutex<Vec<(String, String)>>,
 }
 
 impl Sandbox {
@@ -29,7 +31,7 @@ impl Sandbox {
         for name in ["home", "cache", "tmp", "bin", "work"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        Self { dir }
+        Self { dir, variables: Mutex::default() }
     }
 
     /// `relative` inside the sandbox.
@@ -51,7 +53,13 @@ impl Sandbox {
         // No Nix settings of this machine's, and nothing is asked of the world: a test names the caches that it wants.
         let nix = [("NIX_CONF_DIR", "/nowhere"), ("NIX_CONFIG", "substituters =")];
         let nix = nix.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        own.into_iter().chain(nix).chain(peers::environment()).collect()
+        let set = self.variables.lock().unwrap().clone();
+        own.into_iter().chain(nix).chain(peers::environment()).chain(set).collect()
+    }
+
+    /// From now on runs see this variable, too.
+    pub(crate) fn set(&self, name: &str, value: &Path) {
+        self.variables.lock().unwrap().push((name.to_owned(), value.display().to_string()));
     }
 
     /// Puts a program of the machine on the sandbox's `PATH`.

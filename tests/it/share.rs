@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rstest::rstest;
 use serde_json::Value;
 
 use crate::archive::Archive;
@@ -153,6 +154,13 @@ pub(crate) fn files(directory: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files
+}
+
+/// Bytes that do not compress.
+pub(crate) fn noise(size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    blake3::Hasher::new().update(b"noise").finalize_xof().fill(&mut bytes);
+    bytes
 }
 
 #[test]
@@ -356,35 +364,18 @@ fn a_bucket_is_a_cache_too() {
     assert!(said.contains("access is denied") && !said.contains("not the secret"), "{said}");
 }
 
-/// A file with a key of Google's kind, which nobody else knows.
-fn service_account(sandbox: &Sandbox, openssl: &Path) -> PathBuf {
-    let made = Command::new(openssl).args(["genrsa", "-traditional", "2048"]).output().unwrap();
-    assert!(made.status.success());
-    let account = serde_json::json!({
-        "type": "service_account",
-        "client_email": "keeper@tests.example",
-        "private_key_id": "tests",
-        "private_key": String::from_utf8(made.stdout).unwrap(),
-    });
-    let file = sandbox.path("google.json");
-    fs::write(&file, account.to_string()).unwrap();
-    file
-}
-
 #[test]
 fn a_bucket_of_googles_is_one_too() {
     let (moto, openssl) = (peer!(moto), peer!(openssl));
     let project = Project::new();
     fs::create_dir_all(project.sandbox.path("nothing")).unwrap();
     let server = moto.start(&project.sandbox.path("nothing"), Readers::All);
-    let share = server.google_url("team/layers");
-    let keys = service_account(&project.sandbox, &openssl);
+    let share = server.google_share(&project.sandbox, &openssl, "team/layers");
     let image = |name: &str, args: &[&str]| {
         let machine = project.machine(name);
         let file = project.sandbox.path("work/image.tar");
         let mut command = machine.command(&project.environment);
-        command.env("GOOGLE_APPLICATION_CREDENTIALS", &keys).args(["--compression", "zstd"]).args(args);
-        let outcome = command.arg("-f").arg(&file).assert().success();
+        let outcome = command.args(["--compression", "zstd"]).args(args).arg("-f").arg(&file).assert().success();
         assert!(fs::read(&file).unwrap() == project.expected);
         String::from_utf8(outcome.get_output().stderr.clone()).unwrap()
     };
@@ -398,6 +389,36 @@ fn a_bucket_of_googles_is_one_too() {
     let absent = share.replace("//cache/", "//absent/");
     let said = image("fourth", &["--cache-from", &absent]);
     assert!(said.contains("the shared cache 'gs://absent/team/layers' is done without"), "{said}");
+}
+
+#[rstest]
+#[case::of_amazons(false)]
+#[case::of_googles(true)]
+fn a_large_layer_goes_into_a_bucket_in_parts(#[case] is_googles: bool) {
+    let moto = peer!(moto);
+    let project = Project::new();
+    fs::create_dir_all(project.sandbox.path("nothing")).unwrap();
+    let server = moto.start(&project.sandbox.path("nothing"), Readers::of(is_googles));
+    let share = match is_googles {
+        true => server.google_share(&project.sandbox, &peer!(openssl), "team/layers"),
+        false => server.share(&project.sandbox, "team/layers"),
+    };
+    let noise = project.store.add("noise", &Tree::new().file("share/noise", noise(20 << 20)));
+    let environment = FloxEnv::of_store_paths(project.sandbox.path("noisy"), "noisy", &[("noise", &noise)], "");
+    let (expected, _) = project.machine("alone-with-noise").image(&environment, &[]);
+    let (image, said) = project.machine("first").image(&environment, &["--cache-to", &share]);
+    assert!(image == expected && said.contains("3 layers, 3 blobs") && !said.contains("! "), "{said}");
+    // Parts of eight megabytes.
+    let parts = server.parts();
+    assert_eq!(
+        parts.iter().filter(|(name, parts)| name.contains("/blobs/sha256/") && **parts == 3).count(),
+        1,
+        "{parts:?}"
+    );
+    assert_eq!(parts.values().filter(|&&parts| parts > 1).count(), 1, "{parts:?}");
+    let (image, said) = project.machine("second").image(&environment, &["--cache-from", &share]);
+    assert!(image == expected && said.contains("fetched from a shared cache: 1 layers"), "{said}");
+    assert!(said.contains(" 0 new") && !said.contains("! "), "{said}");
 }
 
 #[test]

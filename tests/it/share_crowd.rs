@@ -25,9 +25,12 @@ enum Place {
     Directory(PathBuf),
     Registry(RegistryServer),
     Bucket(BucketServer),
+    /// A bucket of Google's, and the program that makes keys for it.
+    Google(BucketServer, PathBuf),
 }
 
-/// A place of that kind, a bucket with what lies in the sandbox below `bucket`, a registry that deletes or does not; ends the test where it has no server.
+/// A place of that kind, a bucket with what lies in the sandbox below `bucket`, a registry that deletes or does not; ends
+/// the test where it has no server.
 macro_rules! place {
     ($kind:expr, $sandbox:expr, $deletes:expr) => {
         match $kind {
@@ -36,10 +39,11 @@ macro_rules! place {
                 let setup = Setup { deletes: $deletes, ..Setup::default() };
                 Place::Registry(peer!(docker_registry).start(&$sandbox.path("registry"), setup))
             }
-            _ => {
-                let moto = peer!(moto);
+            kind => {
+                let (moto, is_googles) = (peer!(moto), kind == "google");
                 fs::create_dir_all($sandbox.path("bucket")).unwrap();
-                Place::Bucket(moto.start(&$sandbox.path("bucket"), Readers::Owner))
+                let server = moto.start(&$sandbox.path("bucket"), Readers::of(is_googles));
+                if is_googles { Place::Google(server, peer!(openssl)) } else { Place::Bucket(server) }
             }
         }
     };
@@ -52,6 +56,7 @@ impl Place {
             Self::Directory(directory) => format!("file://{}", directory.display()),
             Self::Registry(server) => server.reference("team/cache"),
             Self::Bucket(server) => server.share(sandbox, "team/cache"),
+            Self::Google(server, openssl) => server.google_share(sandbox, openssl, "team/cache"),
         }
     }
 
@@ -60,7 +65,9 @@ impl Place {
         match self {
             Self::Directory(directory) => files(&directory.join("sheets")).len(),
             Self::Registry(server) => server.tags("team/cache").len(),
-            Self::Bucket(server) => server.names().iter().filter(|name| name.starts_with("team/cache/sheets/")).count(),
+            Self::Bucket(server) | Self::Google(server, _) => {
+                server.names().iter().filter(|name| name.starts_with("team/cache/sheets/")).count()
+            }
         }
     }
 }
@@ -106,6 +113,7 @@ fn finish(machine: Child) -> Value {
 #[case::directory("file")]
 #[case::registry("registry")]
 #[case::bucket("bucket")]
+#[case::bucket_of_googles("google")]
 fn ten_machines_at_once_make_each_layer_about_once(#[case] kind: &str) {
     let sandbox = Sandbox::new();
     let place = place!(kind, sandbox, false);
@@ -141,6 +149,7 @@ fn ten_machines_at_once_make_each_layer_about_once(#[case] kind: &str) {
 #[case::directory("file")]
 #[case::registry("registry")]
 #[case::bucket("bucket")]
+#[case::bucket_of_googles("google")]
 fn many_runs_leave_few_sheets_that_lose_nothing(#[case] kind: &str) {
     let project = Project::new();
     let place = place!(kind, project.sandbox, true);
@@ -195,6 +204,7 @@ fn where_nothing_is_removed_what_was_merged_once_is_not_merged_again() {
 #[case::directory("file")]
 #[case::registry("registry")]
 #[case::bucket("bucket")]
+#[case::bucket_of_googles("google")]
 fn writers_that_merge_at_once_beside_a_collector_lose_nothing(#[case] kind: &str) {
     let project = Project::new();
     let mut environments = small(&project, 17);
@@ -202,8 +212,12 @@ fn writers_that_merge_at_once_beside_a_collector_lose_nothing(#[case] kind: &str
     let abandoned = environments.remove(16);
     let make_abandoned = |share: &str| project.machine("abandoned").image(&abandoned, &["--cache-to", share]);
     const LONG: u64 = 60 * 24 * 3600;
-    if let Some(directory) = [("file", "share"), ("bucket", "bucket/team/cache")].iter().find(|(of, _)| *of == kind) {
-        let directory = project.sandbox.path(directory.1);
+    let directory = match kind {
+        "file" => Some("share"),
+        "bucket" | "google" => Some("bucket/team/cache"),
+        _ => None,
+    };
+    if let Some(directory) = directory.map(|directory| project.sandbox.path(directory)) {
         make_abandoned(&format!("file://{}", directory.display()));
         age(&directory, LONG);
     }

@@ -128,8 +128,10 @@ fn a_registry_frees_the_bytes_once_it_has_collected_its_own_garbage(#[case] dele
     assert!(!said.contains(" 0 new") && !said.contains("! "), "{said}");
 }
 
-#[test]
-fn what_goes_from_a_bucket_is_gone() {
+#[rstest]
+#[case::of_amazons(false)]
+#[case::of_googles(true)]
+fn what_goes_from_a_bucket_is_gone(#[case] is_googles: bool) {
     let moto = peer!(moto);
     let project = Project::new();
     let (local, directory) = (project.directory(), project.sandbox.path("share"));
@@ -139,8 +141,12 @@ fn what_goes_from_a_bucket_is_gone() {
     make(b"second");
     age(&directory, 27 * HOUR);
     // The first may have been made 51 hours ago for the last time, the second three.
-    let server = moto.start_behind(Duration::from_secs(2 * HOUR), &directory, Readers::Owner);
-    let (share, (id, secret)) = (server.url(), server.keys.clone());
+    let server = moto.start_behind(Duration::from_secs(2 * HOUR), &directory, Readers::of(is_googles));
+    let (id, secret) = server.keys.clone();
+    let share = match is_googles {
+        true => server.google_share(&project.sandbox, &peer!(openssl), ""),
+        false => server.url(),
+    };
     let variables = [("AWS_ACCESS_KEY_ID", id.as_str()), ("AWS_SECRET_ACCESS_KEY", &secret)];
     let blobs = || server.names().into_iter().filter(|name| name.starts_with("blobs/")).collect::<BTreeSet<_>>();
     let before = blobs();
