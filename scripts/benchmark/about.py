@@ -1,10 +1,10 @@
 """What the figures belong to: the commit, the day, the machine in general words, the peers' versions."""
 
 import datetime
-import gzip
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 
 from place import REPOSITORY
@@ -48,14 +48,14 @@ def machine(place):
 
 
 def version(package):
-    """The version of a Debian package: as it is installed, or unpacked below target."""
+    """The version of a Debian package, or what the program of that name says of itself, which may be below target."""
     done = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package], stdout=subprocess.PIPE, text=True)
     if done.returncode == 0:
         return done.stdout
-    changelogs = (REPOSITORY / "target" / package / "usr/share/doc" / package).glob("changelog.Debian*.gz")
-    newest = max(changelogs, key=lambda changelog: len(changelog.name), default=None)
-    if newest is None:
+    unpacked = REPOSITORY / "target" / package / "usr/bin" / package
+    program = shutil.which(package) or (unpacked if unpacked.is_file() else None)
+    if program is None:
         return "(absent)"
-    # "package (version) suite; urgency=..."; that of a mere rebuild is in a changelog of its own, for one architecture.
-    with gzip.open(newest, "rt") as lines:
-        return lines.readline().split("(")[1].split(")")[0]
+    # "/path/docker-registry github.com/docker/distribution 2.8.2+ds1": what is last.
+    said = subprocess.run([program, "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return said.splitlines()[0].split()[-1]
