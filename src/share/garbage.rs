@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use rayon::prelude::*;
 
@@ -26,6 +28,8 @@ pub(super) const GRACE: u64 = 3600;
 const WRITTEN_AGAIN_AFTER: u64 = 24 * 3600;
 /// How often sheets are looked at again because they were others at the look before.
 const LOOKS: usize = 5;
+/// So long nobody looks then.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// What may stay and what must go.
 #[derive(Clone, Debug, Default)]
@@ -161,9 +165,13 @@ impl Sheets {
     /// Looks until two looks say the same.
     fn settle(&mut self, depot: &dyn Depot) -> Result<(), DepotError> {
         let mut lost: Option<BTreeSet<SheetName>> = None;
-        for _ in 0..LOOKS {
+        for look in 0..LOOKS {
             if self.look(depot)? {
                 return Ok(());
+            }
+            // Whoever is at work there is let come on with it.
+            if look > 0 || !self.missed.is_empty() {
+                thread::sleep(PAUSE);
             }
             // One that is missed at one look was merged into another one, as a rule.
             lost = Some(lost.map_or_else(|| self.missed.clone(), |lost| &lost & &self.missed));
@@ -188,15 +196,18 @@ impl Sheets {
         let mut levels: BTreeMap<u32, Vec<SheetName>> = BTreeMap::new();
         depot.sheets()?.into_iter().for_each(|name| levels.entry(name.level).or_default().push(name));
         // The merged ones first.
+        let mut superseded: BTreeSet<SheetName> = BTreeSet::new();
         for names in levels.into_values().rev() {
-            let superseded: BTreeSet<&SheetName> = self.read.values().flat_map(|sheet| &sheet.supersedes).collect();
             let (dead, live): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| superseded.contains(name));
             self.superseded.extend(dead);
             let found: Vec<(SheetName, Option<Sheet>)> =
                 live.par_iter().map(read).collect::<Result<_, DepotError>>()?;
             for (name, sheet) in found {
                 match sheet {
-                    Some(sheet) => drop(self.read.insert(name, sheet)),
+                    Some(sheet) => {
+                        superseded.extend(&sheet.supersedes);
+                        self.read.insert(name, sheet);
+                    }
                     None => drop(self.missed.insert(name)),
                 }
             }

@@ -96,25 +96,23 @@ impl<'a> RegistryDepot<'a> {
         }
     }
 
-    /// Removes what a removal that did not come to its end has left: distribution 2.8 removes a manifest and then the tags
-    /// that lead to it, and fails between the two if another tag is just being written, or if whoever asked has gone
-    /// (distribution/distribution, issues 2514 and 3191). The tag is listed then and leads nowhere, and no request removes
-    /// it, unless it leads somewhere again: to a sheet that says nothing.
-    fn remove_tag_without_manifest(&self, name: &SheetName) -> Result<Deletion, DepotError> {
+    /// Removes a tag that leads nowhere, which no request does unless it leads somewhere again: to a sheet that says nothing.
+    fn remove_tag_without_manifest(&self, name: &SheetName) -> Result<(), DepotError> {
         let nothing = Sheet { is_final: true, ..Sheet::default() };
         let nothing = nothing.encode(name).map_err(|error| DepotError::Source(io::Error::other(error)))?;
-        let mut deletion = Deletion::Absent;
         for _ in 0..ATTEMPTS {
-            if deletion == Deletion::NotAllowed || !self.sheets()?.contains(name) {
+            if self.steady.manifest_digest(&name.to_string())?.is_some() {
                 break;
             }
             self.write_sheet(name, &nothing, &BTreeMap::new())?;
             let written = self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-            if let Some(manifest) = written {
-                deletion = self.steady.delete_manifest(&manifest)?;
-            }
+            // This removal may be cut short as well.
+            let Some(Deletion::Absent) = written.map(|written| self.steady.delete_manifest(&written)).transpose()?
+            else {
+                break;
+            };
         }
-        Ok(deletion)
+        Ok(())
     }
 }
 
@@ -159,13 +157,23 @@ impl Depot for RegistryDepot<'_> {
     }
 
     fn remove_sheet(&self, name: &SheetName) -> Result<Deletion, DepotError> {
-        let deletion = match self.steady.manifest_digest(&name.to_string())? {
-            Some(digest) => self.steady.delete_manifest(&digest)?,
-            None => Deletion::Absent,
-        };
-        match deletion {
-            Deletion::Absent => self.remove_tag_without_manifest(name),
-            _ => Ok(deletion),
+        let tag = name.to_string();
+        let Some(digest) = self.steady.manifest_digest(&tag)? else { return Ok(Deletion::Absent) };
+        let deletion = self.steady.delete_manifest(&digest)?;
+        // Some have no other word for what they do not do.
+        if deletion == Deletion::Absent && self.steady.manifest_digest(&tag)? == Some(digest) {
+            return Ok(Deletion::NotAllowed);
+        }
+        Ok(deletion)
+    }
+
+    /// distribution 2.8 removes a manifest and then the tags that lead to it, and fails between the two if another tag is just
+    /// being written, or if whoever asked has gone (distribution/distribution, issues 2514 and 3191). Such a tag is listed.
+    fn finish_removals(&self, absent: &[SheetName]) {
+        let listed = self.steady.tags().unwrap_or_default();
+        for name in absent.iter().filter(|name| listed.contains(&name.to_string())) {
+            // It says nothing as it is.
+            let _ = self.remove_tag_without_manifest(name);
         }
     }
 

@@ -328,11 +328,13 @@ impl<'a> SharedCache<'a> {
         for name in listed.iter().filter(|name| !state.view.contains_key(name) && state.own.name != Some(**name)) {
             levels.entry(name.level).or_default().push(*name);
         }
+        let mut superseded: BTreeSet<_> = state.view.values().flat_map(|sheet| &sheet.supersedes).copied().collect();
         for names in levels.into_values().rev() {
-            let superseded: BTreeSet<_> = state.view.values().flat_map(|sheet| sheet.supersedes.clone()).collect();
             let names: Vec<_> = names.into_iter().filter(|name| !superseded.contains(name)).collect();
-            let read = self.read_sheets(share, depot, &names)?;
-            state.view.extend(read);
+            for (name, sheet) in self.read_sheets(share, depot, &names)? {
+                superseded.extend(&sheet.supersedes);
+                state.view.insert(name, sheet);
+            }
         }
         state.listed = listed;
         state.contents = merging::union(&state.view);

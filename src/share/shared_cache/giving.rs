@@ -11,6 +11,7 @@ use super::super::sheet::{Contents, ImageUse, Sheet, SheetName};
 use super::faults::Damage;
 use super::{Own, Share, SharedCache, State};
 use crate::blob::Digest;
+use crate::registry::Deletion;
 use crate::store::LayerRecord;
 
 /// So long a build waits, once all its layers are made, for what is just being given.
@@ -177,8 +178,13 @@ impl<'a> SharedCache<'a> {
             return Ok(given);
         }
         state.own.contents.insert_image(image);
-        let name = self.write_own(share, &mut state, true)?;
+        let mut name = self.write_own(share, &mut state, true)?;
         self.refresh(share, &mut state)?;
+        // Who has taken this run for dead has merged its sheet: what it says now would not be read under that name.
+        if state.view.values().any(|sheet| sheet.supersedes.contains(&name)) {
+            state.own.name = None;
+            name = self.write_own(share, &mut state, true)?;
+        }
         let own = self.own_sheet(&state.own, true);
         state.view.insert(name, own);
         let merged = || merging::merge_if_many(&state.view, &state.listed, self.now);
@@ -203,12 +209,18 @@ pub(in super::super) fn replace(depot: &dyn Depot, replacement: Replacement) -> 
         let bytes = sheet.encode(&name).map_err(|error| DepotError::Source(io::Error::other(error)))?;
         depot.write_sheet(&name, &bytes, &notes(&sheet.contents))?;
     }
-    let mut left = 0;
+    let (mut left, mut absent) = (0, Vec::new());
     for name in &replacement.supersedes {
         // Who does not let one be removed is not asked about a thousand.
-        if left > 0 || depot.remove_sheet(name)? == crate::registry::Deletion::NotAllowed {
-            left += 1;
+        let deletion = if left > 0 { Deletion::NotAllowed } else { depot.remove_sheet(name)? };
+        match deletion {
+            Deletion::Done => {}
+            Deletion::Absent => absent.push(*name),
+            Deletion::NotAllowed => left += 1,
         }
+    }
+    if !absent.is_empty() {
+        depot.finish_removals(&absent);
     }
     Ok(left)
 }
@@ -224,4 +236,39 @@ fn random() -> Result<[u8; 16], DepotError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| DepotError::Source(io::Error::other(error)))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::super::super::hurry::Hurry;
+    use super::super::super::samples::{Forgetful, bytes, entry, image, key};
+    use super::super::Settings;
+    use super::*;
+    use crate::event::Silent;
+
+    #[test]
+    fn a_run_that_was_taken_for_dead_is_heard_all_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let hurry = Hurry::new(&Silent);
+        let machine = |now: SystemTime| {
+            let to = vec![format!("file://{}", directory.path().display()).parse().unwrap()];
+            SharedCache::new(Settings { to, ..Settings::default() }, &Forgetful, &hurry, now).unwrap()
+        };
+        let make = |machine: &SharedCache<'_>, n: u8| {
+            machine.give(&entry(n, true).layer, &BTreeMap::new(), &|out| out.write_all(&bytes(n)));
+            machine.finish(&image(n, &[n], 10));
+        };
+        let now = SystemTime::now();
+        let later = now + Duration::from_secs(merging::ABANDONED_AFTER + 3600);
+        let slow = machine(now);
+        assert!(slow.claim(&[key(1)]).is_empty());
+        (2..12).for_each(|n| make(&machine(later), n));
+        let sheets = std::fs::read_dir(directory.path().join("sheets")).unwrap().count();
+        assert!(sheets < 10, "nobody has merged: {sheets} sheets");
+        make(&slow, 1);
+        let known = machine(later).look_up(&(1..12).map(key).collect::<Vec<_>>());
+        assert!(known.iter().all(Option::is_some), "{known:?}");
+    }
 }
