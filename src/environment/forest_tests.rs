@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use insta::assert_snapshot;
 use proptest::prelude::*;
 
-use super::super::rendered::tests::{Trees, store_path};
+use super::super::rendered::tests::{Levels, Trees, store_path};
 use super::*;
 
 fn package(name: &str, priority: u64) -> Package {
@@ -13,7 +13,16 @@ fn package(name: &str, priority: u64) -> Package {
 }
 
 fn plant(trees: &Trees, packages: &[Package]) -> Result<Forest, ForestError> {
-    Forest::plant(trees, packages, Propagation::UserEnvironment, &BTreeSet::new())
+    plant_with_room(trees, packages, &BTreeSet::new())
+}
+
+/// The same of sources that show whole trees and of those that show directories.
+fn plant_with_room(trees: &Trees, packages: &[Package], real: &BTreeSet<Vec<u8>>) -> Result<Forest, ForestError> {
+    let plant = |source: &dyn Source| Forest::plant(source, packages, Propagation::UserEnvironment, real);
+    let (whole, by_directory) = (plant(trees), plant(&Levels::of(trees)));
+    let text = |error: &ForestError| error.to_string();
+    assert_eq!(whole.as_ref().map_err(text), by_directory.as_ref().map_err(text));
+    whole
 }
 
 /// One line per node: `path/` for a directory, `path -> target` with the store path cut down to its name.
@@ -218,7 +227,7 @@ fn room_is_made_where_it_is_asked_for() {
     let mut trees = Trees::default();
     trees.file("a", "etc/ssl/certs/ca-bundle.crt", "").file("a", "etc/conf", "").file("a", "run", "");
     let real = ["etc", "etc/ssl", "run", "var"].map(|path| path.as_bytes().to_vec()).into();
-    let forest = Forest::plant(&trees, &[package("a", 5)], Propagation::UserEnvironment, &real).unwrap();
+    let forest = plant_with_room(&trees, &[package("a", 5)], &real).unwrap();
     assert_snapshot!(show(&forest), @r"
     etc/
     etc/conf -> a/etc/conf

@@ -112,7 +112,11 @@ impl Source for Rendered {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Mutex;
+
     use super::*;
+    use crate::nix::{EntryKind, Glimpse, TreeListing};
 
     /// A valid store path for a short name, the same each time.
     pub(in super::super) fn store_path(name: &str) -> StorePath {
@@ -170,6 +174,50 @@ pub(super) mod tests {
         fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
             let nodes = self.0.get(path).ok_or_else(|| WalkError::Absent { path: path.to_absolute() })?;
             Rendered { path: path.clone(), nodes: nodes.clone() }.walk(path, visitor)
+        }
+    }
+
+    /// The same trees as a store on disk has them: one directory a look, and no directory twice.
+    pub(in super::super) struct Levels<'t>(&'t Trees, Mutex<BTreeSet<(StorePath, Vec<u8>)>>);
+
+    impl RenderedNode {
+        fn kind(&self) -> EntryKind {
+            match self {
+                Self::Directory => EntryKind::Directory,
+                Self::File { .. } => EntryKind::Regular,
+                Self::Symlink(target) => EntryKind::Symlink(target.clone()),
+            }
+        }
+    }
+
+    impl<'t> Levels<'t> {
+        pub(in super::super) fn of(trees: &'t Trees) -> Self {
+            Self(trees, Mutex::default())
+        }
+    }
+
+    impl Source for Levels<'_> {
+        fn path_info(&self, path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
+            self.0.path_info(path)
+        }
+
+        fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
+            self.0.walk(path, visitor)
+        }
+
+        fn glimpse(&self, path: &StorePath, at: &[u8]) -> Result<Glimpse, WalkError> {
+            let nodes = self.0.0.get(path).ok_or_else(|| WalkError::Absent { path: path.to_absolute() })?;
+            assert!(self.1.lock().unwrap().insert((path.clone(), at.to_vec())), "{path} again at {at:?}");
+            let below = if at.is_empty() { Vec::new() } else { [at, b"/"].concat() };
+            let mut level = TreeListing::default();
+            level.insert(at.to_vec(), nodes[at].kind());
+            let inside = nodes.range(below.clone()..).take_while(|(path, _)| path.starts_with(&below));
+            for (path, node) in inside.filter(|(path, _)| path.len() > below.len()) {
+                if !path[below.len()..].contains(&b'/') {
+                    level.insert(path.clone(), node.kind());
+                }
+            }
+            Ok(Glimpse::Level(level))
         }
     }
 

@@ -1,18 +1,17 @@
 //! Store paths seen as one tree: each directory listed once, when first looked at, and links followed from one to another.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::io;
 
 use rayon::prelude::*;
 
-use crate::nix::{EntryKind, Glimpse, Node, STORE_DIR, Source, StorePath, TreeListing, WalkError};
+use crate::nix::{EntryKind, Glimpse, STORE_DIR, Source, StorePath, TreeListing, WalkError};
 
 /// How many links one path may lead through, as on Linux (`path_resolution(7)`: 40).
 const MAX_LINKS: usize = 40;
 
-/// So many directories are listed by one thread: to wake another takes as long.
+/// So many directories of this machine are listed by one thread: to wake another takes as long.
 const FEW: usize = 8;
 
 /// A place in a store path.
@@ -91,16 +90,20 @@ impl<'a> StoreView<'a> {
         Self { source, known: RefCell::default() }
     }
 
-    /// Lists directories that will be looked at anyway, on all cores. What cannot be listed now fails when it is wanted.
+    /// Lists directories that will be looked at anyway, on all cores: store paths themselves, or what an earlier look has shown.
+    /// What cannot be listed now fails when it is wanted.
     pub(super) fn read_ahead<'l>(&self, directories: impl Iterator<Item = &'l Location>) {
         let is_known = |at: &Location| {
             let known = self.known.borrow();
             known.get(&at.store_path).is_some_and(|known| known.as_ref().is_none_or(|known| known.has_listed(&at.rel)))
         };
-        let unknown: Vec<&Location> = directories.filter(|at| !is_known(at)).collect();
+        let unknown: BTreeSet<&Location> = directories.filter(|at| !is_known(at)).collect();
+        let unknown: Vec<&Location> = unknown.into_iter().collect();
         let source = self.source;
+        let is_any_far = unknown.iter().any(|at| source.is_far(&at.store_path));
+        let few = if is_any_far { 1 } else { FEW };
         let glimpses: Vec<_> =
-            unknown.par_iter().with_min_len(FEW).map(|at| source.glimpse(&at.store_path, &at.rel)).collect();
+            unknown.par_iter().with_min_len(few).map(|at| source.glimpse(&at.store_path, &at.rel)).collect();
         for (at, glimpse) in unknown.into_iter().zip(glimpses) {
             if let Ok(glimpse) = glimpse {
                 self.learn(&at.store_path, &at.rel, glimpse);
@@ -117,7 +120,9 @@ impl<'a> StoreView<'a> {
                 let known = known
                     .get_or_insert_with(|| Known { listing: TreeListing::default(), listed: Some(HashSet::new()) });
                 known.listing.extend(listing);
-                known.listed.as_mut().map(|listed| listed.insert(rel.to_vec()));
+                if let Some(listed) = &mut known.listed {
+                    listed.insert(rel.to_vec());
+                }
             }
         }
     }
@@ -132,6 +137,7 @@ impl<'a> StoreView<'a> {
         let state = |rel: &[u8]| match self.known.borrow().get(path) {
             None if rel.is_empty() => State::Unlisted,
             Some(Some(known)) if known.has_listed(rel) => State::Listed,
+            Some(Some(known)) if rel.is_empty() && known.listing.get(rel).is_none() => State::Unlisted,
             Some(Some(known)) if known.listing.get(rel) == Some(&EntryKind::Directory) => State::Unlisted,
             _ => State::NoDirectory,
         };
@@ -232,22 +238,7 @@ impl<'a> StoreView<'a> {
             return Ok(None);
         }
         let Resolved::File(file) = self.resolve(at)? else { return Ok(None) };
-        let skeleton = self.source.skeleton(&file.store_path)?;
-        if let Some(kept) = skeleton.as_ref().and_then(|skeleton| skeleton.file(&file.rel)) {
-            return Ok(Some(kept.to_vec()));
-        }
-        let mut contents = None;
-        walk_until(self.source, &file.store_path, &mut |path, node| {
-            if path == file.rel
-                && let Node::Regular { contents: reader, .. } = node
-            {
-                let mut bytes = Vec::new();
-                reader.read_to_end(&mut bytes)?;
-                contents = Some(bytes);
-            }
-            Ok(contents.is_none())
-        })?;
-        Ok(contents)
+        self.source.read(&file.store_path, &file.rel).map(Some)
     }
 }
 
@@ -267,31 +258,18 @@ fn nowhere(mut walked: Vec<Vec<u8>>, pending: Vec<Vec<u8>>) -> Resolved {
     Resolved::Nowhere([b"/", walked.join(&b'/').as_slice()].concat())
 }
 
-/// Walks `path` until `visit` answers `false`: the rest is not looked at.
-fn walk_until(
-    source: &dyn Source,
-    path: &StorePath,
-    visit: &mut dyn FnMut(&[u8], Node<'_>) -> io::Result<bool>,
-) -> Result<(), WalkError> {
-    let mut stopped = false;
-    let outcome = source.walk(path, &mut |path: &[u8], node: Node<'_>| {
-        if visit(path, node)? {
-            return Ok(());
-        }
-        stopped = true;
-        // A visitor can leave a walk only with an error; this one is known by the flag and goes no further.
-        Err(io::Error::other("seen enough"))
-    });
-    if stopped { Ok(()) } else { outcome }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::rendered::tests::{Trees, store_path};
+    use proptest::prelude::*;
+
+    use super::super::rendered::tests::{Levels, Trees, store_path};
     use super::*;
 
     fn resolve(trees: &Trees, name: &str, rel: &str) -> Resolved {
-        StoreView::new(trees).resolve(&Location { store_path: store_path(name), rel: rel.into() }).unwrap()
+        let at = at(name, rel);
+        let resolved = StoreView::new(trees).resolve(&at).unwrap();
+        assert_eq!(StoreView::new(&Levels::of(trees)).resolve(&at).unwrap(), resolved);
+        resolved
     }
 
     fn at(name: &str, rel: &str) -> Location {
@@ -338,5 +316,38 @@ mod tests {
         assert_eq!(view.read_file(&at("b", "y")).unwrap(), Some(b"text".to_vec()));
         assert_eq!(view.read_file(&at("b", "z")).unwrap(), None);
         assert_eq!(view.read_file(&at("absent", "z")).unwrap(), None);
+    }
+
+    proptest! {
+        /// Whatever is asked for in whatever order, and although no directory is listed twice.
+        #[test]
+        fn directories_that_are_seen_one_by_one_say_what_whole_trees_say(
+            files in prop::collection::btree_set(("[ab]", "([cd]/){0,2}[ef]"), 0..12),
+            links in prop::collection::btree_set(("[ab]", "([cd]/){0,2}[gh]", "([ab]:)?(\\.\\./)?[cdeg]"), 0..4),
+            asked in prop::collection::vec(("[abz]", "(([cdegy]/){0,2}[cdefghy])?"), 1..12),
+            ahead in prop::collection::vec("[ab]", 0..3),
+        ) {
+            let mut trees = Trees::default();
+            trees.directory("a", "").directory("b", "");
+            for (name, rel) in &files {
+                trees.file(name, rel, "");
+            }
+            for (name, rel, target) in &links {
+                let target = match target.split_once(':') {
+                    Some((name, rel)) => format!("{}/{rel}", store_path(name)),
+                    None => target.clone(),
+                };
+                trees.link(name, rel, &target);
+            }
+            let source = Levels::of(&trees);
+            let (whole, by_directory) = (StoreView::new(&trees), StoreView::new(&source));
+            by_directory.read_ahead(ahead.iter().map(|name| at(name, "")).collect::<Vec<_>>().iter());
+            for (name, rel) in &asked {
+                let at = at(name, rel);
+                prop_assert_eq!(by_directory.entry(&at).unwrap(), whole.entry(&at).unwrap());
+                prop_assert_eq!(by_directory.resolve(&at).unwrap(), whole.resolve(&at).unwrap());
+                prop_assert_eq!(by_directory.children(&at).unwrap(), whole.children(&at).unwrap());
+            }
+        }
     }
 }

@@ -87,6 +87,11 @@ fn check(model: &Model) {
                 }
             }
         }
+        for shown in &expected {
+            if let MemoryNode::Regular { contents, .. } = &shown.node {
+                assert!(source.read(&path, &shown.path).unwrap() == **contents, "{name}");
+            }
+        }
         let info = source.path_info(&path).unwrap().unwrap();
         assert_eq!(info.path, path, "{name}");
         assert_eq!(info.nar_size, nar(&*source, &path).len() as u64, "{name}");

@@ -13,7 +13,7 @@ use super::database::Database;
 use super::nar::NarSize;
 use super::refscan::KnownPaths;
 use super::resolve;
-use super::walk::{Location, list_level, walk};
+use super::walk::{Location, list_level, read_file, walk};
 use super::{Glimpse, PathInfo, Source, SourceError, StorePath, TreeState, Visitor, WalkError};
 
 /// A Nix store on disk, with the root directory `/` or another (Nix's "local store" with a `root`).
@@ -138,6 +138,10 @@ impl Source for LocalStore<'_> {
 
     fn glimpse(&self, path: &StorePath, at: &[u8]) -> Result<Glimpse, WalkError> {
         Ok(Glimpse::Level(list_level(self.location(path), at)?))
+    }
+
+    fn read(&self, path: &StorePath, at: &[u8]) -> Result<Vec<u8>, WalkError> {
+        read_file(self.location(path), at)
     }
 
     fn walk_in_state(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<Option<TreeState>, WalkError> {

@@ -1,8 +1,10 @@
 //! The abstraction that packing hangs on: a source of store paths.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -124,6 +126,31 @@ pub trait Source: Send + Sync {
             Some(skeleton) => Arc::unwrap_or_clone(skeleton).listing,
             None => TreeListing::of_walk(|visitor| self.walk(path, visitor))?,
         }))
+    }
+
+    /// The contents of the regular file at `at` in `path`. That it is one, an earlier look has shown.
+    fn read(&self, path: &StorePath, at: &[u8]) -> Result<Vec<u8>, WalkError> {
+        if let Some(kept) = self.skeleton(path)?.as_ref().and_then(|skeleton| skeleton.file(at)) {
+            return Ok(kept.to_vec());
+        }
+        let mut contents = None;
+        let walked = self.walk(path, &mut |found: &[u8], node: Node<'_>| {
+            if found == at
+                && let Node::Regular { contents: reader, .. } = node
+            {
+                let mut bytes = Vec::new();
+                reader.read_to_end(&mut bytes)?;
+                contents = Some(bytes);
+                // A visitor leaves a walk only with an error; this one goes no further than here.
+                return Err(io::Error::other("seen enough"));
+            }
+            Ok(())
+        });
+        match (contents, walked) {
+            (Some(contents), _) => Ok(contents),
+            (None, Err(error)) => Err(error),
+            (None, Ok(())) => Err(WalkError::Changed { path: path.to_absolute().join(OsStr::from_bytes(at)) }),
+        }
     }
 
     /// Is told which paths will be asked about next, so that a source far away can ask for many at once.
@@ -353,6 +380,16 @@ impl Source for Union<'_> {
     fn glimpse(&self, path: &StorePath, at: &[u8]) -> Result<Glimpse, WalkError> {
         for source in &self.0 {
             match source.glimpse(path, at) {
+                Err(WalkError::Absent { .. }) => continue,
+                other => return other,
+            }
+        }
+        Err(WalkError::Absent { path: path.to_absolute() })
+    }
+
+    fn read(&self, path: &StorePath, at: &[u8]) -> Result<Vec<u8>, WalkError> {
+        for source in &self.0 {
+            match source.read(path, at) {
                 Err(WalkError::Absent { .. }) => continue,
                 other => return other,
             }

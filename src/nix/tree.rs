@@ -41,7 +41,8 @@ impl TreeListing {
         Ok(listing)
     }
 
-    pub(super) fn insert(&mut self, path: Vec<u8>, kind: EntryKind) {
+    /// Adds an entry, or puts it in the place of what was there.
+    pub fn insert(&mut self, path: Vec<u8>, kind: EntryKind) {
         self.0.insert(path, kind);
     }
 

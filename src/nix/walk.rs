@@ -116,16 +116,16 @@ pub(super) fn walk(
 pub(super) fn list_level(location: Location<'_>, at: &[u8]) -> Result<TreeListing, WalkError> {
     let mut listing = TreeListing::default();
     let mut target = vec![0; 256];
-    let mut ancestry = Ancestry::new(location);
-    if let Some(directory) = open_at_once(location, at) {
-        ancestry.path.extend_from_slice(at);
-        ancestry.enter(directory)?;
-    } else {
+    let directory = if at.is_empty() {
         let (root, kind) = root(location)?;
-        let opened = show(location, location.directory, b"", root, kind, &mut target, &mut recording(&mut listing))?;
-        let Some(opened) = opened else { return Ok(listing) };
-        ancestry.descend(opened, at)?;
-    }
+        show(location, location.directory, b"", root, kind, &mut target, &mut recording(&mut listing))?
+    } else {
+        Some(open_at(location, at)?)
+    };
+    let Some(directory) = directory else { return Ok(listing) };
+    let mut ancestry = Ancestry::new(location);
+    ancestry.path.extend_from_slice(at);
+    ancestry.enter(directory)?;
     listing.insert(at.to_vec(), EntryKind::Directory);
     while ancestry.advance()? {
         let Some((directory, path, name, kind)) = ancestry.current() else { continue };
@@ -138,10 +138,51 @@ pub(super) fn list_level(location: Location<'_>, at: &[u8]) -> Result<TreeListin
     Ok(listing)
 }
 
-/// Opens the directory at `at`, another than the store path itself; `None` where that does not work at once.
-fn open_at_once(location: Location<'_>, at: &[u8]) -> Option<Opened> {
-    let path = (!at.is_empty()).then(|| [location.path.base_name().as_bytes(), b"/", at].concat())?;
-    open_directory_below(location.directory, &path).and_then(Opened::new).ok()
+/// The contents of the regular file at `at`.
+pub(super) fn read_file(location: Location<'_>, at: &[u8]) -> Result<Vec<u8>, WalkError> {
+    let (above, name) = match at.iter().rposition(|&byte| byte == b'/') {
+        Some(slash) => (&at[..slash], &at[slash + 1..]),
+        None => (&b""[..], at),
+    };
+    let opened;
+    let (directory, name) = if at.is_empty() {
+        (location.directory, location.path.base_name().as_bytes())
+    } else {
+        opened = open_at(location, above)?;
+        (opened.descriptor.as_fd(), name)
+    };
+    let error = |error| location.error(at, error);
+    let (mut file, _, _) = CheckedFile::open_first(directory, name).map_err(error)?;
+    let (mut bytes, mut part) = (Vec::new(), vec![0; 64 * 1024]);
+    loop {
+        match file.read(&mut part).map_err(error)? {
+            0 => return Ok(bytes),
+            read => bytes.extend_from_slice(&part[..read]),
+        }
+    }
+}
+
+/// Opens the store path itself or a directory in it, through no link. Name by name where it does not go at once: on an old
+/// kernel, in a sandbox, or because the path is longer than the system takes.
+fn open_at(location: Location<'_>, at: &[u8]) -> Result<Opened, WalkError> {
+    let root = location.path.base_name().as_bytes();
+    let names = || std::iter::once(root).chain(at.split(|&byte| byte == b'/').filter(|name| !name.is_empty()));
+    let whole = names().collect::<Vec<_>>().join(&b'/');
+    if let Ok(opened) = open_directory_below(location.directory, &whole).and_then(Opened::new) {
+        return Ok(opened);
+    }
+    let mut end = 0;
+    let mut above: Option<Opened> = None;
+    for name in names() {
+        end += name.len();
+        let directory = above.as_ref().map_or(location.directory, |above| above.descriptor.as_fd());
+        let opened = open_directory(directory, name).and_then(Opened::new);
+        // The root's name is no part of the path below it.
+        let path = || &whole[(root.len() + 1).min(end)..end];
+        above = Some(opened.map_err(|errno| location.error(path(), FileError::of_listed(errno)))?);
+        end += 1;
+    }
+    above.ok_or_else(|| location.error(b"", FileError::Changed))
 }
 
 fn recording(listing: &mut TreeListing) -> impl FnMut(&[u8], Entry<'_>) -> Result<(), WalkError> {
@@ -350,20 +391,6 @@ impl<'a> Ancestry<'a> {
             path: Vec::new(),
             listing: Listing::default(),
         }
-    }
-
-    /// Goes from the root, `directory`, down to the directory at `path`, and lists it. It goes name by name: so no link is
-    /// followed, and a path may be longer than the system takes at once.
-    fn descend(&mut self, mut directory: Opened, path: &[u8]) -> Result<(), WalkError> {
-        for name in path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()) {
-            if !self.path.is_empty() {
-                self.path.push(b'/');
-            }
-            self.path.extend_from_slice(name);
-            let opened = open_directory(directory.descriptor.as_fd(), name).and_then(Opened::new);
-            directory = opened.map_err(|errno| self.location.error(&self.path, FileError::of_listed(errno)))?;
-        }
-        self.enter(directory)
     }
 
     /// Goes into the current entry, a directory, and lists it.

@@ -111,6 +111,14 @@ impl Source for Reach<'_> {
         }
     }
 
+    fn read(&self, path: &StorePath, at: &[u8]) -> Result<Vec<u8>, WalkError> {
+        match (&self.local, &self.caches) {
+            (_, Some(caches)) if self.is_far(path) => caches.read(path, at),
+            (Some(local), _) => local.read(path, at),
+            (None, _) => Err(WalkError::Absent { path: path.to_absolute() }),
+        }
+    }
+
     fn prepare(&self, paths: &[StorePath]) {
         let Some(caches) = &self.caches else { return };
         let missing: Vec<StorePath> = paths.iter().filter(|path| !self.is_here(path)).cloned().collect();

@@ -101,6 +101,7 @@ fn a_tree_of_ten_thousand_levels_is_walked_hashed_and_left_again() {
     let bottom = vec![b"d".as_slice(); 10_000].join(&b'/');
     let Glimpse::Level(level) = source.glimpse(&a(), &bottom).unwrap() else { panic!("the whole tree") };
     assert!(level.children(&bottom).eq([(b"f".as_slice(), &EntryKind::Regular)]));
+    assert_eq!(source.read(&a(), &[&bottom, &b"/f"[..]].concat()).unwrap(), b"at the bottom");
     drop(chain);
 }
 
@@ -120,6 +121,10 @@ fn one_level_is_seen_through_no_link_and_changes_of_it_are_errors() {
         let path = store.path(&a()).join(at);
         assert!(matches!(level(at), Err(WalkError::Changed { path: named }) if named == path), "{at}");
     }
+    fs::rename(store.path(&a()), store.root().join("aside")).unwrap();
+    fs::write(store.path(&a()), "a file now").unwrap();
+    let root = store.path(&a());
+    assert!(matches!(level("d"), Err(WalkError::Changed { path }) if path == root));
 }
 
 #[test]
