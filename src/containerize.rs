@@ -5,6 +5,7 @@
 //! ```
 
 mod again;
+mod attempt;
 mod ballast;
 mod own_files;
 mod platform;
@@ -21,7 +22,7 @@ use std::time::SystemTime;
 use crate::delivery::{Means, TargetRequest};
 use crate::environment::{self, ActivateMode, Environment, Selection, StartServices, Surroundings, System};
 use crate::error::Error;
-use crate::event::{Event, Observer};
+use crate::event::Observer;
 use crate::image::{Image, ImageName, Images, Timestamp};
 use crate::layers::{Layers, MadeBefore, Trouble, Workshop};
 use crate::memo::Memo;
@@ -33,6 +34,7 @@ use crate::share::{self, Hurry, SharedCache};
 use crate::store::LayerStore;
 use crate::substitute;
 pub use again::{AgainRequest, push_again};
+use attempt::Attempt;
 use platform::{Composed, Ingredients, Platform};
 pub use previous::Previous;
 pub use targets::Delivery;
@@ -140,7 +142,7 @@ pub fn containerize(
     if !far.is_complete() {
         targets.hear(observer)?;
     }
-    let made_before = far.make_before()?;
+    let mut made_before = far.make_before()?;
 
     let composed = request.for_each(&platforms, |platform| platform.compose(&environment, &nix, request.max_layers))?;
     memo.save();
@@ -153,24 +155,9 @@ pub fn containerize(
         composed: &composed,
         workshop,
     };
-    let once_more = targets.once_more();
-    let attempt = making.attempt(targets, made_before, &mut *stdout);
-    // Who said what was wrong is not believed by the next run either.
-    memo.save();
-    let (error, wrong) = match attempt? {
-        Attempt::Made(report) => return Ok(report),
-        Attempt::Failed { error, wrong } => (error, wrong),
-    };
-    let is_nowhere = !matches!(error, Error::NotEverywhere { .. });
-    match once_more.filter(|_| is_nowhere && wrong > 0) {
-        Some(targets) => {
-            observer.event(doubt(wrong, ": the image is made again without that"));
-            let again = making.attempt(targets, MadeBefore::default(), stdout);
-            memo.save();
-            again?.into_result(observer)
-        }
-        None => Attempt::Failed { error, wrong }.into_result(observer),
-    }
+    attempt::make(targets, &memo, observer, |targets| {
+        making.attempt(targets, std::mem::take(&mut made_before), &mut *stdout)
+    })
 }
 
 /// An image whose layers are planned.
@@ -181,19 +168,6 @@ struct Making<'m> {
     platforms: &'m [Platform],
     composed: &'m [Composed<'m>],
     workshop: Workshop<'m>,
-}
-
-/// How it went to make an image and to bring it to its targets.
-enum Attempt {
-    /// It is there, or would be.
-    Made(Report),
-    /// It could not be delivered.
-    Failed {
-        /// Why.
-        error: Error,
-        /// How many layers came out otherwise than shared caches may have said: what they said was believed then.
-        wrong: usize,
-    },
 }
 
 impl Making<'_> {
@@ -240,25 +214,4 @@ impl Making<'_> {
             Err(error) => Ok(Attempt::Failed { error, wrong: layers.count_wrong() }),
         }
     }
-}
-
-impl Attempt {
-    /// For whoever makes no other; says what was wrong.
-    fn into_result(self, observer: &dyn Observer) -> Result<Report, Error> {
-        match self {
-            Self::Made(report) => Ok(report),
-            Self::Failed { error, wrong } => {
-                if wrong > 0 {
-                    observer.event(doubt(wrong, "\n  hint: run this again: they are made here then"));
-                }
-                Err(error)
-            }
-        }
-    }
-}
-
-/// Some layers came out otherwise than others have said.
-fn doubt(layers: usize, consequence: &str) -> Event {
-    let message = format!("{layers} layers come out otherwise here than a shared cache has said{consequence}");
-    Event::Warning { message }
 }
