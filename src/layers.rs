@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::blob::{Digest, DigestMismatch, LayerKey};
+use crate::blob::{DiffId, Digest, DigestMismatch, LayerKey};
 use crate::delivery::{BlobError, BlobProvider, Past, Spool};
 use crate::event::{Cancelled, Event};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
@@ -377,6 +377,23 @@ impl<'a> Layers<'a> {
                 shared.disbelieve(&key, &record.digest);
             }
         }
+    }
+
+    /// Forgets what is known of those layers that are not what each image has, by their diff IDs, the bottom one first; who
+    /// may have said it is not believed any more. Those that were made in this run are not among them: to make them again
+    /// would help nobody. Says how many there are.
+    pub fn forget_others<'d>(&self, images: impl Iterator<Item = &'d [DiffId]>) -> usize {
+        let layers = self.images.iter().flatten().zip(images.flatten());
+        let is_other = |&(&at, diff_id): &(&usize, &DiffId)| self.reused[at] && self.records[at].diff_id != *diff_id;
+        let others: BTreeSet<usize> = layers.filter(is_other).map(|(&at, _)| at).collect();
+        for &at in &others {
+            let key = &self.keys[at];
+            self.workshop.with_store("forget a layer", |store| store.forget_layer(key));
+            if let Some(shared) = self.workshop.shared {
+                shared.disbelieve(key, &self.records[at].digest);
+            }
+        }
+        others.len()
     }
 
     /// How many layers came out otherwise than shared caches may have said, in a delivery that has failed. Where one did, the

@@ -46,8 +46,8 @@ pub(super) enum Command {
     Containerize(Box<Containerize>),
     /// Push an image that was made before to a registry
     ///
-    /// Its configuration, and so its image ID, stays as it is. Layers that were compressed like that before are not
-    /// compressed again.
+    /// Its configuration, and so its image ID, stays as it is. Layers that were compressed like that before, here or by
+    /// who gave them to a shared cache, are not compressed again.
     Push(Box<Push>),
     /// See and tidy the layers that are kept from run to run
     #[command(subcommand)]
@@ -143,6 +143,8 @@ pub(super) struct Push {
     pub(super) store: Option<PathBuf>,
     #[command(flatten)]
     pub(super) registries: RegistryArgs,
+    #[command(flatten)]
+    pub(super) share: ShareArgs,
 }
 
 #[derive(Args, Debug, Default)]

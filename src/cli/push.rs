@@ -6,7 +6,7 @@ use super::args::{EnvironmentArgs, Push};
 use super::failure::Failure;
 use super::progress::Progress;
 use super::report::{self, Told};
-use super::{registries, substituters, surroundings};
+use super::{registries, share, substituters, surroundings};
 use crate::containerize::{AgainRequest, push_again};
 use crate::delivery::DeliveryError;
 use crate::error::Error;
@@ -15,6 +15,8 @@ use crate::error::Error;
 pub(super) fn run(args: &Push, progress: &Progress) -> Result<(), Failure> {
     let started = Instant::now();
     let cache = surroundings::open_cache()?;
+    let share = share::settings(&args.share, &args.registries, false)?;
+    let registries = registries::settings(&args.registries)?.with_logins_of(&share.keyring.registries);
     let request = AgainRequest {
         image: args.image.clone(),
         push: args.reference.clone(),
@@ -22,7 +24,8 @@ pub(super) fn run(args: &Push, progress: &Progress) -> Result<(), Failure> {
         compression: args.compression,
         store: args.store.clone(),
         substituters: substituters::settings(&EnvironmentArgs::default(), None, progress)?,
-        registries: registries::settings(&args.registries)?,
+        share,
+        registries,
         dry_run: args.dry_run,
         now: SystemTime::now(),
     };

@@ -4,10 +4,11 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use super::Report;
-use super::own_files;
+use super::attempt::{self, Attempt};
 use super::sources::reach;
-use super::targets::{Delivery, Targets};
+use super::targets::Targets;
+use super::{Report, own_files, record};
+use crate::blob::DiffId;
 use crate::delivery::{Means, Target};
 use crate::error::{AgainError, Error};
 use crate::event::Observer;
@@ -18,6 +19,7 @@ use crate::nix::{PathInfo, Source, StorePath};
 use crate::pack::{Compression, LayerContents, Packer};
 use crate::registry::{self, Reference, Registries};
 use crate::rootfs::RootFs;
+use crate::share::{self, Hurry, SharedCache};
 use crate::store::{ImageRecord, LayerRecord, LayerStore, PlatformRecord};
 use crate::substitute::{self, Reach};
 
@@ -35,6 +37,8 @@ pub struct AgainRequest<'a> {
     pub store: Option<PathBuf>,
     /// The binary caches for what the Nix store does not have.
     pub substituters: substitute::Settings,
+    /// What other machines know of layers, and whom this one tells.
+    pub share: share::Settings,
     /// How registries are reached.
     pub registries: registry::Settings,
     /// Whether it is only said what would be sent.
@@ -61,6 +65,9 @@ pub fn push_again(request: AgainRequest<'_>, observer: &dyn Observer) -> Result<
         .collect::<Result<_, _>>()?;
     memo.save();
 
+    let share = if request.dry_run { request.share.clone().read_only() } else { request.share.clone() };
+    let hurry = Hurry::new(observer);
+    let shared = SharedCache::new(share, &memo, &hurry, request.now);
     let trouble = Trouble::default();
     let packer = Packer::new(&nix, request.compression, observer);
     let workshop = Workshop {
@@ -68,34 +75,69 @@ pub fn push_again(request: AgainRequest<'_>, observer: &dyn Observer) -> Result<
         store: Some(request.cache),
         observer,
         trouble: &trouble,
-        shared: None,
+        shared: shared.as_ref(),
         now: request.now,
     };
-    let contents = ingredients.iter().map(Ingredients::contents).collect();
-    let layers = Layers::look_up(workshop, contents, MadeBefore::default()).pack_missing(None)?;
-    memo.save();
-    let images = ingredients.iter().zip(layers.descriptors()?).map(|(ingredients, layers)| {
-        let config = ingredients.config.as_bytes().to_vec();
-        Image::with_config(name.clone(), config, layers, ingredients.hidden())
-    });
-    let images = images.collect::<Result<Vec<_>, ImageError>>()?;
-    let images = Images::assemble(name, images)?;
+    let pushing = Pushing { request: &request, name, ingredients: &ingredients, workshop };
+    attempt::make(targets, &memo, observer, |targets| pushing.attempt(targets))
+}
 
-    let registries = Registries::new(request.registries.clone(), observer);
-    let mut nowhere = io::sink();
-    let sinks = targets.sinks(&mut nowhere, &Means { registries: &registries, observer });
-    let deliveries: Result<Vec<Delivery>, Error> = match request.dry_run {
-        true => sinks.foresee(&images, &layers).map_err(Error::from),
-        false => sinks.deliver(&images, &layers, observer),
-    };
-    layers.remember_states();
-    let deliveries = deliveries?;
-    Ok(Report { images, deliveries, cache_bytes: None })
+/// An image of which it is known what it is made of.
+struct Pushing<'p> {
+    request: &'p AgainRequest<'p>,
+    name: ImageName,
+    ingredients: &'p [Ingredients],
+    workshop: Workshop<'p>,
+}
+
+impl Pushing<'_> {
+    /// Has its layers, compressed as they are wanted now, and brings it to its target.
+    fn attempt(&self, targets: Targets) -> Result<Attempt, Error> {
+        let Self { request, name, ingredients, workshop } = self;
+        let observer = workshop.observer;
+        let contents = ingredients.iter().map(Ingredients::contents).collect();
+        let layers = Layers::look_up(*workshop, contents, MadeBefore::default()).pack_missing(None)?;
+        // The image's configuration says what they are, whatever others say.
+        let wrong = layers.forget_others(ingredients.iter().map(|ingredients| &*ingredients.diff_ids));
+        if wrong > 0 {
+            return Ok(Attempt::Failed { error: ImageError::OtherLayers.into(), wrong });
+        }
+        let images = ingredients.iter().zip(layers.descriptors()?).map(|(ingredients, layers)| {
+            let config = ingredients.config.as_bytes().to_vec();
+            Image::with_config(name.clone(), config, layers, ingredients.hidden())
+        });
+        let images = images.collect::<Result<Vec<_>, ImageError>>()?;
+        let images = Images::assemble(name.clone(), images)?;
+
+        let registries = Registries::new(request.registries.clone(), observer);
+        let mut nowhere = io::sink();
+        let sinks = targets.sinks(&mut nowhere, &Means { registries: &registries, observer });
+        if request.dry_run {
+            layers.remember_states();
+            let deliveries = sinks.foresee(&images, &layers)?;
+            return Ok(Attempt::Made(Report { images, deliveries, cache_bytes: None }));
+        }
+        if let Some(shared) = workshop.shared {
+            // Where every layer is known here nobody has looked yet, and a cache in the registry may have them all.
+            shared.look_up(&[]);
+        }
+        let deliveries = sinks.deliver(&images, &layers, observer);
+        layers.remember_states();
+        match deliveries {
+            Ok(deliveries) => {
+                layers.share(&record::use_of(&images, &layers, &deliveries, request.now));
+                Ok(Attempt::Made(Report { images, deliveries, cache_bytes: None }))
+            }
+            Err(error) => Ok(Attempt::Failed { error, wrong: layers.count_wrong() }),
+        }
+    }
 }
 
 /// What one platform's image is made of.
 struct Ingredients {
     config: String,
+    /// What the layers are, however they are compressed.
+    diff_ids: Vec<DiffId>,
     layers: Vec<Ingredient>,
 }
 
@@ -124,7 +166,8 @@ impl Ingredients {
             true => Self::own_files(request.cache, record, title),
             false => Self::store_paths(record, title, nix),
         });
-        Ok(Self { config: platform.config.clone(), layers: layers.collect::<Result<_, _>>()? })
+        let diff_ids = records.iter().map(|record| record.diff_id).collect();
+        Ok(Self { config: platform.config.clone(), diff_ids, layers: layers.collect::<Result<_, _>>()? })
     }
 
     fn store_paths(record: &LayerRecord, title: &str, nix: &Reach<'_>) -> Result<Ingredient, Error> {

@@ -1,11 +1,18 @@
 //! `layerhold push`, and what dry runs say of registries: what is promised is what then happens.
 
+use std::fs;
 use std::process::Output;
 
+use rstest::rstest;
 use serde_json::Value;
 
+use crate::cache_server::CacheServer;
+use crate::peers::peer;
 use crate::registry_faults::{Place, place};
+use crate::registry_proxy::{RegistryProxy, Request};
 use crate::registry_server::Setup;
+use crate::share::Project;
+use crate::substitute;
 
 const REPOSITORY: &str = "team/web";
 
@@ -142,4 +149,94 @@ fn a_dry_run_says_what_a_push_then_sends_and_for_which_packages() {
     place.change();
     check(&place, &["small-second"], 10_000_000);
     check(&place, &[], 10_000_000);
+}
+
+#[rstest]
+#[case::as_they_are("none")]
+#[case::compressed("zstd")]
+fn what_a_cache_in_the_registry_has_is_neither_compressed_nor_sent(#[case] in_the_file: &str) {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let server = registry.start(&project.sandbox.path("registry"), Setup::default());
+    let proxy = RegistryProxy::start(&server);
+    let share = proxy.reference("team/cache");
+    project.fill(&share);
+    let machine = project.machine("second");
+    let mut command = machine.command(&project.environment);
+    command.args(["--compression", in_the_file, "--cache-from", &share, "-f", "image.tar"]).assert().success();
+    proxy.traffic();
+
+    let said = machine.push("pair", &proxy.reference("team/pair:prod"), &["--cache-from", &share]);
+    assert!(said.contains("layers: 3 reused") && said.contains(" 0 new"), "{said}");
+    assert!(said.contains("sent: 0 of 3 layers") && !said.contains("fetched") && !said.contains("! "), "{said}");
+    let traffic = proxy.traffic();
+    assert_eq!(traffic.of(Request::PatchUpload).requests, 0, "{:#?}", traffic.log);
+    // The configuration goes with the only upload that is more than a mount.
+    assert_eq!(traffic.of(Request::PutUpload).requests, 1, "{:#?}", traffic.log);
+    assert!(traffic.sent() < 20_000, "{} bytes were sent", traffic.sent());
+    assert_eq!(server.tags("team/pair"), ["prod"]);
+    assert_eq!(server.tags("team/cache").len(), 1, "who only reads has written");
+}
+
+#[test]
+fn a_push_tells_the_caches_of_the_settings_and_a_dry_run_tells_nobody() {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let server = registry.start(&project.sandbox.path("registry"), Setup::default());
+    let (share, (secret, public)) = (project.directory(), project.key("team"));
+    let (machine, sheets) = (project.machine("alone"), project.sandbox.path("share/sheets"));
+    let config = project.sandbox.path("home/.config/layerhold/config.toml");
+    fs::create_dir_all(config.parent().unwrap()).unwrap();
+    let settings = format!("to = [\"{share}\"]\ntrust = [\"{public}\"]\nkey-file = \"{secret}\"\n");
+    fs::write(&config, format!("[shared-cache]\n{settings}")).unwrap();
+    // Compressed like that, the layers have still to be made.
+    let said = machine.push("pair", &server.reference("team/pair:v1"), &["--dry-run", "--compression", "gzip"]);
+    assert!(said.contains(" 3 new") && !sheets.exists(), "a dry run has written: {said}");
+    let said = machine.push("pair", &server.reference("team/pair:v1"), &[]);
+    assert!(said.contains("given to the shared cache 'file://[SANDBOX]/share': 3 layers, 3 blobs"), "{said}");
+    fs::remove_file(&config).unwrap();
+    let said = project.newcomer("trusting", &share, &["--cache-trust", &public]);
+    assert!(said.contains("fetched from a shared cache: 1 layers"), "{said}");
+}
+
+#[rstest]
+#[case::that_is_read("--cache-from")]
+#[case::that_is_written("--cache-to")]
+fn a_push_does_without_a_cache_that_is_away(#[case] how: &str) {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let server = registry.start(&project.sandbox.path("registry"), Setup::default());
+    let target = server.reference("team/pair:v1");
+    let said = project.machine("alone").push("pair", &target, &[how, "127.0.0.1:1/away"]);
+    assert_eq!(said.matches("! ").count(), 1, "{said}");
+    assert!(said.contains("! the shared cache '127.0.0.1:1/away' is done without"), "{said}");
+    assert_eq!(server.tags("team/pair"), ["v1"]);
+}
+
+#[test]
+fn of_store_paths_that_are_gone_here_a_cache_has_the_layers_and_no_nar_is_fetched() {
+    let (nix, registry) = (peer!(nix), peer!(docker_registry));
+    let project = substitute::Project::new(nix, "xz");
+    let server = registry.start(&project.sandbox.path("registry"), Setup::default());
+    let binaries = CacheServer::start(&project.cache.directory);
+    let share = format!("file://{}", project.sandbox.path("share").display());
+    project.image_of_the_store(&[]);
+    let mut command = project.sandbox.cmd();
+    command.env("LAYERHOLD_CACHE", project.sandbox.path("first")).arg("containerize").arg("--store").arg(nix.root());
+    command.arg("-d").arg(project.environment.dir()).args(["--cache-to", &share, "--compression", "zstd"]);
+    command.args(["-f", "first.tar"]).assert().success();
+
+    let config = project.sandbox.path("home/.config/layerhold/config.toml");
+    fs::create_dir_all(config.parent().unwrap()).unwrap();
+    let (url, key) = (binaries.url(), &project.cache.key);
+    fs::write(&config, format!("[substituters]\nurls = [\"{url}\"]\ntrusted-public-keys = [\"{key}\"]\n")).unwrap();
+    let mut command = project.sandbox.cmd();
+    command.env("LAYERHOLD_CACHE", project.sandbox.path("another-cache")).args(["-v", "push", "hello"]);
+    command.arg(server.reference("team/hello:v1")).arg("--store").arg(project.sandbox.path("empty"));
+    let outcome = command.args(["--cache-from", &share]).assert().success();
+    let said = String::from_utf8_lossy(&outcome.get_output().stderr).into_owned();
+    assert!(said.contains("fetched from a shared cache") && said.contains(" 0 new"), "{said}");
+    let asked = binaries.asked();
+    assert!(!asked.is_empty() && !asked.iter().any(|name| name.starts_with("nar/")), "{asked:#?}");
+    assert_eq!(server.tags("team/hello"), ["v1"]);
 }

@@ -48,7 +48,15 @@ impl<'s> Machine<'s> {
         (fs::read(file).unwrap(), self.sandbox.tidy(&said))
     }
 
-    /// The same beside others.
+    /// Pushes an image that it has made before, to a good end: what was said.
+    pub(crate) fn push(&self, image: &str, reference: &str, args: &[&str]) -> String {
+        let mut command = self.sandbox.cmd();
+        command.env("LAYERHOLD_CACHE", &self.cache).args(["-v", "push", image, reference]).args(args);
+        let outcome = command.arg("--store").arg(&self.store).timeout(Duration::from_secs(300)).assert().success();
+        self.sandbox.tidy(&String::from_utf8(outcome.get_output().stderr.clone()).unwrap())
+    }
+
+    /// The same as [`Machine::image`] beside others.
     pub(crate) fn spawn(&self, environment: &FloxEnv, file: &Path, share: &str) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_layerhold"));
         command.env_clear().envs(self.sandbox.environment()).env("LAYERHOLD_CACHE", &self.cache);

@@ -260,6 +260,32 @@ fn an_image_that_a_cache_knew_is_pushed_later_without_it(#[case] options: &[&str
     assert!(again == second && is_done, "{said}");
 }
 
+#[rstest]
+#[case::of_what_is_in_it(&["digest", "diff_id"])]
+#[case::of_how_it_is_compressed(&["digest"])]
+fn a_wrong_entry_costs_a_push_work_and_not_its_end(#[case] fields: &[&str]) {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let server = registry.start(&project.sandbox.path("registry"), Setup::default());
+    let share = project.directory();
+    project.fill(&share);
+    let machine = project.machine("second");
+    machine.command(&project.environment).args(["-f", "plain.tar"]).assert().success();
+    rewrite(&project.sandbox.path("share"), |line| {
+        if is_of_packages(line) {
+            fields.iter().for_each(|field| line["layer"][*field] = Digest::of(b"another").to_string().into());
+        }
+    });
+    let doubt = "! 1 layers come out otherwise here than a shared cache has said: the image is made again";
+    let said = machine.push("pair", &server.reference("team/pair:v1"), &["--cache-to", &share]);
+    assert!(said.contains(doubt) && said.contains("': 1 layers, 1 blobs"), "{said}");
+    // It is right for all who come later.
+    let said = project.newcomer("late", &share, &[]);
+    assert!(said.contains("fetched from a shared cache: 1 layers") && !said.contains("! "), "{said}");
+    let said = machine.push("pair", &server.reference("team/pair:v2"), &["--cache-from", &share]);
+    assert!(said.contains(" 0 new") && !said.contains("! "), "{said}");
+}
+
 #[test]
 fn nobody_signs_what_a_stranger_has_said() {
     let project = Project::new();
