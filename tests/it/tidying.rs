@@ -129,6 +129,29 @@ fn a_registry_frees_the_bytes_once_it_has_collected_its_own_garbage(#[case] dele
 }
 
 #[rstest]
+#[case::to_a_tag_that_the_cache_is_told_of(true)]
+#[case::to_one_that_it_does_not_know(false)]
+fn an_image_that_was_promoted_stays_for_the_tag_that_it_has_now(#[case] is_told: bool) {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let server = registry.start(&project.sandbox.path("registry"), Setup::default());
+    let (share, machine) = (project.directory(), project.machine("pushing"));
+    let mut command = machine.command(&app(&project, b"first"));
+    command.args(["--cache-to", &share, "--push", &server.reference("team/app:commit")]).assert().success();
+    let to: &[&str] = if is_told { &["--cache-to", &share] } else { &[] };
+    let said = machine.push("app", &server.reference("team/live:prod"), to);
+    assert!(said.contains("sent: 0 of 3 layers"), "{said}");
+    assert_eq!(said.contains("given to the shared cache 'file://[SANDBOX]/share': 0 layers"), is_told, "{said}");
+    // The tag of the commit goes, and others of its repository stay.
+    server.lead_nowhere("team/app", "commit");
+    age(&project.sandbox.path("share"), 26 * HOUR);
+    let said = collect(&project, &share, &[], &[]);
+    let expected = if is_told { "0 layers gone, 3 stay" } else { "3 layers gone" };
+    assert!(said.contains(expected), "{said}");
+    assert_eq!(said.contains("no tag leads to it  app:latest"), !is_told, "{said}");
+}
+
+#[rstest]
 #[case::of_amazons(false)]
 #[case::of_googles(true)]
 fn what_goes_from_a_bucket_is_gone(#[case] is_googles: bool) {
