@@ -379,9 +379,9 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// Forgets what is known of those layers that are not what each image has, by their diff IDs, the bottom one first; who
-    /// may have said it is not believed any more. Those that were made in this run are not among them: to make them again
-    /// would help nobody. Says how many there are.
+    /// Forgets what is known of those layers that are not what each image has, by their diff IDs, the bottom one first;
+    /// who may have said it is not believed any more. Those that were made in this run are not among them: to make them
+    /// again would help nobody. Says how many there are.
     pub fn forget_others<'d>(&self, images: impl Iterator<Item = &'d [DiffId]>) -> usize {
         let layers = self.images.iter().flatten().zip(images.flatten());
         let is_other = |&(&at, diff_id): &(&usize, &DiffId)| self.reused[at] && self.records[at].diff_id != *diff_id;

@@ -19,8 +19,8 @@ pub(super) enum Attempt {
     },
 }
 
-/// Has an image made and brought to its targets; once more where that failed for what shared caches have said, and nothing
-/// has gone out for good.
+/// Has an image made and brought to its targets; once more where that failed for what shared caches have said, and
+/// nothing has gone out for good.
 pub(super) fn make(
     targets: Targets,
     memo: &Memo<'_>,
