@@ -9,7 +9,7 @@ mod workshop;
 use cause::PathsChanged;
 pub use cause::hint_of_cause;
 use states::States;
-use workshop::{Obtained, is_own};
+use workshop::{Obtained, is_own, patience_for};
 pub use workshop::{Trouble, Workshop};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -284,18 +284,20 @@ impl<'a> Layers<'a> {
             let contents = &self.contents[*self.by_digest.get(&record.digest)?];
             let stamp = match self.workshop.packer.is_far(contents) {
                 true => self.workshop.fetch_far(record, contents)?,
-                false => self.workshop.fetch_blob(record)?,
+                false => self.workshop.fetch_near(record, contents)?,
             };
             self.known_blobs().insert(record.digest, stamp);
             self.fetched().insert(record.digest);
             Some(LayerRecord { has_blob: true, ..(**record).clone() })
         };
-        if let Some(shared) = self.workshop.shared.filter(|_| !wanted.is_empty()) {
-            // What the caches have is read here at the latest: it must not be begun in the midst of several such tasks,
-            // for who begins it works on others meanwhile, and those would wait for it.
-            shared.look_up(&[]);
-        }
-        let fetched: Vec<LayerRecord> = wanted.par_iter().filter_map(|record| fetch(&record)).collect();
+        let Some(shared) = self.workshop.shared.filter(|_| !wanted.is_empty()) else { return };
+        // What the caches have is read here at the latest: it must not be begun in the midst of several such tasks, for
+        // who begins it works on others meanwhile, and those would wait for it.
+        shared.look_up(&[]);
+        let of_wanted = |record: &&LayerRecord| self.by_digest.get(&record.digest).map(|&at| &self.contents[at]);
+        let bytes = wanted.iter().filter_map(of_wanted).map(LayerContents::estimated_size).sum();
+        let fetching = || wanted.par_iter().filter_map(|record| fetch(&record)).collect();
+        let fetched: Vec<LayerRecord> = shared.fetch_within(patience_for(bytes), fetching);
         self.workshop.tell_fetched(&fetched);
         self.workshop.record(&fetched);
     }

@@ -1,11 +1,12 @@
 //! An image's own files, out of the layer that is kept of them.
 
 use std::io::{self, Read};
+use std::time::Duration;
 
 use crate::blob::{DiffId, Digest};
 use crate::pack::{Compression, read_own_files};
 use crate::rootfs::RootFs;
-use crate::share::SharedCache;
+use crate::share::{SharedCache, Wait};
 use crate::store::{LayerRecord, LayerStore, StoreError};
 
 /// The files in a layer that the layer store keeps; `None` where it does not, or it is not what its record says.
@@ -20,11 +21,13 @@ pub(super) fn kept(store: &LayerStore, record: &LayerRecord) -> Result<Option<Ro
 /// The same out of a shared cache, which anybody may have written: one longer than 32 MiB is not read.
 pub(super) fn of_shared(shared: &SharedCache<'_>, record: &LayerRecord) -> Option<RootFs> {
     const LONGEST: u64 = 32 << 20;
+    // The image does not depend on it.
+    const PATIENCE: Wait = Wait::AtMost(Duration::from_secs(5));
     if record.size.max(record.tar_size) > LONGEST {
         return None;
     }
     let mut root = None;
-    shared.read_blob(&record.digest, record.size, |blob| {
+    shared.read_blob(&record.digest, record.size, PATIENCE, |blob| {
         root = read(blob.take(record.size), record)?;
         root.is_some().then_some(()).ok_or_else(|| io::Error::other("it is not what its record says"))
     });

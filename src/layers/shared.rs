@@ -6,11 +6,12 @@ use std::io;
 use rayon::prelude::*;
 
 use super::Workshop;
-use super::workshop::Obtained;
+use super::workshop::{LONGEST_WAIT, Obtained, patience_for};
 use crate::blob::{Digest, DigestWriter, LayerKey, VerifyingReader};
 use crate::event::{Cancelled, Event};
 use crate::nix::{ContentHash, NarWriter, Node, Skeleton, SkeletonRecorder, Visitor};
 use crate::pack::{Compression, LayerContents, read_store_paths};
+use crate::share::Wait;
 use crate::store::{BlobStamp, LayerRecord};
 
 /// A store path as a layer has it.
@@ -34,11 +35,16 @@ impl Read {
 }
 
 impl Workshop<'_> {
+    /// Fetches the bytes of a layer that can be made here. Where they do not come while it could be, it is made.
+    pub(super) fn fetch_near(&self, record: &LayerRecord, contents: &LayerContents<'_>) -> Option<BlobStamp> {
+        self.fetch_blob(record, Wait::AtMost(patience_for(contents.estimated_size()).min(LONGEST_WAIT)))
+    }
+
     /// Fetches a layer's bytes out of a shared cache into the store. What comes wrong is not kept.
-    pub(super) fn fetch_blob(&self, record: &LayerRecord) -> Option<BlobStamp> {
+    fn fetch_blob(&self, record: &LayerRecord, wait: Wait) -> Option<BlobStamp> {
         let (shared, store) = (self.shared?, self.store?);
         let mut kept = None;
-        let came = shared.read_blob(&record.digest, record.size, |blob| {
+        let came = shared.read_blob(&record.digest, record.size, wait, |blob| {
             let mut blob = VerifyingReader::new(blob, record.digest, record.size);
             let mut writer = store.blob_writer().map_err(io::Error::other)?;
             io::copy(&mut blob, &mut writer)?;
@@ -77,7 +83,7 @@ impl Workshop<'_> {
     /// Fetches the bytes of a layer with something far in it, and looks into them: what does not hold what binary caches
     /// have signed is not kept.
     pub(super) fn fetch_far(&self, record: &LayerRecord, contents: &LayerContents<'_>) -> Option<BlobStamp> {
-        let stamp = self.fetch_blob(record)?;
+        let stamp = self.fetch_blob(record, Wait::WhileItComes)?;
         let blob =
             self.with_store("read a layer", |store| store.read_blob(&record.digest, record.size, Some(&stamp)))?;
         match self.learn(record, contents, blob) {

@@ -155,7 +155,12 @@ const SLOWEST_PACKING: u64 = 20 << 20;
 /// So long nothing need be heard of another machine before it is given up, even for a small layer.
 const SHORTEST_WAIT: Duration = Duration::from_secs(5);
 /// No layer is waited for any longer without news.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// So long layers of so many bytes are waited for rather than made here.
+pub(super) fn patience_for(bytes: u64) -> Duration {
+    SHORTEST_WAIT + Duration::from_secs(bytes / SLOWEST_PACKING)
+}
 
 /// Whether the layer is of an image's own files. They lie nowhere else: its bytes are always kept, and since they cost little
 /// they are made here, whoever else has them.
@@ -317,8 +322,7 @@ impl Workshop<'_> {
         if is_own(contents) {
             return None;
         }
-        let patience = SHORTEST_WAIT + Duration::from_secs(contents.estimated_size() / SLOWEST_PACKING);
-        let record = shared.wait_for(key, patience.min(LONGEST_WAIT));
+        let record = shared.wait_for(key, patience_for(contents.estimated_size()).min(LONGEST_WAIT));
         let record = record.filter(|record| self.can_be(record))?;
         if self.packer.is_far(contents) {
             let stamp = self.fetch_far(&record, contents)?;

@@ -266,12 +266,22 @@ impl<'a> Repository<'a> {
         size: u64,
         read: impl FnOnce(&mut dyn Read) -> T,
     ) -> Result<Option<T>, RegistryError> {
+        self.read_blob_while(digest, size, (self.session.patience, self.session.observer), read)
+    }
+
+    /// The same for whoever has a patience, and a wish to stop, of its own.
+    pub(crate) fn read_blob_while<T>(
+        &self,
+        digest: &Digest,
+        size: u64,
+        (patience, observer): (Patience, &dyn Observer),
+        read: impl FnOnce(&mut dyn Read) -> T,
+    ) -> Result<Option<T>, RegistryError> {
         let what = format!("the blob {digest}");
         let runtime = self.runtime()?;
         let url = runtime.block_on(self.session.address(&self.reference, &format!("blobs/{digest}")))?;
         let blob = Blob { repository: self, url, what: &what };
-        let (handle, observer) = (runtime.handle(), self.session.observer);
-        match Download::start(&blob, "", size, self.session.patience, (handle, observer)) {
+        match Download::start(&blob, "", size, patience, (runtime.handle(), observer)) {
             Ok(mut download) => Ok(Some(read(&mut download))),
             Err(FetchError::NotFound) => Ok(None),
             Err(error) => Err(self.session.unanswered(&what, error)),

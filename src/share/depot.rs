@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 
 use super::sheet::{InvalidSheet, SheetName};
+use super::waiting::Waiting;
 use crate::blob::Digest;
 use crate::http::FetchError;
 use crate::registry::{Deletion, RegistryError};
@@ -130,8 +131,15 @@ pub trait Depot: Send + Sync {
     /// Those of the blobs that are there; a build waits for the answer.
     fn has_blobs(&self, blobs: &[Digest]) -> Result<BTreeSet<Digest>, DepotError>;
 
-    /// Has a blob read; the answer is what `read` gives, `None` where there is no such blob.
-    fn read_blob(&self, blob: &Digest, size: u64, read: ReadBlob<'_>) -> Result<Option<io::Result<()>>, DepotError>;
+    /// Has a blob read, as long as a build waits for it; the answer is what `read` gives, `None` where there is no such
+    /// blob.
+    fn read_blob(
+        &self,
+        blob: &Digest,
+        size: u64,
+        waiting: &Waiting<'_>,
+        read: ReadBlob<'_>,
+    ) -> Result<Option<io::Result<()>>, DepotError>;
 
     /// Keeps a blob, out of one of these repositories of the same registry if it can be had from there. One that is there
     /// already is not written, unless it may be about to go.

@@ -8,6 +8,7 @@ use super::super::depot::{BlobNote, ReadBlob, WriteBlob};
 use super::super::hurry::Hurry;
 use super::super::samples::{Forgetful, bytes, entry, image, key};
 use super::super::shared_cache::{Settings, SharedCache};
+use super::super::waiting::Waiting;
 use super::*;
 use crate::event::Silent;
 use crate::registry::Deletion;
@@ -240,7 +241,13 @@ impl<W: Fn(Asked, &mut Kept) + Send + Sync> Depot for Busy<W> {
         Ok(blobs.iter().copied().filter(|blob| kept.blobs.contains(blob)).collect())
     }
 
-    fn read_blob(&self, _: &Digest, _: u64, _: ReadBlob<'_>) -> Result<Option<std::io::Result<()>>, DepotError> {
+    fn read_blob(
+        &self,
+        _: &Digest,
+        _: u64,
+        _: &Waiting<'_>,
+        _: ReadBlob<'_>,
+    ) -> Result<Option<std::io::Result<()>>, DepotError> {
         unreachable!()
     }
 

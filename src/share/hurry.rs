@@ -22,17 +22,7 @@ impl<'a> Hurry<'a> {
 
     /// Does something. What is waited for after so long, by whatever thread, comes to an end then. One at a time.
     pub(super) fn within<T>(&self, limit: Duration, work: impl FnOnce() -> T) -> T {
-        let done = thread::scope(|scope| {
-            let (is_done, waiting) = channel::<()>();
-            scope.spawn(move || {
-                if waiting.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                    self.is_over.store(true, Ordering::Relaxed);
-                }
-            });
-            let done = work();
-            drop(is_done);
-            done
-        });
+        let done = within(limit, &self.is_over, work);
         self.is_over.store(false, Ordering::Relaxed);
         done
     }
@@ -41,6 +31,21 @@ impl<'a> Hurry<'a> {
     pub(super) fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
     }
+}
+
+/// Does something. `is_over` is set where that takes longer than `limit`.
+pub(super) fn within<T>(limit: Duration, is_over: &AtomicBool, work: impl FnOnce() -> T) -> T {
+    thread::scope(|scope| {
+        let (is_done, waiting) = channel::<()>();
+        scope.spawn(move || {
+            if waiting.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                is_over.store(true, Ordering::Relaxed);
+            }
+        });
+        let done = work();
+        drop(is_done);
+        done
+    })
 }
 
 impl Observer for Hurry<'_> {

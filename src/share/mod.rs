@@ -13,6 +13,7 @@ mod registry_depot;
 mod shared_cache;
 mod sheet;
 mod signing;
+mod waiting;
 
 #[cfg(test)]
 mod conformance;
@@ -28,3 +29,4 @@ pub use open::Keyring;
 pub use shared_cache::{Given, Settings, ShareMemory, SharedCache, WriteLayer};
 pub use sheet::{Contents, EncodeError, ImageUse, InvalidSheet, InvalidSheetName, Sheet, SheetName};
 pub use signing::{InvalidSecretKey, SecretKey};
+pub use waiting::{Wait, Waiting};

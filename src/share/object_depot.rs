@@ -15,6 +15,7 @@ use super::depot::{BlobNote, Depot, DepotError, ReadBlob, WriteBlob};
 use super::garbage::GRACE;
 use super::large_object::{LargeObject, PART, Upload, persist};
 use super::sheet::{LONGEST, SheetName};
+use super::waiting::Waiting;
 use crate::blob::Digest;
 use crate::event::Observer;
 use crate::http::{Download, FetchError, Objects, Patience, small_file, until_cancelled};
@@ -222,9 +223,15 @@ impl Depot for ObjectDepot<'_> {
         self.insist("its blobs", self.quick, asking)
     }
 
-    fn read_blob(&self, blob: &Digest, size: u64, read: ReadBlob<'_>) -> Result<Option<io::Result<()>>, DepotError> {
+    fn read_blob(
+        &self,
+        blob: &Digest,
+        size: u64,
+        waiting: &Waiting<'_>,
+        read: ReadBlob<'_>,
+    ) -> Result<Option<io::Result<()>>, DepotError> {
         let path = self.path(&Self::blob(blob)).to_string();
-        match Download::start(&self.objects, &path, size, self.steady, (self.runtime.handle(), self.observer)) {
+        match Download::start(&self.objects, &path, size, waiting.patience(), (self.runtime.handle(), waiting)) {
             Ok(mut download) => Ok(Some(read(&mut download))),
             Err(FetchError::NotFound) => Ok(None),
             Err(error) => Err(Self::failed("a blob")(error)),

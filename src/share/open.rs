@@ -19,7 +19,7 @@ use crate::substitute::AwsCredentials;
 const CONNECTIONS: usize = 16;
 
 /// What a build waits for at most: an answer, soon, or none. A registry may stumble over two who do the same at once.
-fn quick() -> Patience {
+pub(super) fn quick() -> Patience {
     let soon = Duration::from_secs(2);
     Patience { attempts: 2, longest_wait: soon, stalled_after: soon, ..Patience::default() }
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::depot::{BlobNote, Depot, DepotError, ReadBlob, UnreadableSheet, WriteBlob};
 use super::sheet::{LONGEST, Sheet, SheetName};
+use super::waiting::Waiting;
 use crate::blob::{Digest, canonical_json};
 use crate::registry::{Deletion, LONGEST_MANIFEST, PutManifest, RegistryError, Repository, UploadError};
 
@@ -181,8 +182,14 @@ impl Depot for RegistryDepot<'_> {
         Ok(self.quick.has_blobs(blobs)?)
     }
 
-    fn read_blob(&self, blob: &Digest, size: u64, read: ReadBlob<'_>) -> Result<Option<io::Result<()>>, DepotError> {
-        Ok(self.steady.read_blob(blob, size, read)?)
+    fn read_blob(
+        &self,
+        blob: &Digest,
+        size: u64,
+        waiting: &Waiting<'_>,
+        read: ReadBlob<'_>,
+    ) -> Result<Option<io::Result<()>>, DepotError> {
+        Ok(self.quick.read_blob_while(blob, size, (waiting.patience(), waiting), read)?)
     }
 
     fn write_blob(

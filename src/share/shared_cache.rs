@@ -2,11 +2,11 @@
 
 mod claims;
 mod faults;
+mod fetching;
 mod giving;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::{self, Read};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -86,6 +86,8 @@ pub struct SharedCache<'a> {
     views: OnceLock<()>,
     /// Keys and digests of layers that come out otherwise here.
     disbelieved: OnceLock<Mutex<BTreeSet<(LayerKey, Digest)>>>,
+    /// Whether all layers that are fetched, and can be made here, were waited for long enough.
+    are_late: AtomicBool,
     /// How often something new was found while others' work was waited for.
     news: AtomicU64,
     /// At which number of news somebody had waited in vain, and one more; 0 for nobody.
@@ -97,13 +99,14 @@ struct Share<'a> {
     address: ShareAddress,
     depot: Box<dyn Depot + 'a>,
     is_written: bool,
+    /// Whether it is done without. Who holds the state may be waiting for an answer, and others look at this meanwhile.
+    has_failed: AtomicBool,
     state: Mutex<State>,
 }
 
 /// What is known of a cache, and what this run adds.
 #[derive(Default)]
 struct State {
-    has_failed: bool,
     /// All sheets that were there at the last look.
     listed: BTreeSet<SheetName>,
     /// Those that were read.
@@ -146,7 +149,10 @@ impl<'a> SharedCache<'a> {
         let mut shares = Vec::new();
         for (address, is_written) in all {
             match opener.open(&address) {
-                Ok(depot) => shares.push(Share { address, depot, is_written, state: Mutex::default() }),
+                Ok(depot) => {
+                    let has_failed = AtomicBool::new(false);
+                    shares.push(Share { address, depot, is_written, has_failed, state: Mutex::default() });
+                }
                 Err(error) => {
                     let message = format!("the shared cache '{address}' is done without: {}", in_one_line(&error));
                     observer.event(Event::Warning { message });
@@ -165,6 +171,7 @@ impl<'a> SharedCache<'a> {
             shares,
             views: OnceLock::new(),
             disbelieved: OnceLock::new(),
+            are_late: AtomicBool::new(false),
             news: AtomicU64::new(0),
             in_vain_at: AtomicU64::new(0),
         })
@@ -194,33 +201,6 @@ impl<'a> SharedCache<'a> {
             records
         };
         self.usable().flat_map(of).collect()
-    }
-
-    /// Has a blob read; false where no cache has it. What is read is not verified.
-    pub fn read_blob(&self, blob: &Digest, size: u64, mut read: impl FnMut(&mut dyn Read) -> io::Result<()>) -> bool {
-        self.views.get_or_init(|| self.read_views());
-        for share in self.usable().filter(|share| share.state().contents.blobs().contains_key(blob)) {
-            let done = share.depot.read_blob(blob, size, &mut read);
-            match done {
-                Ok(Some(Ok(()))) => return true,
-                Ok(Some(Err(error))) => {
-                    if Damage::is_in(&error) {
-                        share.state().damaged.insert(*blob, Damage::Wrong);
-                    }
-                    self.warn_of(share, &format!("gave {blob} wrong: {error}"));
-                }
-                Ok(None) => {
-                    share.state().damaged.insert(*blob, Damage::Lost);
-                    self.warn_of(share, &format!("has lost {blob}"));
-                }
-                Err(error) if Damage::is_why(&error) => {
-                    share.state().damaged.insert(*blob, Damage::Wrong);
-                    self.warn_of(share, &format!("gave {blob} wrong: {}", in_one_line(&error)));
-                }
-                Err(error) => self.give_up(share, &error),
-            }
-        }
-        false
     }
 
     /// Waits until another machine has made the layer: for as long as others' layers come in, and then for as long as
@@ -281,7 +261,7 @@ impl<'a> SharedCache<'a> {
     }
 
     fn usable(&self) -> impl Iterator<Item = &Share<'a>> {
-        self.shares.iter().filter(|share| !share.state().has_failed)
+        self.shares.iter().filter(|share| !share.has_failed.load(Ordering::Relaxed))
     }
 
     fn find(&self, key: &LayerKey) -> Option<LayerRecord> {
@@ -380,16 +360,18 @@ impl<'a> SharedCache<'a> {
     }
 
     fn give_up(&self, share: &Share<'a>, error: &DepotError) {
-        let mut state = share.state();
-        if std::mem::replace(&mut state.has_failed, true) || self.observer.cancelled() {
-            return;
-        }
-        drop(state);
         let why = match self.hurry.is_over() {
             true => format!("its answers take longer than {} s", PATIENCE.as_secs()),
             false => in_one_line(error),
         };
-        self.warn_of(share, &format!("is done without: {why}"));
+        self.do_without(share, &why);
+    }
+
+    /// Asks nothing more of a cache, and says so once. Who ends the run does not want to read of that.
+    fn do_without(&self, share: &Share<'a>, why: &str) {
+        if !share.has_failed.swap(true, Ordering::Relaxed) && !self.observer.cancelled() {
+            self.warn_of(share, &format!("is done without: {why}"));
+        }
     }
 
     fn warn_of(&self, share: &Share<'a>, what: &str) {
