@@ -145,7 +145,12 @@ impl BucketServer {
     }
 
     fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("http://{}", self.host())
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub(crate) fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// A place in the bucket as a shared cache in one of Google's, whose protocol for files is Amazon's but for

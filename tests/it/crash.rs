@@ -133,7 +133,7 @@ fn words(text: &str) -> Vec<String> {
 }
 
 /// Bytes that do not compress, the same for the same name.
-fn noise(name: &str, size: usize) -> Vec<u8> {
+pub(crate) fn noise(name: &str, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
     blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
     bytes

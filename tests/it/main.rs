@@ -18,6 +18,7 @@ mod registry_tokens;
 mod sandbox;
 mod skips;
 mod slow_caches;
+mod slow_layers;
 mod stand_in;
 mod terminal;
 
@@ -32,6 +33,7 @@ mod crash;
 mod crowd;
 mod damage;
 mod delivery;
+mod failing_caches;
 mod failures;
 mod fuzz_corpus;
 mod generated;

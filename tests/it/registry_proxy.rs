@@ -79,6 +79,8 @@ pub(crate) enum Fault {
     CutAnswer(u64),
     /// The answer's body comes a byte at a time, for as long as the client waits.
     Trickle,
+    /// The answer's body comes steadily, so many bytes a second.
+    Slow(u64),
     /// The digest in the answer is another one.
     OtherDigest,
     /// The digest in the answer is left out.
@@ -133,7 +135,7 @@ pub(crate) struct RegistryProxy {
 
 struct State {
     port: u16,
-    /// The registry, at `127.0.0.1:PORT`.
+    /// The registry, or whatever else there is, at `127.0.0.1:PORT`.
     upstream: String,
     tokens: Option<Tokens>,
     traffic: Mutex<Traffic>,
@@ -158,11 +160,16 @@ impl RegistryProxy {
 
     /// The same, for clients that bring tokens.
     pub(crate) fn start_with(registry: &RegistryServer, tokens: Option<Tokens>) -> Self {
+        Self::start_at(registry.host(), tokens)
+    }
+
+    /// In front of any server at `127.0.0.1:PORT`.
+    pub(crate) fn start_at(upstream: String, tokens: Option<Tokens>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let state = Arc::new(State {
             port,
-            upstream: registry.host(),
+            upstream,
             tokens,
             traffic: Mutex::default(),
             faults: Mutex::default(),
@@ -212,6 +219,12 @@ impl RegistryProxy {
     /// All requests of a kind meet this fault from now on.
     pub(crate) fn fail_always(&self, request: Request, fault: Fault) {
         self.state.always.lock().unwrap().insert(request, fault);
+    }
+
+    /// All requests of a kind but the first ones meet this fault.
+    pub(crate) fn fail_always_after(&self, others: usize, request: Request, fault: Fault) {
+        self.state.faults.lock().unwrap().insert(request, vec![None; others]);
+        self.fail_always(request, fault);
     }
 
     /// Lists of tags come in pages of so many, which this registry does not do by itself.
@@ -476,6 +489,13 @@ impl State {
             }
             return Ok(false);
         }
+        if let Some(Fault::Slow(each_second)) = fault {
+            for piece in body.chunks(usize::try_from(each_second / 20).unwrap()) {
+                client.write_all(piece)?;
+                thread::sleep(Duration::from_millis(50));
+            }
+            return Ok(false);
+        }
         client.write_all(&body)?;
         client.flush()?;
         let is_delimited = answer.length().is_some() || answer.get("transfer-encoding").is_some() || !has_body;
@@ -548,4 +568,6 @@ fn what_goes_through_is_counted_and_faults_come_in_their_order() {
     assert_eq!((traffic.requests(), traffic.of(Request::Tags).requests), (7, 4));
     assert_eq!(traffic.log[4], "GET /v2/team/web/tags/list: 404");
     assert_eq!(proxy.traffic().requests(), 0);
+    proxy.fail_always_after(2, Request::Tags, Fault::Status(500, ""));
+    assert_eq!([tags; 4].map(|path| ask(path, "Bearer token-0").status), [404, 404, 500, 500]);
 }

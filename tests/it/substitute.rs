@@ -112,7 +112,12 @@ fn an_image_out_of_a_cache_is_byte_for_byte_the_one_out_of_the_store(#[case] nar
 }
 
 /// A run on another machine that has nothing but this layer cache: what it asked the binary cache for, and what it said.
-fn on_an_empty_machine(project: &Project, server: &CacheServer, machine: &str, args: &[&str]) -> (Vec<String>, String) {
+pub(crate) fn on_an_empty_machine(
+    project: &Project,
+    server: &CacheServer,
+    machine: &str,
+    args: &[&str],
+) -> (Vec<String>, String) {
     let _ = (server.asked(), fs::remove_file(project.file()));
     let mut command = project.command_that(&["-v"], &server.url());
     command.env("LAYERHOLD_CACHE", project.sandbox.path(machine)).args(args);
@@ -120,7 +125,7 @@ fn on_an_empty_machine(project: &Project, server: &CacheServer, machine: &str, a
     (server.asked(), String::from_utf8(outcome.get_output().stderr.clone()).unwrap())
 }
 
-fn nars(asked: &[String]) -> usize {
+pub(crate) fn nars(asked: &[String]) -> usize {
     asked.iter().filter(|name| name.starts_with("nar/")).count()
 }
 
