@@ -102,10 +102,12 @@ fn the_next_cache_gives_what_the_first_one_does_not() {
     place.project.machine("filling").image(&place.environment, &["--cache-to", &good]);
     place.fail(Fault::Hang);
     let from = ["--cache-from", &place.share, "--cache-from", &good];
+    let started = Instant::now();
     let (image, said) = place.project.machine("second").image(&place.environment, &from);
     assert!(image == place.expected, "{said}");
     assert!(said.contains(&format!("fetched from a shared cache: {LAYERS} layers")), "{said}");
     assert_eq!(warnings(&said).len(), 1, "{said}");
+    assert!(started.elapsed() < Duration::from_secs(20), "{said}");
 }
 
 #[test]
