@@ -94,3 +94,26 @@ impl Read for WaitedFor<'_> {
         self.blob.read(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Silent;
+
+    #[test]
+    fn what_can_be_made_here_is_waited_for_so_long_and_what_cannot_while_nobody_gives_the_cache_up() {
+        let (has_failed, are_all_late) = (AtomicBool::new(false), AtomicBool::new(false));
+        let waiting = |wait| Waiting::new(&Silent, wait, &has_failed, &are_all_late);
+        let (near, far) = (waiting(Wait::AtMost(Duration::from_millis(1))), waiting(Wait::WhileItComes));
+        // It has begun to come, and comes for ever.
+        let endless =
+            near.bounded(|| io::copy(&mut WaitedFor { blob: &mut io::repeat(7), waiting: &near }, &mut io::sink()));
+        assert!(endless.is_err_and(|error| Cancelled::caused(&error)) && near.is_late());
+        let next = waiting(Wait::AtMost(Duration::from_secs(3600)));
+        assert!(next.bounded(|| !next.cancelled()), "one layer's time is no other's");
+        are_all_late.store(true, Ordering::Relaxed);
+        assert!(next.is_late() && !far.is_late() && !far.bounded(|| far.cancelled()));
+        has_failed.store(true, Ordering::Relaxed);
+        assert!(far.cancelled() && !far.is_late(), "somebody else has given the cache up");
+    }
+}
