@@ -186,7 +186,8 @@ impl Making<'_> {
             targets.hear(observer)?;
         }
         let registries = Registries::new(request.registries.clone(), observer);
-        let mut sinks = targets.sinks(stdout, &Means { registries: &registries, observer });
+        let means = Means { registries: &registries, observer, asks_for_all: false };
+        let mut sinks = targets.sinks(stdout, &means);
         let sizes = if request.dry_run || !sinks.have_places() { None } else { sought.sizes()? };
         let spool = match sizes {
             Some(sizes) => sinks.spool(&sizes)?,

@@ -476,6 +476,9 @@ impl Past for Layers<'_> {
     }
 
     fn forget_blobs(&self, repository: &str, blobs: &[Digest]) {
+        if blobs.is_empty() {
+            return;
+        }
         let entries = presence::entries(repository, blobs, None);
         self.workshop.with_store("forget a repository", |store| store.remember(Shelf::Blobs, &entries));
     }

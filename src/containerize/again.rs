@@ -111,7 +111,9 @@ impl Pushing<'_> {
 
         let registries = Registries::new(request.registries.clone(), observer);
         let mut nowhere = io::sink();
-        let sinks = targets.sinks(&mut nowhere, &Means { registries: &registries, observer });
+        // Whoever pushes an image once more may do so because the registry has lost some of it.
+        let means = Means { registries: &registries, observer, asks_for_all: true };
+        let sinks = targets.sinks(&mut nowhere, &means);
         if request.dry_run {
             layers.remember_states();
             let deliveries = sinks.foresee(&images, &layers)?;

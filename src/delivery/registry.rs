@@ -11,7 +11,8 @@ use crate::registry::{PutManifest, RegistryError, Repository, UploadError, Uploa
 
 /// Pushes to a tag of a repository.
 ///
-/// - A registry whose tag leads to this very image is asked, once a day, whether it still has what the image is made of.
+/// - A registry whose tag leads to this very image is asked, once a day, whether it still has what the image is made of;
+///   and each time where the user wants to be sure.
 /// - Which blobs a repository has is remembered, and asked again where the registry refuses a manifest for want of one.
 /// - A blob that another repository of the registry is remembered to have is mounted from there, where the registry lets
 ///   us.
@@ -20,12 +21,21 @@ pub struct RegistrySink<'a> {
     repository: Repository<'a>,
     observer: &'a dyn Observer,
     is_there: bool,
+    /// Whether every blob is asked for, whatever is remembered of it.
+    asks_for_all: bool,
     /// Whether nothing that is remembered can be trusted any more.
     was_refused: bool,
     /// Repositories of the same registry, and what they are remembered to have.
     others: BTreeMap<String, BTreeSet<Digest>>,
     /// Layers that the repository got without their being sent, and their bytes.
     mounted: Mutex<(usize, u64)>,
+}
+
+/// What a repository has of some blobs.
+struct Presence {
+    held: BTreeSet<Digest>,
+    /// Whether memory alone did not do.
+    has_asked: bool,
 }
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -35,7 +45,13 @@ impl<'a> RegistrySink<'a> {
     /// A sink on a repository; its reference says which tag. Nothing is asked yet.
     pub fn new(repository: Repository<'a>, observer: &'a dyn Observer) -> Self {
         let (others, mounted) = (BTreeMap::new(), Mutex::default());
-        Self { repository, observer, is_there: false, was_refused: false, others, mounted }
+        Self { repository, observer, is_there: false, asks_for_all: false, was_refused: false, others, mounted }
+    }
+
+    /// The same, asking for every blob and manifest: what is remembered of a registry that has lost something since is no
+    /// longer true, and who pushes once more to mend that wants more than to hear that all is well.
+    pub fn asking_for_all(self) -> Self {
+        Self { asks_for_all: true, ..self }
     }
 
     fn name(&self) -> String {
@@ -54,23 +70,43 @@ impl<'a> RegistrySink<'a> {
         self.repository.has_blobs(blobs).map_err(|error| self.error(error))
     }
 
+    /// Those of the blobs that the repository has or, where not all are asked for, is remembered to have. What is gone is
+    /// forgotten, so that other runs send it, too, should this one not come to that.
+    fn find(
+        &self,
+        blobs: &[Digest],
+        remembered: &BTreeSet<Digest>,
+        past: &dyn Past,
+    ) -> Result<Presence, DeliveryError> {
+        let is_known = |blob: &Digest| !self.asks_for_all && remembered.contains(blob);
+        let (known, asked): (Vec<_>, Vec<_>) = blobs.iter().copied().partition(is_known);
+        let mut held = self.has_blobs(&asked)?;
+        past.remember_blobs(&self.name(), &held.iter().copied().collect::<Vec<_>>());
+        let is_gone = |blob: &Digest| remembered.contains(blob) && !held.contains(blob);
+        past.forget_blobs(&self.name(), &asked.iter().copied().filter(is_gone).collect::<Vec<_>>());
+        held.extend(known);
+        Ok(Presence { held, has_asked: !asked.is_empty() })
+    }
+
     /// The layers that an image still has which its tag leads to. What was not seen there within a day is asked for:
     /// registries lose blobs under images, by a collection of garbage that ran beside a push for instance.
     fn still_there(&mut self, images: &Images, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
         let layers: BTreeSet<Digest> = images.layers().iter().map(|layer| layer.digest).collect();
-        let seen = past.seen_blobs(&self.name());
         let configs = images.all().iter().map(|image| image.config_digest);
-        let asked: Vec<Digest> = layers.iter().copied().chain(configs).filter(|blob| !seen.contains(blob)).collect();
-        let found = self.has_blobs(&asked)?;
-        past.remember_blobs(&self.name(), &found.iter().copied().collect::<Vec<_>>());
-        self.is_there = found.len() == asked.len();
-        if let (Images::Several(index), false) = (images, asked.is_empty()) {
+        let blobs: Vec<Digest> = layers.iter().copied().chain(configs).collect();
+        let Presence { held, has_asked } = self.find(&blobs, &past.seen_blobs(&self.name()), past)?;
+        self.is_there = blobs.iter().all(|blob| held.contains(blob));
+        if let (Images::Several(index), true) = (images, has_asked) {
             for image in &index.images {
                 let there = self.repository.manifest_digest(&image.manifest_digest.to_string());
-                self.is_there &= there.map_err(|error| self.error(error))? == Some(image.manifest_digest);
+                if there.map_err(|error| self.error(error))? != Some(image.manifest_digest) {
+                    self.is_there = false;
+                    // Manifests are not remembered, but looked at by whoever has a blob to ask for.
+                    past.forget_blobs(&self.name(), &[image.config_digest]);
+                }
             }
         }
-        Ok(layers.into_iter().filter(|layer| seen.contains(layer) || found.contains(layer)).collect())
+        Ok(layers.intersection(&held).copied().collect())
     }
 
     /// Looks for repositories that blobs may be mounted from. What this one is remembered, or said, to have comes back.
@@ -144,12 +180,7 @@ impl Sink for RegistrySink<'_> {
             return Ok(held);
         }
         let own = self.look_for_others(past);
-        let (known, unknown): (Vec<_>, Vec<_>) = layers.into_iter().partition(|blob| own.contains(blob));
-        let mut held: BTreeSet<Digest> = known.into_iter().collect();
-        let found = self.has_blobs(&unknown)?;
-        past.remember_blobs(&self.name(), &found.iter().copied().collect::<Vec<_>>());
-        held.extend(found);
-        Ok(held)
+        Ok(self.find(&layers, &own, past)?.held)
     }
 
     fn may_find(&self, layer: &Layer) -> bool {

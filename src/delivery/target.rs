@@ -109,6 +109,8 @@ pub struct Means<'a> {
     pub registries: &'a Registries<'a>,
     /// Who watches.
     pub observer: &'a dyn Observer,
+    /// Whether registries are asked for every blob, whatever is remembered of them.
+    pub asks_for_all: bool,
 }
 
 impl Target {
@@ -219,7 +221,10 @@ impl Target {
                 None => Box::new(client.sink(observer)),
             },
             Self::Layout(dir) => Box::new(LayoutSink::new(dir, observer)),
-            Self::Registry(reference) => Box::new(RegistrySink::new(means.registries.repository(reference), observer)),
+            Self::Registry(reference) => {
+                let sink = RegistrySink::new(means.registries.repository(reference), observer);
+                Box::new(if means.asks_for_all { sink.asking_for_all() } else { sink })
+            }
         }
     }
 }
@@ -323,7 +328,7 @@ mod tests {
             let mut stdout = Vec::new();
             let opening = target.ask(&image.name, LayerMediaType::TarZstd).unwrap();
             let registries = Registries::new(crate::registry::Settings::default(), &Silent);
-            let means = Means { registries: &registries, observer: &Silent };
+            let means = Means { registries: &registries, observer: &Silent, asks_for_all: false };
             deliver(&image, &blobs, &mut *target.sink(opening, Box::new(&mut stdout), &means), &Silent).unwrap();
             assert_eq!(whole_archive(&stdout).is_some(), target == Target::Stdout);
         }

@@ -35,7 +35,7 @@ pub(crate) fn both() -> String {
 /// An environment whose packages have other store paths on each platform, but for one.
 pub(crate) struct Project {
     pub(crate) sandbox: Sandbox,
-    store: BareStore,
+    pub(crate) store: BareStore,
     environment: FloxEnv,
     pub(crate) name: String,
 }

@@ -3,11 +3,13 @@
 use std::fs;
 use std::process::Output;
 
+use layerhold::blob::Digest;
 use rstest::rstest;
 use serde_json::Value;
 
 use crate::cache_server::CacheServer;
 use crate::peers::peer;
+use crate::platforms::{self, both};
 use crate::registry_faults::{Place, place};
 use crate::registry_proxy::{RegistryProxy, Request};
 use crate::registry_server::Setup;
@@ -239,4 +241,58 @@ fn of_store_paths_that_are_gone_here_a_cache_has_the_layers_and_no_nar_is_fetche
     let asked = binaries.asked();
     assert!(!asked.is_empty() && !asked.iter().any(|name| name.starts_with("nar/")), "{asked:#?}");
     assert_eq!(server.tags("team/hello"), ["v1"]);
+}
+
+#[test]
+fn an_image_that_is_pushed_once_more_gets_back_what_the_registry_has_lost() {
+    let place = place!(Setup::default(), None);
+    place.push_whole("v1");
+    let digest = place.verify_in(REPOSITORY, "v1");
+    let manifest = place.server.ask("GET", &format!("/v2/{REPOSITORY}/manifests/v1")).body;
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let [layer, config] = [&manifest["layers"][1], &manifest["config"]].map(|blob| blob["digest"].as_str().unwrap());
+    let (reference, store) = (place.proxy.reference("team/web:v1"), place.store.root().display().to_string());
+    let push = ["push", "web", &reference, "--store", &store];
+    let containerize = place.containerize();
+    let containerize: Vec<_> = containerize.iter().map(String::as_str).chain(["--push", &reference]).collect();
+    for lost in [layer, config] {
+        place.server.lose(REPOSITORY, lost);
+        place.proxy.traffic();
+        // All of it was seen there a moment ago.
+        run(&place, &containerize);
+        assert_eq!(place.proxy.traffic().requests(), 2);
+        assert!(!place.server.blobs(REPOSITORY).contains(&lost.to_owned()));
+        run(&place, &push);
+        assert_eq!(place.verify_in(REPOSITORY, "v1"), digest);
+        let traffic = place.proxy.traffic();
+        assert_eq!(traffic.of(Request::PostUpload).requests, 1, "what is there is not sent: {:#?}", traffic.log);
+    }
+    // Whoever only looks has the next run send it, whichever that is.
+    place.server.lose(REPOSITORY, layer);
+    let dry = described(&place, &[&push[..], &["--dry-run"]].concat());
+    assert_eq!(to_send(&dry)[0]["digest"], layer);
+    run(&place, &containerize);
+    assert_eq!(place.verify_in(REPOSITORY, "v1"), digest);
+}
+
+#[test]
+fn an_index_that_is_pushed_once_more_gets_back_the_image_that_the_registry_has_lost() {
+    let program = peer!(docker_registry);
+    let project = platforms::Project::new("hello");
+    let server = program.start(&project.sandbox.path("registry"), Setup { deletes: true, ..Setup::default() });
+    let reference = server.reference("team/hello:v1");
+    project.command(&["--platform", &both(), "--push", &reference]).assert().success();
+    let get = |name: &str| server.ask("GET", &format!("/v2/team/hello/manifests/{name}"));
+    let index = get("v1").body;
+    let listed: Value = serde_json::from_slice(&index).unwrap();
+    let images: Vec<_> = listed["manifests"].as_array().unwrap().iter().map(|image| &image["digest"]).collect();
+    assert_eq!(images.len(), 2);
+    for lost in images.iter().map(|image| image.as_str().unwrap()) {
+        assert_eq!(server.ask("DELETE", &format!("/v2/team/hello/manifests/{lost}")).status, 202);
+        assert_eq!(get(lost).status, 404);
+        let mut push = project.sandbox.cmd();
+        push.args(["push", "hello", &reference, "--store"]).arg(project.store.root()).assert().success();
+        assert_eq!(Digest::of(&get(lost).body).to_string(), lost);
+        assert!(get("v1").body == index, "it is another index");
+    }
 }
