@@ -186,7 +186,7 @@ impl Making<'_> {
             targets.hear(observer)?;
         }
         let registries = Registries::new(request.registries.clone(), observer);
-        let means = Means { registries: &registries, observer, asks_for_all: false };
+        let means = Means { registries: &registries, observer, asks_for_all: false, dry_run: request.dry_run };
         let mut sinks = targets.sinks(stdout, &means);
         let sizes = if request.dry_run || !sinks.have_places() { None } else { sought.sizes()? };
         let spool = match sizes {

@@ -112,7 +112,7 @@ impl Pushing<'_> {
         let registries = Registries::new(request.registries.clone(), observer);
         let mut nowhere = io::sink();
         // Whoever pushes an image once more may do so because the registry has lost some of it.
-        let means = Means { registries: &registries, observer, asks_for_all: true };
+        let means = Means { registries: &registries, observer, asks_for_all: true, dry_run: request.dry_run };
         let sinks = targets.sinks(&mut nowhere, &means);
         if request.dry_run {
             layers.remember_states();

@@ -111,6 +111,8 @@ pub struct Means<'a> {
     pub observer: &'a dyn Observer,
     /// Whether registries are asked for every blob, whatever is remembered of them.
     pub asks_for_all: bool,
+    /// Whether targets are only looked at: who may not push may see what that would send.
+    pub dry_run: bool,
 }
 
 impl Target {
@@ -222,7 +224,9 @@ impl Target {
             },
             Self::Layout(dir) => Box::new(LayoutSink::new(dir, observer)),
             Self::Registry(reference) => {
-                let sink = RegistrySink::new(means.registries.repository(reference), observer);
+                let repository = means.registries.repository(reference);
+                let repository = if means.dry_run { repository } else { repository.for_pushing() };
+                let sink = RegistrySink::new(repository, observer);
                 Box::new(if means.asks_for_all { sink.asking_for_all() } else { sink })
             }
         }
@@ -328,7 +332,7 @@ mod tests {
             let mut stdout = Vec::new();
             let opening = target.ask(&image.name, LayerMediaType::TarZstd).unwrap();
             let registries = Registries::new(crate::registry::Settings::default(), &Silent);
-            let means = Means { registries: &registries, observer: &Silent, asks_for_all: false };
+            let means = Means { registries: &registries, observer: &Silent, asks_for_all: false, dry_run: false };
             deliver(&image, &blobs, &mut *target.sink(opening, Box::new(&mut stdout), &means), &Silent).unwrap();
             assert_eq!(whole_archive(&stdout).is_some(), target == Target::Stdout);
         }

@@ -89,6 +89,8 @@ struct Network {
 /// again, in bounded time.
 pub struct Repository<'a> {
     reference: Reference,
+    /// What a token for reading has to be for.
+    reads: Scope,
     session: Arc<Session<'a>>,
     network: Arc<Network>,
 }
@@ -129,7 +131,7 @@ impl<'a> Registries<'a> {
             Arc::new(Session::new(registry, Arc::clone(&self.settings), &self.network, self.observer))
         });
         let (session, network) = (Arc::clone(session), Arc::clone(&self.network));
-        Repository { reference: reference.clone(), session, network }
+        Repository { reference: reference.clone(), reads: Scope::Pull, session, network }
     }
 }
 
@@ -137,6 +139,12 @@ impl<'a> Repository<'a> {
     /// What it was named by.
     pub fn reference(&self) -> &Reference {
         &self.reference
+    }
+
+    /// The same, read with the right to push that is wanted in a moment, as Docker does: that is one token fewer, and
+    /// some registries refuse to say of a repository that is not there that it is not, but to whoever may make it.
+    pub fn for_pushing(self) -> Self {
+        Self { reads: Scope::Push, ..self }
     }
 
     fn question<'q>(&'q self, scope: Scope, what: &'q str, method: Method, url: &'q url::Url) -> Question<'q> {
@@ -149,7 +157,7 @@ impl<'a> Repository<'a> {
         let said = self.runtime()?.block_on(async {
             let url = self.session.address(&self.reference, &format!("manifests/{name}")).await?;
             let accept = |request: reqwest::RequestBuilder| request.header(header::ACCEPT, MANIFESTS);
-            let answer = self.session.send(self.question(Scope::Pull, &what, Method::HEAD, &url), accept).await?;
+            let answer = self.session.send(self.question(self.reads, &what, Method::HEAD, &url), accept).await?;
             match answer {
                 Ok(response) => Ok(Some(digest_of(&response).and_then(|digest| digest.parse().ok()))),
                 Err(refusal) if refusal.status == StatusCode::NOT_FOUND => Ok(None),
@@ -171,7 +179,7 @@ impl<'a> Repository<'a> {
         self.runtime()?.block_on(async {
             let url = self.session.address(&self.reference, &format!("manifests/{name}")).await?;
             let accept = |request: reqwest::RequestBuilder| request.header(header::ACCEPT, MANIFESTS);
-            let answer = self.session.send(self.question(Scope::Pull, &what, Method::GET, &url), accept).await?;
+            let answer = self.session.send(self.question(self.reads, &what, Method::GET, &url), accept).await?;
             let response = match answer {
                 Ok(response) => response,
                 Err(refusal) if refusal.status == StatusCode::NOT_FOUND => return Ok(None),
@@ -235,7 +243,7 @@ impl<'a> Repository<'a> {
 
     /// All tags; none of a repository that is not there.
     pub fn tags(&self) -> Result<Vec<String>, RegistryError> {
-        self.runtime()?.block_on(self.session.tags(&self.reference))
+        self.runtime()?.block_on(self.session.tags(&self.reference, self.reads))
     }
 
     /// Those of the blobs that the repository has.
@@ -292,7 +300,7 @@ impl<'a> Repository<'a> {
         let what = format!("the blob {digest}");
         let url = self.session.address(&self.reference, &format!("blobs/{digest}")).await?;
         let as_it_is = |request| request;
-        match self.session.send(self.question(Scope::Pull, &what, Method::HEAD, &url), as_it_is).await? {
+        match self.session.send(self.question(self.reads, &what, Method::HEAD, &url), as_it_is).await? {
             Ok(_) => Ok(true),
             Err(refusal) if refusal.status == StatusCode::NOT_FOUND => Ok(false),
             Err(refusal) => Err(self.session.refused(&what, refusal)),
@@ -339,18 +347,18 @@ struct Blob<'b, 'a> {
 impl Transport for Blob<'_, '_> {
     fn get<'t>(&'t self, _: &'t str, from: u64) -> Asked<'t> {
         Box::pin(async move {
-            let Repository { session, reference, .. } = self.repository;
+            let Repository { session, reference, reads, .. } = self.repository;
             let ranged = |request: reqwest::RequestBuilder| match from {
                 0 => request,
                 from => request.header(header::RANGE, format!("bytes={from}-")),
             };
-            let question = self.repository.question(Scope::Pull, self.what, Method::GET, &self.url);
+            let question = self.repository.question(*reads, self.what, Method::GET, &self.url);
             let mut is_fresh = false;
             let response = loop {
                 match session.attempt(&question, ranged).await {
                     Ok(Ok(response)) => break response,
                     Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !is_fresh => {
-                        is_fresh = session.forget_authorization(reference, Scope::Pull, &refusal);
+                        is_fresh = session.forget_authorization(reference, *reads, &refusal);
                     }
                     Ok(Err(refusal)) if refusal.status == StatusCode::NOT_FOUND => return Err(FetchError::NotFound),
                     Ok(Err(refusal)) => return Err(FetchError::Denied { status: refusal.status.as_u16() }),

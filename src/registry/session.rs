@@ -37,6 +37,11 @@ impl Scope {
             Self::Push => format!("repository:{repository}:pull,push"),
         }
     }
+
+    /// Whether a token for this is good for what a registry demands: who may push may pull.
+    fn covers(self, wanted: &str, repository: &str) -> bool {
+        wanted == self.text(repository) || wanted == Self::Pull.text(repository)
+    }
 }
 
 /// A registry, as far as it is known in this run.
@@ -188,7 +193,7 @@ impl<'a> Session<'a> {
                 Ok(Ok(response)) => return Ok(Ok(response)),
                 Ok(Err(refusal)) if refusal.status == StatusCode::UNAUTHORIZED && !is_fresh => {
                     match &refusal.challenge {
-                        Some(challenge) if challenge.scopes.iter().any(|wanted| *wanted != scope.text(repository)) => {
+                        Some(challenge) if challenge.scopes.iter().any(|wanted| !scope.covers(wanted, repository)) => {
                             is_fresh = true;
                             self.widen_authorization(reference, scope, challenge, what).await?;
                         }
@@ -295,13 +300,13 @@ impl<'a> Session<'a> {
     }
 
     /// All tags of a repository, page by page as the registry cuts them.
-    pub(super) async fn tags(&self, reference: &Reference) -> Result<Vec<String>, RegistryError> {
+    pub(super) async fn tags(&self, reference: &Reference, scope: Scope) -> Result<Vec<String>, RegistryError> {
         const WHAT: &str = "its tags";
         let mut tags = BTreeSet::new();
         let mut page = Some(self.address(reference, "tags/list?n=1000").await?);
         while let Some(url) = page.take() {
             let as_it_is = |request| request;
-            let question = Question { reference, scope: Scope::Pull, what: WHAT, method: Method::GET, url: &url };
+            let question = Question { reference, scope, what: WHAT, method: Method::GET, url: &url };
             let response = match self.send(question, as_it_is).await? {
                 Ok(response) => response,
                 Err(refusal) if refusal.status == StatusCode::NOT_FOUND => break,

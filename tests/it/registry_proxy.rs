@@ -331,7 +331,8 @@ impl State {
                 }
                 return self.refuse(asked, head, reader, client, status, "", &body);
             }
-            if let Err(scope) = tokens.check(&asked.method, &asked.path, head.get("authorization")) {
+            let is_there = |repository: &str| self.has(repository);
+            if let Err(scope) = tokens.check(&asked.method, &asked.path, head.get("authorization"), is_there) {
                 let realm = tokens.realm(self.port);
                 let challenge = format!("WWW-Authenticate: Bearer realm=\"{realm}\",service=\"tests\"{scope}\r\n");
                 let body = r#"{"errors":[{"code":"UNAUTHORIZED","message":"a token is needed"}]}"#;
@@ -349,6 +350,12 @@ impl State {
             return self.refuse(asked, head, reader, client, 307, &location, "");
         }
         self.forward(asked, head, reader, client, fault)
+    }
+
+    /// Whether the registry has a repository of this name.
+    fn has(&self, repository: &str) -> bool {
+        let port = self.upstream.rsplit(':').next().unwrap().parse().unwrap();
+        registry_messages::ask(port, "GET", &format!("/v2/{repository}/tags/list"), &[]).status != 404
     }
 
     /// A part of the list of tags, and the header that names the next one (distribution specification, "Content

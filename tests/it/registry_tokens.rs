@@ -30,6 +30,8 @@ pub(crate) struct Tokens {
     strict: bool,
     /// How many requests a token is good for; any number when absent.
     uses: Option<u32>,
+    /// Whether who may only read in a repository that is not there is refused as somebody who may not.
+    hides: bool,
     /// A repository that nobody is given a right to.
     closed: Option<&'static str>,
     /// Where tokens are asked for, where that is not the registry itself: a port on this machine.
@@ -77,6 +79,11 @@ impl Tokens {
     /// None is good for this repository; what else was asked for is given all the same, as Docker's service does.
     pub(crate) fn but_for(self, repository: &'static str) -> Self {
         Self { closed: Some(repository), ..self }
+    }
+
+    /// Whoever may only read is not told that a repository is not there.
+    pub(crate) fn hiding(self) -> Self {
+        Self { hides: true, ..self }
     }
 
     /// They are to be asked for at another port on this machine.
@@ -145,9 +152,17 @@ impl Tokens {
     }
 
     /// Whether a request comes with a token that is good for it; if not, the parameter of the challenge that says what
-    /// would be, with a comma before it.
-    pub(crate) fn check(&self, method: &str, path: &str, authorization: Option<&str>) -> Result<(), String> {
+    /// would be, with a comma before it. `is_there` tells of a repository, `NAME`.
+    pub(crate) fn check(
+        &self,
+        method: &str,
+        path: &str,
+        authorization: Option<&str>,
+        is_there: impl Fn(&str) -> bool,
+    ) -> Result<(), String> {
         let needed = needed(method, path);
+        let resource = |(resource, _): &(String, _)| resource.strip_prefix("repository:").map(str::to_owned);
+        let hidden = needed.first().and_then(resource).filter(|name| self.hides && !is_there(name));
         let mut given = self.given.lock().unwrap();
         let token = authorization.and_then(|value| value.strip_prefix("Bearer "));
         let token = token.and_then(|token| given.get_mut(token)).filter(|token| token.uses > 0);
@@ -155,6 +170,7 @@ impl Tokens {
             && needed.iter().all(|(resource, actions)| {
                 actions.iter().all(|action| token.scopes.contains(&format!("{resource}:{action}")))
             })
+            && hidden.is_none_or(|name| token.scopes.contains(&format!("repository:{name}:push")))
         {
             token.uses -= 1;
             return Ok(());
@@ -185,16 +201,27 @@ fn needed(method: &str, path: &str) -> Vec<(String, Vec<&'static str>)> {
 fn a_token_is_good_for_what_was_asked_for_and_so_often() {
     let tokens = Tokens::for_login().good_for(1);
     let put = ("PUT", "/v2/team/web/manifests/v1");
-    let Err(scope) = tokens.check(put.0, put.1, None) else { panic!("it needs none") };
+    let Err(scope) = tokens.check(put.0, put.1, None, |_| true) else { panic!("it needs none") };
     assert_eq!(scope, ",scope=\"repository:team/web:pull,push\"");
     assert_eq!(tokens.give("/token?scope=repository:team/web:pull,push", None).0, 401);
     let (status, body) = tokens.give("/token?scope=repository:team/web:pull,push", Some(&basic(LOGIN.0, LOGIN.1)));
     assert_eq!((status, body.as_str()), (200, r#"{"token":"token-0","expires_in":300}"#));
     let token = Some("Bearer token-0");
-    assert!(tokens.check("PUT", "/v2/other/manifests/v1", token).is_err());
+    assert!(tokens.check("PUT", "/v2/other/manifests/v1", token, |_| true).is_err());
     let mount = "/v2/team/web/blobs/uploads/?mount=sha256:0&from=base";
-    let Err(scope) = tokens.check("POST", mount, token) else { panic!("the other repository is anybody's") };
+    let Err(scope) = tokens.check("POST", mount, token, |_| true) else { panic!("the other repository is anybody's") };
     assert_eq!(scope, ",scope=\"repository:team/web:pull,push repository:base:pull\"");
-    tokens.check(put.0, put.1, token).unwrap();
-    assert!(tokens.check(put.0, put.1, token).is_err(), "it is used up");
+    tokens.check(put.0, put.1, token, |_| true).unwrap();
+    assert!(tokens.check(put.0, put.1, token, |_| true).is_err(), "it is used up");
+}
+
+#[test]
+fn who_may_only_read_is_not_told_what_is_not_there() {
+    let tokens = Tokens::for_all().hiding();
+    for (number, actions) in ["pull", "pull,push"].into_iter().enumerate() {
+        tokens.give(&format!("/token?scope=repository:team/web:{actions}"), None);
+        let token = format!("Bearer token-{number}");
+        let check = |is_there| tokens.check("HEAD", "/v2/team/web/manifests/v1", Some(&token), |_| is_there);
+        assert_eq!((check(true).is_ok(), check(false).is_ok()), (true, actions == "pull,push"));
+    }
 }
