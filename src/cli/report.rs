@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
@@ -25,22 +25,33 @@ pub(super) struct Told {
     pub(super) to_stdout: bool,
 }
 
-/// Tells it: where the image went, what it is called there, and at `-v` what that took.
+/// Tells it: where the image went, what it is called there, what a push took, and at `-v` what all of it took.
 pub(super) fn tell(report: &Report, told: &Told, started: Instant, progress: &Progress) -> Result<(), Failure> {
     summarise(report, told.dry_run, started, progress);
     let title = title(&report.images);
-    for delivery in &report.deliveries {
+    let last_push = report.deliveries.iter().rposition(|delivery| matches!(delivery.target, Target::Registry(_)));
+    for (at, delivery) in report.deliveries.iter().enumerate() {
         if told.dry_run {
             foretell(&title, &report.images, delivery, progress);
         } else if !told.in_proxy {
-            progress.result(&format!("⚡︎ {title} written to {}", delivery.target));
+            // The time is the whole run's, so it is said once.
+            let took = (last_push == Some(at)).then(|| started.elapsed());
+            progress.result(&format!("⚡︎ {title} written to {}{}", delivery.target, cost(delivery, took)));
         }
     }
     say_references(report, told, progress)?;
     if told.json {
-        print_json(report, told.dry_run)?;
+        print_json(report, told.dry_run, started.elapsed())?;
     }
     Ok(())
+}
+
+/// What a push sent, and how long the run took; nothing of other targets, whose lines are those of flox.
+fn cost(delivery: &Delivery, took: Option<Duration>) -> String {
+    let Target::Registry(_) = delivery.target else { return String::new() };
+    let Delivered { layers_sent, layers_held, bytes_sent, .. } = delivery.delivered;
+    let took = took.map_or_else(String::new, |took| format!(", {:.1} s", took.as_secs_f64()));
+    format!(": {layers_sent} of {} layers sent, {}{took}", layers_sent + layers_held, size::human(bytes_sent))
 }
 
 /// What a delivery would send, and which packages make that necessary.
@@ -124,7 +135,7 @@ fn summarise(report: &Report, dry_run: bool, started: Instant, progress: &Progre
     say(format!("time: {:.2} s", started.elapsed().as_secs_f64()));
 }
 
-fn print_json(report: &Report, dry_run: bool) -> Result<(), Failure> {
+fn print_json(report: &Report, dry_run: bool, took: Duration) -> Result<(), Failure> {
     let mut object = match &report.images {
         Images::One(image) => image_json(image),
         Images::Several(index) => {
@@ -141,6 +152,7 @@ fn print_json(report: &Report, dry_run: bool) -> Result<(), Failure> {
         ("name", json!(report.images.name().repository())),
         ("tag", json!(report.images.name().tag())),
         ("dry_run", json!(dry_run)),
+        ("seconds", json!(took.as_millis() as f64 / 1000.0)),
     ]));
     let deliveries: Vec<_> = report.deliveries.iter().map(|delivery| delivery_json(delivery, &report.images)).collect();
     // The first one's own keys are those of the whole, as they were when there was only one.

@@ -85,13 +85,15 @@ fn an_image_that_was_made_before_is_in_the_registry_then() {
     assert!(lines[0].starts_with(&format!("{title}: {count} of {count} layers, 10.")), "{lines:#?}");
     assert_eq!(lines.len(), 1 + count);
     assert!(lines.iter().any(|line| line == "    9.0 MiB  large-1"), "{lines:#?}");
+    let (_, bytes) = lines[0].rsplit_once(", ").unwrap();
     is_empty(&place);
 
     let output = run(&place, &push);
     let digest = place.verify_in(REPOSITORY, "v2");
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(printed, format!("{}@{digest}\n", place.proxy.reference(REPOSITORY)));
-    assert_eq!(place.masked(&output), "⚡︎ 'web:v1' written to registry '[REGISTRY]/team/web:v2'\n");
+    let sent = format!("{count} of {count} layers sent, {bytes}, [TIME]");
+    assert_eq!(place.masked(&output), format!("⚡︎ 'web:v1' written to registry '[REGISTRY]/team/web:v2': {sent}\n"));
     assert_eq!(dry["manifest_digest"], digest.to_string());
     assert_eq!(place.server.tags(REPOSITORY), ["v2"]);
     let manifest = place.server.ask("GET", &format!("/v2/{REPOSITORY}/manifests/v2")).body;
@@ -107,6 +109,7 @@ fn an_image_that_was_made_before_is_in_the_registry_then() {
     assert_eq!(place.server.tags(REPOSITORY), ["v2"]);
     let again = described(&place, &push);
     assert_eq!((&again["layers_sent"], &again["layers_held"]), (&0.into(), &count.into()));
+    assert!(again["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{again:#}");
     assert_eq!(place.server.tags(REPOSITORY), ["v1", "v2"]);
     assert_eq!(place.verify_in(REPOSITORY, "v1"), digest);
 }
@@ -241,6 +244,25 @@ fn of_store_paths_that_are_gone_here_a_cache_has_the_layers_and_no_nar_is_fetche
     let asked = binaries.asked();
     assert!(!asked.is_empty() && !asked.iter().any(|name| name.starts_with("nar/")), "{asked:#?}");
     assert_eq!(server.tags("team/hello"), ["v1"]);
+}
+
+#[test]
+fn what_was_sent_is_said_of_each_registry_and_the_time_once() {
+    let place = place!(Setup::default(), None);
+    let references = ["team/web:v1", "team/web:v2"].map(|name| place.proxy.reference(name));
+    let containerize = place.containerize();
+    let mut args: Vec<_> = containerize.iter().map(String::as_str).collect();
+    args.extend(["-f", "image.tar", "--push", &references[0], "--push", &references[1]]);
+    let said = place.masked(&run(&place, &args));
+    let count = place.server.blobs(REPOSITORY).len() - 1;
+    let line = |target: &str| {
+        let written = format!("⚡︎ 'web:latest' written to {target}");
+        said.lines().find_map(|line| line.strip_prefix(&written)).unwrap_or_else(|| panic!("{target}: {said}"))
+    };
+    assert_eq!(line("file 'image.tar'"), "");
+    let first = line("registry '[REGISTRY]/team/web:v1'");
+    assert!(first.starts_with(&format!(": {count} of {count} layers sent, 10.")) && first.ends_with(" MiB"), "{first}");
+    assert_eq!(line("registry '[REGISTRY]/team/web:v2'"), format!(": 0 of {count} layers sent, 0 B, [TIME]"));
 }
 
 #[test]

@@ -76,12 +76,24 @@ impl Sandbox {
     }
 
     /// A text of the program with all that differs from run to run replaced: this sandbox's path by `[SANDBOX]`,
-    /// digests by `sha256:[DIGEST]`, hashes of store paths by `[HASH]`.
+    /// digests by `sha256:[DIGEST]`, hashes of store paths by `[HASH]`, how long a push took by `[TIME]`.
     pub(crate) fn tidy(&self, text: &str) -> String {
         let text = text.replace(&self.dir.path().display().to_string(), "[SANDBOX]");
         let text =
             mask(&text, "sha256:", 64, "[DIGEST]", |byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-        mask(&text, "/nix/store/", 32, "[HASH]", |byte| byte.is_ascii_digit() || byte.is_ascii_lowercase())
+        let text = mask(&text, "/nix/store/", 32, "[HASH]", |byte| byte.is_ascii_digit() || byte.is_ascii_lowercase());
+        text.split_inclusive('\n').map(without_time).collect()
+    }
+}
+
+/// The line of a push without how long the run took: `...layers sent, 10.1 MiB, [TIME]`.
+fn without_time(line: &str) -> String {
+    let of_push = line.trim_end().strip_suffix(" s").filter(|line| line.contains(" layers sent, "));
+    match of_push.and_then(|line| line.rsplit_once(", ")) {
+        Some((before, seconds)) if seconds.parse::<f64>().is_ok() => {
+            format!("{before}, [TIME]{}", if line.ends_with('\n') { "\n" } else { "" })
+        }
+        _ => line.to_owned(),
     }
 }
 
@@ -108,11 +120,13 @@ fn what_differs_from_run_to_run_is_masked() {
     let sandbox = Sandbox::new();
     let digest = layerhold::blob::Digest::of(b"");
     let text = format!(
-        "{}: {digest} of /nix/store/nm7p8wxflggcwxfzayhysq4z6a1wg373-hello, not sha256:12 nor /nix/store/short",
+        "{}: {digest} of /nix/store/nm7p8wxflggcwxfzayhysq4z6a1wg373-hello, not sha256:12 nor /nix/store/short\n\
+         written: 1 of 2 layers sent, 3.0 KiB, 12.3 s\nwritten: 1 of 2 layers sent, 3.0 KiB\nin 12.3 s",
         sandbox.path("work").display()
     );
     assert_eq!(
         sandbox.tidy(&text),
-        "[SANDBOX]/work: sha256:[DIGEST] of /nix/store/[HASH]-hello, not sha256:12 nor /nix/store/short"
+        "[SANDBOX]/work: sha256:[DIGEST] of /nix/store/[HASH]-hello, not sha256:12 nor /nix/store/short\n\
+         written: 1 of 2 layers sent, 3.0 KiB, [TIME]\nwritten: 1 of 2 layers sent, 3.0 KiB\nin 12.3 s"
     );
 }
