@@ -543,6 +543,11 @@ impl BlobProvider for Layers<'_> {
         self.make_again(at, out)
     }
 
+    fn is_made(&self, layer: &Layer) -> bool {
+        let place = self.by_digest.get(&layer.digest);
+        self.workshop.store.is_some() && place.is_some_and(|&at| self.is_kept(&self.records[at]))
+    }
+
     fn may_pour(&self, layer: &Layer) -> bool {
         let Some(&at) = self.by_digest.get(&layer.digest) else { return false };
         !self.is_kept(&self.records[at]) && self.states.has(at)

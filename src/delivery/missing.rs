@@ -51,7 +51,28 @@ impl<'a> Missing<'a> {
         &self,
         put: impl Fn(&Layer, LayerBytes<'_>) -> Result<(), DeliveryError> + Sync,
     ) -> Result<(), DeliveryError> {
-        let (threads, mut layers) = (self.provider.threads(), self.layers.clone());
+        self.on_threads(self.provider.threads(), self.layers.clone(), &put)
+    }
+
+    /// The same for a target that is far away. Layers whose bytes need only be read go first, at least `least` at once:
+    /// their way takes time there and no processor here.
+    pub fn at_once_from_afar(
+        &self,
+        least: usize,
+        put: impl Fn(&Layer, LayerBytes<'_>) -> Result<(), DeliveryError> + Sync,
+    ) -> Result<(), DeliveryError> {
+        let threads = self.provider.threads();
+        let (made, others) = self.layers.iter().copied().partition(|layer| self.provider.is_made(layer));
+        self.on_threads(threads.max(least), made, &put)?;
+        self.on_threads(threads, others, &put)
+    }
+
+    fn on_threads(
+        &self,
+        threads: usize,
+        mut layers: Vec<&Layer>,
+        put: &(impl Fn(&Layer, LayerBytes<'_>) -> Result<(), DeliveryError> + Sync),
+    ) -> Result<(), DeliveryError> {
         if threads > 1 {
             // Each thread takes the largest that is left, so that all of them end at about the same time.
             layers.sort_by_key(|layer| std::cmp::Reverse(layer.size));

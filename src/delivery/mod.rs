@@ -80,6 +80,12 @@ pub trait BlobProvider: Sync {
     /// this has returned `Ok`.
     fn copy_to(&self, layer: &Layer, out: &mut dyn Outlet) -> Result<(), BlobError>;
 
+    /// Whether the layer's bytes are kept, so that they need only be read.
+    fn is_made(&self, layer: &Layer) -> bool {
+        let _ = layer;
+        false
+    }
+
     /// Whether [`BlobProvider::pours`] may be true.
     fn may_pour(&self, layer: &Layer) -> bool {
         let _ = layer;

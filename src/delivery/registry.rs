@@ -31,6 +31,9 @@ pub struct RegistrySink<'a> {
     mounted: Mutex<(usize, u64)>,
 }
 
+/// How many layers are sent at once, at least, whose bytes need only be read: what they wait for is answers.
+const UPLOADS: usize = 8;
+
 /// What a repository has of some blobs.
 struct Presence {
     held: BTreeSet<Digest>,
@@ -192,7 +195,7 @@ impl Sink for RegistrySink<'_> {
             true => self.has_blobs(&missing.layers().iter().map(|layer| layer.digest).collect::<Vec<_>>())?,
             false => BTreeSet::new(),
         };
-        missing.at_once(|layer, mut bytes| {
+        missing.at_once_from_afar(UPLOADS, |layer, mut bytes| {
             if held.contains(&layer.digest) {
                 self.count_mounted(layer.size);
                 bytes.skip();

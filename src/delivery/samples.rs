@@ -37,6 +37,7 @@ pub(super) fn image(tag: &str, layers: &[&str]) -> (Image, Blobs) {
             blobs,
             ending: Ending::Whole,
             threads: 1,
+            made: false,
             pours: false,
             poured: Mutex::default(),
             asked: Mutex::default(),
@@ -86,6 +87,8 @@ pub(super) struct Blobs {
     blobs: BTreeMap<Digest, Vec<u8>>,
     ending: Ending,
     threads: usize,
+    /// Whether their bytes need only be read.
+    made: bool,
     /// Whether every other blob, in the order of their digests, can be poured.
     pours: bool,
     /// The blobs that were poured.
@@ -114,6 +117,12 @@ impl Blobs {
         self
     }
 
+    /// The same blobs, as a layer store keeps them.
+    pub(super) fn made(mut self) -> Self {
+        self.made = true;
+        self
+    }
+
     /// The same blobs, to be made on so many threads.
     pub(super) fn on_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -128,6 +137,10 @@ impl BlobProvider for Blobs {
 
     fn threads(&self) -> usize {
         self.threads
+    }
+
+    fn is_made(&self, _: &Layer) -> bool {
+        self.made
     }
 
     fn may_pour(&self, _: &Layer) -> bool {

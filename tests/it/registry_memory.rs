@@ -16,7 +16,7 @@ const MOST: u64 = (64 - 13) << 20;
 
 /// The levels of zstd have tables of very different sizes, which each thread that compresses needs.
 #[rstest]
-#[case::zstd(None, 6, 18 << 20)]
+#[case::zstd(None, 8, 18 << 20)]
 #[case::zstd_12(Some("zstd:12"), 6, 18 << 20)]
 #[case::zstd_19(Some("zstd:19"), 5, 9 << 20)]
 fn layers_that_are_made_and_sent_are_never_in_memory(
@@ -28,7 +28,7 @@ fn layers_that_are_made_and_sent_are_never_in_memory(
     let sandbox = Sandbox::new();
     let server = program.start(&sandbox.path("registry"), Setup::default());
     let store = BareStore::new(sandbox.path("root"));
-    // Larger than a chunk each, whatever compresses them, and more than there are threads.
+    // Larger than a chunk each, whatever compresses them, and more than there are threads; as many as are sent at once.
     let installs: Vec<_> = (0..layers).map(|n| (format!("large{n}"), large(&store, n, size))).collect();
     let installs: Vec<_> = installs.iter().map(|(name, path)| (name.as_str(), path.as_str())).collect();
     let environment = FloxEnv::of_store_paths(sandbox.path("project"), "web", &installs, "");
