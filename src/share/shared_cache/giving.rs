@@ -56,18 +56,31 @@ impl<'a> SharedCache<'a> {
     /// Shows others what was given so far, while this run goes on.
     pub fn publish(&self) {
         for share in self.usable().filter(|share| share.is_written) {
-            let mut state = share.state();
-            let published = match state.own.is_published {
-                true => Ok(()),
-                false => self.write_own(share, &mut state, false).map(drop),
-            };
-            drop(state);
-            if let Err(error) = published
+            if let Err(error) = self.publish_own(share)
                 && !self.hurry.is_over()
             {
                 self.give_up(share, &error);
             }
         }
+    }
+
+    /// The state is not held while the cache is waited for: the build looks things up meanwhile.
+    fn publish_own(&self, share: &Share<'a>) -> Result<(), DepotError> {
+        let (name, sheet) = {
+            let mut state = share.state();
+            if state.own.is_published {
+                return Ok(());
+            }
+            let name = state.own.named()?;
+            // What is given from now on is not in it.
+            state.own.is_published = true;
+            (name, self.own_sheet(&state.own, false))
+        };
+        let written = write_sheet(share, &name, &sheet);
+        if written.is_err() {
+            share.state().own.is_published = false;
+        }
+        written
     }
 
     /// Completes what this run gives: the sheet with the use of the image. Many sheets become one. Says what was given to
@@ -137,14 +150,8 @@ impl<'a> SharedCache<'a> {
         state: &mut State,
         is_final: bool,
     ) -> Result<SheetName, DepotError> {
-        let name = match state.own.name {
-            Some(name) => name,
-            None => *state.own.name.insert(SheetName::new(0, random()?)),
-        };
-        let sheet = self.own_sheet(&state.own, is_final);
-        let blobs = notes(&sheet.contents);
-        let bytes = sheet.encode(&name).map_err(|error| DepotError::Source(io::Error::other(error)))?;
-        share.depot.write_sheet(&name, &bytes, &blobs)?;
+        let name = state.own.named()?;
+        write_sheet(share, &name, &self.own_sheet(&state.own, is_final))?;
         state.own.is_published = true;
         Ok(name)
     }
@@ -196,6 +203,21 @@ impl<'a> SharedCache<'a> {
     }
 }
 
+impl Own {
+    /// Its name, which nobody else's sheet has.
+    fn named(&mut self) -> Result<SheetName, DepotError> {
+        match self.name {
+            Some(name) => Ok(name),
+            None => Ok(*self.name.insert(SheetName::new(0, random()?))),
+        }
+    }
+}
+
+fn write_sheet(share: &Share<'_>, name: &SheetName, sheet: &Sheet) -> Result<(), DepotError> {
+    let bytes = sheet.encode(name).map_err(|error| DepotError::Source(io::Error::other(error)))?;
+    share.depot.write_sheet(name, &bytes, &notes(&sheet.contents))
+}
+
 /// Whether caches have the layer's bytes: one that is packed again as it is has no blob there, as it has none in the layer
 /// store.
 pub(super) fn is_kept(record: &LayerRecord) -> bool {
@@ -240,13 +262,100 @@ fn random() -> Result<[u8; 16], DepotError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, Sender, channel};
     use std::time::SystemTime;
 
+    use super::super::super::depot::{ReadBlob, WriteBlob};
     use super::super::super::hurry::Hurry;
     use super::super::super::samples::{Forgetful, bytes, entry, image, key};
+    use super::super::super::waiting::Waiting;
     use super::super::Settings;
     use super::*;
     use crate::event::Silent;
+
+    /// A depot without sheets that says when one is to be written, and does so when it is told to.
+    struct Held {
+        begun: Sender<()>,
+        may_end: Mutex<Receiver<()>>,
+    }
+
+    impl Depot for Held {
+        fn sheets(&self) -> Result<Vec<SheetName>, DepotError> {
+            Ok(Vec::new())
+        }
+
+        fn write_sheet(&self, _: &SheetName, _: &[u8], _: &BTreeMap<Digest, BlobNote>) -> Result<(), DepotError> {
+            self.begun.send(()).unwrap();
+            self.may_end.lock().unwrap().recv().unwrap();
+            Ok(())
+        }
+
+        fn write_blob(&self, _: &Digest, _: u64, _: &[String], _: WriteBlob<'_>) -> Result<(), DepotError> {
+            Ok(())
+        }
+
+        fn read_whole_sheet(&self, _: &SheetName) -> Result<Option<Vec<u8>>, DepotError> {
+            unreachable!()
+        }
+
+        fn remove_sheet(&self, _: &SheetName) -> Result<Deletion, DepotError> {
+            unreachable!()
+        }
+
+        fn has_blobs(&self, _: &[Digest]) -> Result<BTreeSet<Digest>, DepotError> {
+            unreachable!()
+        }
+
+        fn read_blob(
+            &self,
+            _: &Digest,
+            _: u64,
+            _: &Waiting<'_>,
+            _: ReadBlob<'_>,
+        ) -> Result<Option<io::Result<()>>, DepotError> {
+            unreachable!()
+        }
+
+        fn replace_blob(&self, _: &Digest, _: u64, _: WriteBlob<'_>) -> Result<(), DepotError> {
+            unreachable!()
+        }
+
+        fn remove_blobs(&self, _: &BTreeMap<Digest, u64>, _: u64) -> Result<Option<u64>, DepotError> {
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn a_build_does_not_wait_for_what_it_shows_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let hurry = Hurry::new(&Silent);
+        let to = vec![format!("file://{}", directory.path().display()).parse().unwrap()];
+        let settings = Settings { to, ..Settings::default() };
+        let mut machine = SharedCache::new(settings, &Forgetful, &hurry, SystemTime::now()).unwrap();
+        let ((begun, has_begun), (end, may_end)) = (channel(), channel());
+        machine.shares[0].depot = Box::new(Held { begun, may_end: Mutex::new(may_end) });
+        machine.give(&entry(1, true).layer, &BTreeMap::new(), &|out| out.write_all(&bytes(1)));
+        let machine = &machine;
+        std::thread::scope(|scope| {
+            scope.spawn(|| machine.publish());
+            has_begun.recv().unwrap();
+            let (found, is_found) = channel();
+            scope.spawn(move || found.send(machine.look_up(&[key(1), key(2)])));
+            let known = is_found.recv_timeout(Duration::from_secs(60));
+            // What is given while the sheet is written is in the next one.
+            machine.give(&entry(2, true).layer, &BTreeMap::new(), &|out| out.write_all(&bytes(2)));
+            end.send(()).unwrap();
+            let known = known.expect("it waits").into_iter().map(|record| record.is_some()).collect::<Vec<_>>();
+            assert_eq!(known, [true, false]);
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| machine.publish());
+            let again = has_begun.recv_timeout(Duration::from_secs(60));
+            end.send(()).unwrap();
+            assert_eq!(again, Ok(()), "the second layer is not shown");
+        });
+    }
 
     #[test]
     fn a_run_that_was_taken_for_dead_is_heard_all_the_same() {
