@@ -280,24 +280,32 @@ impl<'a> Layers<'a> {
             !record.has_blob && record.digest != record.diff_id.0 && !self.fetched().contains(&record.digest)
         };
         let wanted: Vec<_> = records.filter(is_wanted).collect();
-        let fetch = |record: &&&LayerRecord| -> Option<LayerRecord> {
-            let contents = &self.contents[*self.by_digest.get(&record.digest)?];
-            let stamp = match self.workshop.packer.is_far(contents) {
-                true => self.workshop.fetch_far(record, contents)?,
-                false => self.workshop.fetch_near(record, contents)?,
-            };
-            self.known_blobs().insert(record.digest, stamp);
-            self.fetched().insert(record.digest);
-            Some(LayerRecord { has_blob: true, ..(**record).clone() })
-        };
         let Some(shared) = self.workshop.shared.filter(|_| !wanted.is_empty()) else { return };
         // What the caches have is read here at the latest: it must not be begun in the midst of several such tasks, for
         // who begins it works on others meanwhile, and those would wait for it.
         shared.look_up(&[]);
-        let of_wanted = |record: &&LayerRecord| self.by_digest.get(&record.digest).map(|&at| &self.contents[at]);
-        let bytes = wanted.iter().filter_map(of_wanted).map(LayerContents::estimated_size).sum();
-        let fetching = || wanted.par_iter().filter_map(|record| fetch(&record)).collect();
-        let fetched: Vec<LayerRecord> = shared.fetch_within(patience_for(bytes), fetching);
+        let wanted = wanted.into_iter().filter_map(|record| {
+            let contents = &self.contents[*self.by_digest.get(&record.digest)?];
+            Some((record, contents))
+        });
+        let (far, near): (Vec<_>, Vec<_>) = wanted.partition(|(_, contents)| self.workshop.packer.is_far(contents));
+        let keep = |record: &LayerRecord, stamp: BlobStamp| {
+            self.known_blobs().insert(record.digest, stamp);
+            self.fetched().insert(record.digest);
+            LayerRecord { has_blob: true, ..record.clone() }
+        };
+        let bytes = near.iter().map(|(_, contents)| contents.estimated_size()).sum();
+        let mut fetched: Vec<LayerRecord> = shared.fetch_within(patience_for(bytes), |together| {
+            let fetch = |(record, contents): &(&LayerRecord, &LayerContents<'_>)| {
+                Some(keep(record, self.workshop.fetch_near(record, contents, together)?))
+            };
+            near.par_iter().filter_map(fetch).collect()
+        });
+        // These take their time, and not that of the others.
+        let fetch = |(record, contents): &(&LayerRecord, &LayerContents<'_>)| {
+            Some(keep(record, self.workshop.fetch_far(record, contents)?))
+        };
+        fetched.extend(far.par_iter().filter_map(fetch).collect::<Vec<_>>());
         self.workshop.tell_fetched(&fetched);
         self.workshop.record(&fetched);
     }
@@ -382,20 +390,22 @@ impl<'a> Layers<'a> {
     }
 
     /// Forgets what is known of those layers that are not what each image has, by their diff IDs, the bottom one first;
-    /// who may have said it is not believed any more. Those that were made in this run are not among them: to make them
-    /// again would help nobody. Says how many there are.
+    /// what shared caches may have said of them is not believed any more. Says of how many layers that is so. Those
+    /// that were made in this run are not among them: to make them again would help nobody.
     pub fn forget_others<'d>(&self, images: impl Iterator<Item = &'d [DiffId]>) -> usize {
         let layers = self.images.iter().flatten().zip(images.flatten());
         let is_other = |&(&at, diff_id): &(&usize, &DiffId)| self.reused[at] && self.records[at].diff_id != *diff_id;
         let others: BTreeSet<usize> = layers.filter(is_other).map(|(&at, _)| at).collect();
+        let mut doubted = 0;
         for &at in &others {
-            let key = &self.keys[at];
+            let (key, record) = (&self.keys[at], &self.records[at]);
             self.workshop.with_store("forget a layer", |store| store.forget_layer(key));
-            if let Some(shared) = self.workshop.shared {
-                shared.disbelieve(key, &self.records[at].digest);
+            if let Some(shared) = self.workshop.shared.filter(|shared| shared.may_have_said(record)) {
+                shared.disbelieve(key, &record.digest);
+                doubted += 1;
             }
         }
-        others.len()
+        doubted
     }
 
     /// How many layers came out otherwise than shared caches may have said, in a delivery that has failed. Where one did, the

@@ -47,8 +47,8 @@ pub(super) enum Command {
     /// Push an image that was made before to a registry
     ///
     /// Its configuration, and so its image ID, stays as it is. Layers that were compressed like that before, here or by
-    /// who gave them to a shared cache, are not compressed again. The registry is asked for all of the image, whatever was
-    /// seen there before, and sent what it has not, or has lost.
+    /// who gave them to a shared cache, are not compressed again. The registry is asked for all of the image, whatever
+    /// was seen there before, and sent what it has not, or has lost.
     Push(Box<Push>),
     /// See and tidy the layers that are kept from run to run
     #[command(subcommand)]

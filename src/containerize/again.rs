@@ -97,7 +97,7 @@ impl Pushing<'_> {
         let observer = workshop.observer;
         let contents = ingredients.iter().map(Ingredients::contents).collect();
         let layers = Layers::look_up(*workshop, contents, MadeBefore::default()).pack_missing(None)?;
-        // The image's configuration says what they are, whatever others say.
+        // The records of the image as it was made say what they are, whatever others say.
         let wrong = layers.forget_others(ingredients.iter().map(|ingredients| &*ingredients.diff_ids));
         if wrong > 0 {
             return Ok(Attempt::Failed { error: ImageError::OtherLayers.into(), wrong });
@@ -119,7 +119,7 @@ impl Pushing<'_> {
             let deliveries = sinks.foresee(&images, &layers)?;
             return Ok(Attempt::Made(Report { images, deliveries, cache_bytes: None }));
         }
-        if let Some(shared) = workshop.shared {
+        if let Some(shared) = workshop.shared.filter(|shared| shared.concerns(request.push.registry())) {
             // Where every layer is known here nobody has looked yet, and a cache in the registry may have them all.
             shared.look_up(&[]);
         }

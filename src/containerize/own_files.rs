@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::blob::{DiffId, Digest};
 use crate::pack::{Compression, read_own_files};
 use crate::rootfs::RootFs;
-use crate::share::{SharedCache, Wait};
+use crate::share::{SharedCache, Together, Wait};
 use crate::store::{LayerRecord, LayerStore, StoreError};
 
 /// The files in a layer that the layer store keeps; `None` where it does not, or it is not what its record says.
@@ -22,12 +22,12 @@ pub(super) fn kept(store: &LayerStore, record: &LayerRecord) -> Result<Option<Ro
 pub(super) fn of_shared(shared: &SharedCache<'_>, record: &LayerRecord) -> Option<RootFs> {
     const LONGEST: u64 = 32 << 20;
     // The image does not depend on it.
-    const PATIENCE: Wait = Wait::AtMost(Duration::from_secs(5));
+    const PATIENCE: Duration = Duration::from_secs(5);
     if record.size.max(record.tar_size) > LONGEST {
         return None;
     }
-    let mut root = None;
-    shared.read_blob(&record.digest, record.size, PATIENCE, |blob| {
+    let (mut root, alone) = (None, Together::default());
+    shared.read_blob(&record.digest, record.size, Wait::AtMost(PATIENCE, &alone), |blob| {
         root = read(blob.take(record.size), record)?;
         root.is_some().then_some(()).ok_or_else(|| io::Error::other("it is not what its record says"))
     });

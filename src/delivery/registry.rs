@@ -11,7 +11,8 @@ use crate::registry::{PutManifest, RegistryError, Repository, UploadError, Uploa
 
 /// Pushes to a tag of a repository.
 ///
-/// - A registry whose tag leads to this very image is asked, once a day, whether it still has what the image is made of;
+/// - A registry whose tag leads to this very image is asked, once a day, whether it still has what the image is made
+/// of;
 ///   and each time where the user wants to be sure.
 /// - Which blobs a repository has is remembered, and asked again where the registry refuses a manifest for want of one.
 /// - A blob that another repository of the registry is remembered to have is mounted from there, where the registry lets
@@ -51,8 +52,8 @@ impl<'a> RegistrySink<'a> {
         Self { repository, observer, is_there: false, asks_for_all: false, was_refused: false, others, mounted }
     }
 
-    /// The same, asking for every blob and manifest: what is remembered of a registry that has lost something since is no
-    /// longer true, and who pushes once more to mend that wants more than to hear that all is well.
+    /// The same, asking for every blob and manifest: what is remembered of a registry that has lost something since is
+    /// no longer true, and who pushes once more to mend that wants more than to hear that all is well.
     pub fn asking_for_all(self) -> Self {
         Self { asks_for_all: true, ..self }
     }
@@ -73,8 +74,8 @@ impl<'a> RegistrySink<'a> {
         self.repository.has_blobs(blobs).map_err(|error| self.error(error))
     }
 
-    /// Those of the blobs that the repository has or, where not all are asked for, is remembered to have. What is gone is
-    /// forgotten, so that other runs send it, too, should this one not come to that.
+    /// Those of the blobs that the repository has or, where not all are asked for, is remembered to have. What is gone
+    /// is forgotten, so that other runs send it, too, should this one not come to that.
     fn find(
         &self,
         blobs: &[Digest],

@@ -90,8 +90,8 @@ impl<'a> StoreView<'a> {
         Self { source, known: RefCell::default() }
     }
 
-    /// Lists directories that will be looked at anyway, on all cores: store paths themselves, or what an earlier look has shown.
-    /// What cannot be listed now fails when it is wanted.
+    /// Lists directories that will be looked at anyway, on all cores: store paths themselves, or what an earlier look
+    /// has shown. What cannot be listed now fails when it is wanted.
     pub(super) fn read_ahead<'l>(&self, directories: impl Iterator<Item = &'l Location>) {
         let is_known = |at: &Location| {
             let known = self.known.borrow();

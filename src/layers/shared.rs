@@ -11,7 +11,7 @@ use crate::blob::{Digest, DigestWriter, LayerKey, VerifyingReader};
 use crate::event::{Cancelled, Event};
 use crate::nix::{ContentHash, NarWriter, Node, Skeleton, SkeletonRecorder, Visitor};
 use crate::pack::{Compression, LayerContents, read_store_paths};
-use crate::share::Wait;
+use crate::share::{Together, Wait};
 use crate::store::{BlobStamp, LayerRecord};
 
 /// A store path as a layer has it.
@@ -36,12 +36,18 @@ impl Read {
 
 impl Workshop<'_> {
     /// Fetches the bytes of a layer that can be made here. Where they do not come while it could be, it is made.
-    pub(super) fn fetch_near(&self, record: &LayerRecord, contents: &LayerContents<'_>) -> Option<BlobStamp> {
-        self.fetch_blob(record, Wait::AtMost(patience_for(contents.estimated_size()).min(LONGEST_WAIT)))
+    pub(super) fn fetch_near(
+        &self,
+        record: &LayerRecord,
+        contents: &LayerContents<'_>,
+        together: &Together,
+    ) -> Option<BlobStamp> {
+        let limit = patience_for(contents.estimated_size()).min(LONGEST_WAIT);
+        self.fetch_blob(record, Wait::AtMost(limit, together))
     }
 
     /// Fetches a layer's bytes out of a shared cache into the store. What comes wrong is not kept.
-    fn fetch_blob(&self, record: &LayerRecord, wait: Wait) -> Option<BlobStamp> {
+    fn fetch_blob(&self, record: &LayerRecord, wait: Wait<'_>) -> Option<BlobStamp> {
         let (shared, store) = (self.shared?, self.store?);
         let mut kept = None;
         let came = shared.read_blob(&record.digest, record.size, wait, |blob| {

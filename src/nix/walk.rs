@@ -162,8 +162,8 @@ pub(super) fn read_file(location: Location<'_>, at: &[u8]) -> Result<Vec<u8>, Wa
     }
 }
 
-/// Opens the store path itself or a directory in it, through no link. Name by name where it does not go at once: on an old
-/// kernel, in a sandbox, or because the path is longer than the system takes.
+/// Opens the store path itself or a directory in it, through no link. Name by name where it does not go at once: on an
+/// old kernel, in a sandbox, or because the path is longer than the system takes.
 fn open_at(location: Location<'_>, at: &[u8]) -> Result<Opened, WalkError> {
     let root = location.path.base_name().as_bytes();
     let names = || std::iter::once(root).chain(at.split(|&byte| byte == b'/').filter(|name| !name.is_empty()));

@@ -195,7 +195,8 @@ impl<'a> Session<'a> {
                     match &refusal.challenge {
                         Some(challenge) if challenge.scopes.iter().any(|wanted| !scope.covers(wanted, repository)) => {
                             is_fresh = true;
-                            self.widen_authorization(reference, scope, challenge, what).await?;
+                            let asked_as = refusal.asked_as.as_ref();
+                            self.widen_authorization(reference, scope, challenge, asked_as, what).await?;
                         }
                         _ => is_fresh = self.forget_authorization(reference, scope, &refusal),
                     }

@@ -100,10 +100,18 @@ impl Session<'_> {
         reference: &Reference,
         scope: Scope,
         challenge: &Challenge,
+        asked_as: Option<&Authorization>,
         what: &str,
     ) -> Result<(), RegistryError> {
         let _one_by_one = self.negotiating.lock().await;
         let key = (reference.repository().to_owned(), scope);
+        // Others who were refused for the same have had it widened meanwhile.
+        if let Some(known @ Authorization::Bearer { scopes, .. }) = self.authorizations().get(&key)
+            && asked_as != Some(known)
+            && challenge.scopes.iter().all(|wanted| scopes.contains(wanted))
+        {
+            return Ok(());
+        }
         let mut wanted = BTreeSet::from([scope.text(reference.repository())]);
         wanted.extend(challenge.scopes.iter().cloned());
         if let Some(Authorization::Bearer { scopes, .. }) = self.authorizations().get(&key) {

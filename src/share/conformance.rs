@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
@@ -12,7 +11,7 @@ use rstest::rstest;
 use super::depot::{BlobNote, Depot, DepotError};
 use super::object_depot::{ObjectDepot, Stores, bucket};
 use super::sheet::SheetName;
-use super::waiting::{Wait, Waiting};
+use super::waiting::{Health, Wait, Waiting};
 use crate::blob::Digest;
 use crate::event::Silent;
 use crate::http::Patience;
@@ -38,8 +37,8 @@ fn place(kind: &str) -> Place {
 fn read(depot: &dyn Depot, bytes: &[u8]) -> Option<Vec<u8>> {
     let mut found = Vec::new();
     let mut read = |blob: &mut dyn Read| blob.read_to_end(&mut found).map(drop);
-    let (has_failed, are_late) = (AtomicBool::new(false), AtomicBool::new(false));
-    let waiting = Waiting::new(&Silent, Wait::WhileItComes, &has_failed, &are_late);
+    let health = Health::default();
+    let waiting = Waiting::new(&Silent, Wait::WhileItComes, &health);
     depot.read_blob(&Digest::of(bytes), bytes.len() as u64, &waiting, &mut read).unwrap()?.unwrap();
     Some(found)
 }

@@ -124,8 +124,8 @@ pub trait Depot: Send + Sync {
     /// Removes a sheet.
     fn remove_sheet(&self, name: &SheetName) -> Result<Deletion, DepotError>;
 
-    /// Removes what may be left of sheets that are gone and that other sheets supersede, because a removal was cut short. What
-    /// goes wrong leaves it to a later one.
+    /// Removes what may be left of sheets that are gone and that other sheets supersede, because a removal was cut
+    /// short. What goes wrong leaves it to a later one.
     fn finish_removals(&self, _absent: &[SheetName]) {}
 
     /// Those of the blobs that are there; a build waits for the answer.

@@ -29,4 +29,4 @@ pub use open::Keyring;
 pub use shared_cache::{Given, Settings, ShareMemory, SharedCache, WriteLayer};
 pub use sheet::{Contents, EncodeError, ImageUse, InvalidSheet, InvalidSheetName, Sheet, SheetName};
 pub use signing::{InvalidSecretKey, SecretKey};
-pub use waiting::{Wait, Waiting};
+pub use waiting::{Together, Wait, Waiting};

@@ -97,7 +97,8 @@ impl<'a> RegistryDepot<'a> {
         }
     }
 
-    /// Removes a tag that leads nowhere, which no request does unless it leads somewhere again: to a sheet that says nothing.
+    /// Removes a tag that leads nowhere, which no request does unless it leads somewhere again: to a sheet that says
+    /// nothing.
     fn remove_tag_without_manifest(&self, name: &SheetName) -> Result<(), DepotError> {
         let nothing = Sheet { is_final: true, ..Sheet::default() };
         let nothing = nothing.encode(name).map_err(|error| DepotError::Source(io::Error::other(error)))?;
@@ -168,8 +169,9 @@ impl Depot for RegistryDepot<'_> {
         Ok(deletion)
     }
 
-    /// distribution 2.8 removes a manifest and then the tags that lead to it, and fails between the two if another tag is just
-    /// being written, or if whoever asked has gone (distribution/distribution, issues 2514 and 3191). Such a tag is listed.
+    /// distribution 2.8 removes a manifest and then the tags that lead to it, and fails between the two if another tag
+    /// is just being written, or if whoever asked has gone (distribution/distribution, issues 2514 and 3191). Such a
+    /// tag is listed.
     fn finish_removals(&self, absent: &[SheetName]) {
         let listed = self.steady.tags().unwrap_or_default();
         for name in absent.iter().filter(|name| listed.contains(&name.to_string())) {

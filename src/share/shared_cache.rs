@@ -6,7 +6,7 @@ mod fetching;
 mod giving;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,6 +20,7 @@ use super::merging;
 use super::open::{Keyring, Opener};
 use super::sheet::{Contents, Sheet, SheetName};
 use super::signing::SecretKey;
+use super::waiting::Health;
 use crate::blob::{DiffId, Digest, LayerKey};
 use crate::event::{Event, Observer, in_one_line};
 use crate::store::LayerRecord;
@@ -86,8 +87,6 @@ pub struct SharedCache<'a> {
     views: OnceLock<()>,
     /// Keys and digests of layers that come out otherwise here.
     disbelieved: OnceLock<Mutex<BTreeSet<(LayerKey, Digest)>>>,
-    /// Whether all layers that are fetched, and can be made here, were waited for long enough.
-    are_late: AtomicBool,
     /// How often something new was found while others' work was waited for.
     news: AtomicU64,
     /// At which number of news somebody had waited in vain, and one more; 0 for nobody.
@@ -99,8 +98,8 @@ struct Share<'a> {
     address: ShareAddress,
     depot: Box<dyn Depot + 'a>,
     is_written: bool,
-    /// Whether it is done without. Who holds the state may be waiting for an answer, and others look at this meanwhile.
-    has_failed: AtomicBool,
+    /// Who holds the state may be waiting for an answer, and others look at this meanwhile.
+    health: Health,
     state: Mutex<State>,
 }
 
@@ -150,8 +149,8 @@ impl<'a> SharedCache<'a> {
         for (address, is_written) in all {
             match opener.open(&address) {
                 Ok(depot) => {
-                    let has_failed = AtomicBool::new(false);
-                    shares.push(Share { address, depot, is_written, has_failed, state: Mutex::default() });
+                    let (health, state) = (Health::default(), Mutex::default());
+                    shares.push(Share { address, depot, is_written, health, state });
                 }
                 Err(error) => {
                     let message = format!("the shared cache '{address}' is done without: {}", in_one_line(&error));
@@ -171,7 +170,6 @@ impl<'a> SharedCache<'a> {
             shares,
             views: OnceLock::new(),
             disbelieved: OnceLock::new(),
-            are_late: AtomicBool::new(false),
             news: AtomicU64::new(0),
             in_vain_at: AtomicU64::new(0),
         })
@@ -255,13 +253,19 @@ impl<'a> SharedCache<'a> {
         self.usable().filter_map(of).collect()
     }
 
+    /// Whether some cache is a repository of this registry, which may mount its blobs, or is told what is made here.
+    pub fn concerns(&self, registry: &str) -> bool {
+        let is_there = |share: &Share<'_>| share.address.reference().is_some_and(|of| of.registry() == registry);
+        self.usable().any(|share| share.is_written || is_there(share))
+    }
+
     /// Whether some cache is to be given what this run makes.
     pub fn is_written(&self) -> bool {
         self.shares.iter().any(|share| share.is_written)
     }
 
     fn usable(&self) -> impl Iterator<Item = &Share<'a>> {
-        self.shares.iter().filter(|share| !share.has_failed.load(Ordering::Relaxed))
+        self.shares.iter().filter(|share| !share.health.has_failed.load(Ordering::Relaxed))
     }
 
     fn find(&self, key: &LayerKey) -> Option<LayerRecord> {
@@ -369,7 +373,7 @@ impl<'a> SharedCache<'a> {
 
     /// Asks nothing more of a cache, and says so once. Who ends the run does not want to read of that.
     fn do_without(&self, share: &Share<'a>, why: &str) {
-        if !share.has_failed.swap(true, Ordering::Relaxed) && !self.observer.cancelled() {
+        if !share.health.has_failed.swap(true, Ordering::Relaxed) && !self.observer.cancelled() {
             self.warn_of(share, &format!("is done without: {why}"));
         }
     }

@@ -29,8 +29,8 @@ enum Place {
     Google(BucketServer, PathBuf),
 }
 
-/// A place of that kind, a bucket with what lies in the sandbox below `bucket`, a registry that deletes or does not; ends
-/// the test where it has no server.
+/// A place of that kind, a bucket with what lies in the sandbox below `bucket`, a registry that deletes or does not;
+/// ends the test where it has no server.
 macro_rules! place {
     ($kind:expr, $sandbox:expr, $deletes:expr) => {
         match $kind {

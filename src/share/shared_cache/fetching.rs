@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::super::hurry::within;
-use super::super::waiting::{Wait, WaitedFor, Waiting};
+use super::super::waiting::{Together, Wait, WaitedFor, Waiting};
 use super::faults::Damage;
 use super::{Share, SharedCache};
 use crate::blob::Digest;
@@ -13,30 +13,33 @@ use crate::event::{Cancelled, in_one_line};
 use crate::http::FetchError;
 
 impl<'a> SharedCache<'a> {
-    /// Fetches several layers, at once or one after the other. For those of them that can be made here each cache is
-    /// waited for so long in all, whatever each of them is worth. One such fetching at a time.
-    pub fn fetch_within<T>(&self, limit: Duration, fetching: impl FnOnce() -> T) -> T {
+    /// Fetches several layers that can be made here, at once or one after the other: each cache is waited for so long
+    /// for all of them, whatever each of them is worth.
+    pub fn fetch_within<T>(&self, limit: Duration, fetching: impl FnOnce(&Together) -> T) -> T {
         let caches = u32::try_from(self.usable().count()).unwrap_or(u32::MAX);
-        let done = within(limit.saturating_mul(caches), &self.are_late, fetching);
-        self.are_late.store(false, Ordering::Relaxed);
-        done
+        let together = Together::default();
+        within(limit.saturating_mul(caches), &together.are_late, || fetching(&together))
     }
 
     /// Has a blob read; false where no cache has it, or none gives it in time. What is read is not verified. A cache
-    /// that does not give what it has is done without from then on, by all who wait for other blobs of it, too.
+    /// that does not give what it has is done without from then on, by all who wait for other blobs of it, too; one
+    /// that is too slow is not waited for again by those who can do otherwise, and still told what is made here.
     pub fn read_blob(
         &self,
         blob: &Digest,
         size: u64,
-        wait: Wait,
+        wait: Wait<'_>,
         mut read: impl FnMut(&mut dyn Read) -> io::Result<()>,
     ) -> bool {
         self.views.get_or_init(|| self.read_views());
         for share in self.usable().filter(|share| share.state().contents.blobs().contains_key(blob)) {
-            let waiting = Waiting::new(self.observer, wait, &share.has_failed, &self.are_late);
+            let waiting = Waiting::new(self.observer, wait, &share.health);
             // The time was up before this cache was asked: that is not its fault.
             if waiting.is_late() {
                 return false;
+            }
+            if waiting.is_for_others() {
+                continue;
             }
             let mut read = |blob: &mut dyn Read| read(&mut WaitedFor { blob, waiting: &waiting });
             let done = waiting.bounded(|| share.depot.read_blob(blob, size, &waiting, &mut read));
@@ -65,9 +68,10 @@ impl<'a> SharedCache<'a> {
     }
 
     fn do_without_its_blobs(&self, share: &Share<'a>, waiting: &Waiting<'_>, why: &str) {
-        match waiting.is_late() {
-            true => self.do_without(share, "it gives layers more slowly than they are made here"),
-            false => self.do_without(share, why),
+        if !waiting.is_late() && !waiting.is_for_others() {
+            self.do_without(share, why);
+        } else if !share.health.is_slow.swap(true, Ordering::Relaxed) && !self.observer.cancelled() {
+            self.warn_of(share, "gives layers too slowly: this run waits for none that it can have otherwise");
         }
     }
 }
