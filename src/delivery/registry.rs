@@ -12,8 +12,7 @@ use crate::registry::{PutManifest, RegistryError, Repository, UploadError, Uploa
 /// Pushes to a tag of a repository.
 ///
 /// - A registry whose tag leads to this very image is asked, once a day, whether it still has what the image is made
-/// of;
-///   and each time where the user wants to be sure.
+///   of; and each time where the user wants to be sure.
 /// - Which blobs a repository has is remembered, and asked again where the registry refuses a manifest for want of one.
 /// - A blob that another repository of the registry is remembered to have is mounted from there, where the registry lets
 ///   us.
