@@ -28,7 +28,7 @@ pub(super) const GRACE: u64 = 3600;
 const WRITTEN_AGAIN_AFTER: u64 = 24 * 3600;
 /// How often sheets are looked at again because they were others at the look before.
 const LOOKS: usize = 5;
-/// So long nobody looks then.
+/// So long nobody looks again where a sheet was listed and not there: its removal is under way, as a rule.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// What may stay and what must go.
@@ -165,12 +165,12 @@ impl Sheets {
     /// Looks until two looks say the same.
     fn settle(&mut self, depot: &dyn Depot) -> Result<(), DepotError> {
         let mut lost: Option<BTreeSet<SheetName>> = None;
-        for look in 0..LOOKS {
+        for _ in 0..LOOKS {
             if self.look(depot)? {
                 return Ok(());
             }
-            // Whoever is at work there is let come on with it.
-            if look > 0 || !self.missed.is_empty() {
+            // Whoever is removing something is let come on with it.
+            if !self.missed.is_empty() {
                 thread::sleep(PAUSE);
             }
             // One that is missed at one look was merged into another one, as a rule.
