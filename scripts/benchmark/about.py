@@ -49,7 +49,8 @@ def machine(place):
 
 def version(package):
     """The version of a Debian package, or what the program of that name says of itself, which may be below target."""
-    done = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package], stdout=subprocess.PIPE, text=True)
+    query = ["dpkg-query", "-W", "-f", "${Version}", package]
+    done = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     if done.returncode == 0:
         return done.stdout
     unpacked = REPOSITORY / "target" / package / "usr/bin" / package
