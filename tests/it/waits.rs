@@ -42,18 +42,18 @@ impl Place {
     }
 }
 
-/// So soon a process ends that a signal has told to.
+/// So soon a process ends, of itself or because a signal has told it to.
 const SOON: Duration = Duration::from_secs(20);
-/// A whole run that takes so long has failed.
+/// Whoever does not wait by then never does.
 const FOR_EVER: Duration = Duration::from_secs(300);
 
-/// How a process ends, which is killed unless that is in time.
-fn end(child: &mut Child, within: Duration) -> ExitStatus {
+/// How a process ends, which is killed unless that is soon.
+fn end(child: &mut Child) -> ExitStatus {
     let begun = Instant::now();
     loop {
         match child.try_wait().unwrap() {
             Some(status) => return status,
-            None if begun.elapsed() > within => {
+            None if begun.elapsed() > SOON => {
                 child.kill().unwrap();
                 return child.wait().unwrap();
             }
@@ -108,12 +108,12 @@ fn has_open(process: u32, file: &Path) -> bool {
 pub(crate) fn is_ended_by_one_signal(child: &mut Child) {
     until_it_waits(child);
     kill_process(Pid::from_child(child), Signal::INT).unwrap();
-    assert_eq!(end(child, SOON).code(), Some(130));
+    assert_eq!(end(child).code(), Some(130));
 }
 
 /// Sees that a whole run ends well.
 fn succeeds(mut child: Child) {
-    assert!(end(&mut child, FOR_EVER).success());
+    assert!(end(&mut child).success());
 }
 
 #[test]
