@@ -41,13 +41,14 @@ impl RootFs {
     /// Puts a node at `path`, over what was there; missing parents become directories of root, mode 0755.
     pub fn insert(&mut self, path: impl Into<Vec<u8>>, node: RootNode) {
         let path = path.into();
-        for (at, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
-            self.0.entry(path[..at].to_vec()).or_insert(RootNode {
-                kind: RootNodeKind::Directory,
-                mode: 0o755,
-                uid: 0,
-                gid: 0,
-            });
+        let above = path.iter().enumerate().rev().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &path[..at]);
+        // What is there has all of its parents.
+        for parent in above {
+            if self.0.contains_key(parent) {
+                break;
+            }
+            let directory = RootNode { kind: RootNodeKind::Directory, mode: 0o755, uid: 0, gid: 0 };
+            self.0.insert(parent.to_vec(), directory);
         }
         self.0.insert(path, node);
     }

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use rayon::prelude::*;
-
 use super::Package;
 use super::store_view::{Location, StoreView};
-use crate::nix::{Closure, EntryKind, Source, StorePath, WalkError};
+use crate::nix::{Closure, EntryKind, StorePath, WalkError};
 
 /// The certificates' place in a store path (nixpkgs: `cacert`) and in the image.
 pub(super) const CA_BUNDLE: &str = "etc/ssl/certs/ca-bundle.crt";
@@ -37,7 +35,7 @@ impl Base {
     /// with the usual name (for bash the interactive one first), then any; among equals the first by name.
     /// `shell`, where given, is where bash comes from.
     pub(super) fn find(
-        source: &dyn Source,
+        view: &StoreView<'_>,
         closure: &Closure,
         packages: &[Package],
         shell: Option<&StorePath>,
@@ -51,10 +49,9 @@ impl Base {
         };
         let (mut bash, mut coreutils, mut certificates, mut locales, mut process_compose) =
             (None, None, None, None, None);
-        let paths: Vec<_> = closure.paths().map(|info| &info.path).collect();
-        let contents: Vec<_> =
-            paths.par_iter().map(|path| Contents::read(source, path)).collect::<Result<_, WalkError>>()?;
-        for (path, has) in paths.into_iter().zip(contents) {
+        look_ahead(view, closure)?;
+        for path in closure.paths().map(|info| &info.path) {
+            let has = Contents::read(view, path)?;
             let better = |best: &mut Option<_>, usual: &[&str]| {
                 let rank = rank(path, usual);
                 if best.as_ref().is_none_or(|best| rank < *best) {
@@ -80,7 +77,7 @@ impl Base {
         let path = |found: Option<(usize, usize, StorePath)>| found.map(|(_, _, path)| path);
         let bash = path(bash);
         let bash_has_sh = match &bash {
-            Some(bash) => Contents::read(source, bash)?.sh,
+            Some(bash) => Contents::read(view, bash)?.sh,
             None => false,
         };
         Ok(Self {
@@ -117,14 +114,9 @@ struct Contents {
 }
 
 impl Contents {
-    /// Lists no more than it must: most store paths have neither `bin` nor `etc`, and are left at their first directory; only
-    /// what is called locales is looked into for the archive.
-    fn read(source: &dyn Source, path: &StorePath) -> Result<Self, WalkError> {
-        let view = StoreView::new(source);
-        let mut wanted = vec!["bin/bash", "bin/sh", "bin/env", "bin/ls", PROCESS_COMPOSE, CA_BUNDLE];
-        wanted.extend(path.name().contains("locales").then_some(LOCALE_ARCHIVE));
+    fn read(view: &StoreView<'_>, path: &StorePath) -> Result<Self, WalkError> {
         let mut seen = BTreeSet::new();
-        for file in wanted {
+        for file in wanted(path) {
             let at = Location { store_path: path.clone(), rel: file.into() };
             if view.entry(&at)?.is_some_and(|kind| kind != EntryKind::Directory) {
                 seen.insert(file);
@@ -147,6 +139,34 @@ impl Contents {
     }
 }
 
+/// The files that are looked for in a store path; for the archive only where it is called locales.
+fn wanted(path: &StorePath) -> impl Iterator<Item = &'static str> {
+    let files = ["bin/bash", "bin/sh", "bin/env", "bin/ls", PROCESS_COMPOSE, CA_BUNDLE];
+    files.into_iter().chain(path.name().contains("locales").then_some(LOCALE_ARCHIVE))
+}
+
+/// Has listed what there is of the directories that lead to those files. It is no more than must be: most store paths have
+/// neither `bin` nor `etc`.
+fn look_ahead(view: &StoreView<'_>, closure: &Closure) -> Result<(), WalkError> {
+    let mut directories: Vec<_> = closure.paths().map(|info| Location::root(&info.path)).collect();
+    while !directories.is_empty() {
+        view.read_ahead(directories.iter());
+        let mut below = BTreeSet::new();
+        for directory in &directories {
+            for file in wanted(&directory.store_path) {
+                below.extend(directory.next_towards(file.as_bytes()));
+            }
+        }
+        directories.clear();
+        for directory in below {
+            if view.entry(&directory)? == Some(EntryKind::Directory) {
+                directories.push(directory);
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::rendered::tests::{Trees, store_path};
@@ -157,7 +177,7 @@ mod tests {
         let package =
             |(n, name): (usize, &&str)| Package { name: (*name).into(), path: store_path(name), priority: n as u64 };
         let packages: Vec<_> = installed.iter().enumerate().map(package).collect();
-        Base::find(trees, &closure, &packages, shell.map(store_path).as_ref()).unwrap()
+        Base::find(&StoreView::new(trees), &closure, &packages, shell.map(store_path).as_ref()).unwrap()
     }
 
     #[test]

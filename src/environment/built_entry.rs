@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::rendered::{Rendered, RenderedNode};
+use super::rendered::{Nodes, Rendered, RenderedNode};
 use super::store_view::{Location, Resolved, StoreView};
 use super::{ActivateMode, RealiseError};
 use crate::nix::{InvalidStorePath, StorePath};
@@ -105,5 +105,5 @@ fn activate_data(
         "project_ctx": null,
     });
     let node = RenderedNode::File { executable: false, contents: data.to_string().into_bytes() };
-    Rendered::new("activate-data.json", |_| Ok(BTreeMap::from([(Vec::new(), node.clone())])))
+    Rendered::new("activate-data.json", Nodes::from([(Vec::new(), node)]), |_| Ok(Nodes::new()))
 }

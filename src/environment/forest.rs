@@ -14,10 +14,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::mem;
 use std::rc::Rc;
 
 use super::store_view::{Location, Resolved, StoreView, join};
-use crate::nix::{EntryKind, Source, StorePath, WalkError};
+use crate::nix::{EntryKind, StorePath, WalkError};
 
 /// flox writes priorities as whole numbers and sorts by thousandths, so that the outputs of one package can be told
 /// apart (flox: `buildenv/builder.pl`).
@@ -36,7 +37,7 @@ pub struct Package {
 
 /// Which propagated packages come along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Propagation {
+pub(super) enum Propagation {
     /// `nix-support/propagated-user-env-packages` only: environments for running software.
     UserEnvironment,
     /// `nix-support/propagated-build-inputs` too: environments for work on software (flox: mode `dev`).
@@ -45,7 +46,7 @@ pub enum Propagation {
 
 /// What stands at a path of the forest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ForestNode {
+pub(super) enum ForestNode {
     /// A directory that several packages share.
     Directory,
     /// A link to this absolute path.
@@ -54,7 +55,7 @@ pub enum ForestNode {
 
 /// A tree of links, by relative path; the root itself is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Forest(BTreeMap<Vec<u8>, ForestNode>);
+pub(super) struct Forest(BTreeMap<Vec<u8>, ForestNode>);
 
 /// A forest that cannot be planted.
 #[derive(Debug, thiserror::Error)]
@@ -139,15 +140,14 @@ impl ForestError {
 impl Forest {
     /// Plants the forest of `packages`. The paths in `real` become directories of links wherever a package has a
     /// directory there, even where only one has: room for files of the caller's own.
-    pub fn plant(
-        source: &dyn Source,
+    pub(super) fn plant(
+        view: &StoreView<'_>,
         packages: &[Package],
         propagation: Propagation,
         real: &BTreeSet<Vec<u8>>,
     ) -> Result<Self, ForestError> {
-        let view = StoreView::new(source);
         view.read_ahead(packages.iter().map(|package| Location::root(&package.path)).collect::<Vec<_>>().iter());
-        let packages = with_propagated(&view, packages, propagation)?;
+        let packages = with_propagated(view, packages, propagation)?;
         let mut roots = Vec::new();
         for package in &packages {
             let written = Location::root(&package.path);
@@ -161,18 +161,20 @@ impl Forest {
                 }
             }
         }
-        let mut planter = Planter { view: &view, real, nodes: BTreeMap::new() };
-        planter.merge(b"", &roots)?;
+        let mut planter = Planter { view, real, nodes: BTreeMap::new(), next: vec![(Vec::new(), roots)] };
+        while !planter.next.is_empty() {
+            // Directories of one depth are listed together, whichever packages have them.
+            let merged = mem::take(&mut planter.next);
+            view.read_ahead(merged.iter().flat_map(|(_, dirs)| dirs).map(|dir| &dir.resolved));
+            for (path, dirs) in merged {
+                planter.merge(&path, &dirs)?;
+            }
+        }
         Ok(Self(planter.nodes))
     }
 
-    /// The node at a relative path, where the path leads through no link.
-    pub fn get(&self, path: &[u8]) -> Option<&ForestNode> {
-        self.0.get(path)
-    }
-
     /// Every node with its path, parents first.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &ForestNode)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], &ForestNode)> {
         self.0.iter().map(|(path, node)| (path.as_slice(), node))
     }
 }
@@ -265,39 +267,41 @@ struct Planter<'a> {
     view: &'a StoreView<'a>,
     real: &'a BTreeSet<Vec<u8>>,
     nodes: BTreeMap<Vec<u8>, ForestNode>,
+    /// The directories that several packages share and that nothing was planted in yet.
+    next: Vec<(Vec<u8>, Vec<Dir<'a>>)>,
 }
 
-impl Planter<'_> {
+impl<'a> Planter<'a> {
     /// Plants what `dirs`, best priority first, hold together at `path`.
-    fn merge(&mut self, path: &[u8], dirs: &[Dir<'_>]) -> Result<(), ForestError> {
-        self.view.read_ahead(dirs.iter().map(|dir| &dir.resolved));
-        let mut names: BTreeMap<Vec<u8>, Vec<(&Dir<'_>, EntryKind)>> = BTreeMap::new();
-        for dir in dirs {
-            for (name, kind) in self.view.children(&dir.resolved)? {
+    fn merge(&mut self, path: &[u8], dirs: &[Dir<'a>]) -> Result<(), ForestError> {
+        let levels = dirs.iter().map(|dir| self.view.children(&dir.resolved)).collect::<Result<Vec<_>, _>>()?;
+        let mut names: BTreeMap<&[u8], Vec<(&Dir<'a>, &EntryKind)>> = BTreeMap::new();
+        for (dir, level) in dirs.iter().zip(&levels) {
+            for (name, kind) in level.iter() {
                 names.entry(name).or_default().push((dir, kind));
             }
         }
         for (name, sources) in names {
-            let here = join(path, &name);
-            if is_left_out(&here, &name) {
+            let here = join(path, name);
+            if is_left_out(&here, name) {
                 continue;
             }
             if let [(dir, _)] = sources.as_slice()
                 && !self.real.contains(&here)
             {
-                self.nodes.insert(here, ForestNode::Link(dir.written.child(&name).to_absolute()));
+                self.nodes.insert(here, ForestNode::Link(dir.written.child(name).to_absolute()));
                 continue;
             }
             let mut offers = Vec::with_capacity(sources.len());
             for (dir, kind) in sources {
-                offers.push(self.offer(dir, &name, &kind)?);
+                offers.push(self.offer(dir, name, kind)?);
             }
             self.decide(here, offers)?;
         }
         Ok(())
     }
 
-    fn offer<'d>(&self, parent: &Dir<'d>, name: &[u8], kind: &EntryKind) -> Result<Offer<'d>, ForestError> {
+    fn offer(&self, parent: &Dir<'a>, name: &[u8], kind: &EntryKind) -> Result<Offer<'a>, ForestError> {
         let at = parent.resolved.child(name);
         let leads_to = match kind {
             EntryKind::Directory => Resolved::Directory(at.clone()),
@@ -315,9 +319,9 @@ impl Planter<'_> {
     }
 
     /// Decides between the offers for one place, best priority first.
-    fn decide(&mut self, here: Vec<u8>, offers: Vec<Offer<'_>>) -> Result<(), ForestError> {
+    fn decide(&mut self, here: Vec<u8>, offers: Vec<Offer<'a>>) -> Result<(), ForestError> {
         // The winner and, where it is a directory, those that are merged with it.
-        let mut kept: Vec<Offer<'_>> = Vec::new();
+        let mut kept: Vec<Offer<'a>> = Vec::new();
         for offer in offers {
             if let Some(same) = kept.iter_mut().find(|kept| kept.leads_to == offer.leads_to) {
                 // A link to the thing itself is better than one to another link.
@@ -349,11 +353,11 @@ impl Planter<'_> {
         let dirs: Vec<_> = kept.into_iter().map(|offer| offer.dir).filter(|dir| !dir.is_inside_itself()).collect();
         if enters && (dirs.len() > 1 || self.real.contains(&here)) {
             self.nodes.insert(here.clone(), ForestNode::Directory);
-            self.merge(&here, &dirs)
+            self.next.push((here, dirs));
         } else {
             self.nodes.insert(here, link);
-            Ok(())
         }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::super::rendered::tests::{Levels, Trees, store_path};
 use super::*;
+use crate::nix::Source;
 
 fn package(name: &str, priority: u64) -> Package {
     Package { name: name.into(), path: store_path(name), priority: priority * PRIORITY_SCALE }
@@ -18,7 +19,8 @@ fn plant(trees: &Trees, packages: &[Package]) -> Result<Forest, ForestError> {
 
 /// The same of sources that show whole trees and of those that show directories.
 fn plant_with_room(trees: &Trees, packages: &[Package], real: &BTreeSet<Vec<u8>>) -> Result<Forest, ForestError> {
-    let plant = |source: &dyn Source| Forest::plant(source, packages, Propagation::UserEnvironment, real);
+    let plant =
+        |source: &dyn Source| Forest::plant(&StoreView::new(source), packages, Propagation::UserEnvironment, real);
     let (whole, by_directory) = (plant(trees), plant(&Levels::of(trees)));
     let text = |error: &ForestError| error.to_string();
     assert_eq!(whole.as_ref().map_err(text), by_directory.as_ref().map_err(text));
@@ -200,8 +202,12 @@ fn propagated_packages_follow_and_never_conflict() {
     bin/y -> dep/bin/y
     bin/z -> deeper/bin/z
     ");
-    let dev = Forest::plant(&trees, &[package("top", 9)], Propagation::BuildInputs, &BTreeSet::new()).unwrap();
-    assert_eq!(dev.get(b"include"), Some(&ForestNode::Link(format!("{}/include", store_path("headers")).into())));
+    let dev = Forest::plant(&StoreView::new(&trees), &[package("top", 9)], Propagation::BuildInputs, &BTreeSet::new())
+        .unwrap();
+    assert_eq!(
+        dev.0.get(b"include".as_slice()),
+        Some(&ForestNode::Link(format!("{}/include", store_path("headers")).into()))
+    );
     trees.file("top", "nix-support/propagated-user-env-packages", "/usr");
     let error = plant(&trees, &[package("top", 9)]).unwrap_err();
     assert_eq!(error.to_string(), format!("'{}' propagates '/usr', which is not a store path", store_path("top")));
@@ -273,7 +279,7 @@ proptest! {
             // The link on the way is the file itself or a directory above it.
             let mut ends = file.match_indices('/').map(|(at, _)| at).chain([file.len()]);
             let (end, target) = ends
-                .find_map(|end| match forest.get(&file.as_bytes()[..end]) {
+                .find_map(|end| match forest.0.get(&file.as_bytes()[..end]) {
                     Some(ForestNode::Link(target)) => Some((end, target)),
                     _ => None,
                 })

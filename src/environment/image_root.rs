@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use super::accounts;
 use super::base::{Base, CA_BUNDLE};
-use super::{ContainerConfig, Forest, ForestError, ForestNode, Package, Propagation};
-use crate::nix::{STORE_DIR, Source, StorePath};
+use super::forest::{Forest, ForestNode, Propagation};
+use super::store_view::StoreView;
+use super::{ContainerConfig, ForestError, Package};
+use crate::nix::{STORE_DIR, StorePath};
 use crate::rootfs::{RootFs, RootNode, RootNodeKind};
 
 /// Another place of the same certificates, where Debian's programs and Go look.
@@ -33,7 +35,7 @@ pub(super) struct ImageRoot {
 /// Makes the root around the environment at `env`. Where the environment has a file that is also one of ours, ours
 /// stays. Only `/run` and the working directory belong to the container's user; all else is root's.
 pub(super) fn make(
-    source: &dyn Source,
+    view: &StoreView<'_>,
     env: &StorePath,
     base: &Base,
     config: &ContainerConfig,
@@ -44,7 +46,7 @@ pub(super) fn make(
         let parents = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
         real.extend(parents.map(|end| path.as_bytes()[..end].to_vec()));
     }
-    let forest = plant(source, env, base, &real)?;
+    let forest = plant(view, env, base, &real)?;
     let own = own_files(env, config, real, working_dir);
     let links = links(&forest, env, base, &own);
     Ok(ImageRoot { links, own })
@@ -116,13 +118,13 @@ fn links(forest: &Forest, env: &StorePath, base: &Base, own: &RootFs) -> RootFs 
 }
 
 /// The environment's tree, and behind it, each at a priority of its own so that nothing conflicts, bash and coreutils.
-fn plant(source: &dyn Source, env: &StorePath, base: &Base, real: &BTreeSet<Vec<u8>>) -> Result<Forest, ForestError> {
+fn plant(view: &StoreView<'_>, env: &StorePath, base: &Base, real: &BTreeSet<Vec<u8>>) -> Result<Forest, ForestError> {
     let paths = [Some(env), base.bash.as_ref(), base.coreutils.as_ref()];
     let packages: Vec<Package> = (0..)
         .zip(paths.into_iter().flatten())
         .map(|(priority, path)| Package { name: path.name().to_owned(), path: path.clone(), priority })
         .collect();
-    Forest::plant(source, &packages, Propagation::UserEnvironment, real)
+    Forest::plant(view, &packages, Propagation::UserEnvironment, real)
 }
 
 /// The working directory as a path in the root, or `None` where it is not for this layer to make: the root itself, and

@@ -44,7 +44,7 @@ pub use find::{
     ACTIVE_ENVIRONMENTS, Candidate, CandidatePlace, Choice, Choose, FindError, Selection, Surroundings, find,
 };
 pub use floxhub::{CATALOG_URL, FLOXHUB_GIT_URL, FLOXHUB_TOKEN, FLOXHUB_URL, FloxHubError, FloxHubSettings, Secret};
-pub use forest::{Conflict, Forest, ForestError, ForestNode, PRIORITY_SCALE, Package, Propagation};
+pub use forest::{Conflict, ForestError, PRIORITY_SCALE, Package};
 pub use git::GitError;
 pub use install::{InstallEntry, InvalidPriority, PackageSource, SelectedOutputs};
 pub use invalid_file::{InvalidFile, Place, Position, Problem};

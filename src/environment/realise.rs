@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::activation::{Activation, BASHRC};
 use super::base::Base;
 use super::built_entry::BuiltEntry;
+use super::forest::{Forest, ForestNode, Propagation};
 use super::image_root::{self, ImageRoot};
 use super::languages::Languages;
-use super::rendered::{Rendered, RenderedNode};
+use super::rendered::{self, Nodes, Rendered, RenderedNode};
 use super::services::{Service, ServicesError};
 use super::store_view::{Location, Resolved, StoreView};
 use super::supervision::Supervision;
 use super::vars::{VarError, exports};
-use super::{ActivateMode, Forest, ForestError, ForestNode, Manifest, Package, Propagation};
-use crate::nix::{Closure, EntryKind, InvalidStorePath, Source, StorePath, Union, WalkError};
+use super::{ActivateMode, ForestError, Manifest, Package};
+use crate::nix::{Closure, EntryKind, InvalidStorePath, Source, StorePath, WalkError};
 use crate::rootfs::RootFs;
 
 /// What to make an image's own layers of.
@@ -135,14 +136,15 @@ impl RealiseError {
 pub fn realise(request: &RealiseRequest<'_>) -> Result<Realised, RealiseError> {
     // Known to be wrong whether or not a shell will ever read them.
     exports(&request.manifest.vars)?;
-    let base = Base::find(request.source, request.closure, request.packages, request.shell)?;
+    let view = StoreView::new(request.source);
+    let base = Base::find(&view, request.closure, request.packages, request.shell)?;
     if let (Some(shell), None) = (request.shell, &base.bash) {
         return Err(RealiseError::NotAShell { shell: shell.clone() });
     }
     let programs = Programs::of(&base, request.services)?;
     match request.built {
-        Some(env) => use_built(request, &base, &programs, env),
-        None => render(request, &base, &programs),
+        Some(env) => use_built(request, &view, &base, &programs, env),
+        None => render(request, &view, &base, &programs),
     }
 }
 
@@ -181,16 +183,20 @@ impl Programs {
 }
 
 /// Renders the environment: a forest of links and the files that activate it.
-fn render(request: &RealiseRequest<'_>, base: &Base, programs: &Programs) -> Result<Realised, RealiseError> {
+fn render(
+    request: &RealiseRequest<'_>,
+    view: &StoreView<'_>,
+    base: &Base,
+    programs: &Programs,
+) -> Result<Realised, RealiseError> {
     let propagation = match request.mode {
         ActivateMode::Dev => Propagation::BuildInputs,
         ActivateMode::Run => Propagation::UserEnvironment,
     };
     let real = BTreeSet::from([b"activate.d".to_vec()]);
-    let links = link_nodes(&Forest::plant(request.source, request.packages, propagation, &real)?);
+    let links = link_nodes(&Forest::plant(view, request.packages, propagation, &real)?);
     let name = store_name(request.name);
-    let (profile_d, languages) =
-        look_into(request.source, &Rendered::new(&name, |_| Ok::<_, RealiseError>(links.clone()))?)?;
+    let (profile_d, languages) = look_into(view, &rendered::stand_in(&name)?, &links)?;
     let activation = Activation {
         name: request.name,
         manifest: request.manifest,
@@ -204,8 +210,8 @@ fn render(request: &RealiseRequest<'_>, base: &Base, programs: &Programs) -> Res
     if let (None, Some(needs)) = (bash, activation.needs_shell()) {
         return Err(RealiseError::NoShell { needs, at_hand: None });
     }
-    let rendered = Rendered::new(&name, |env| {
-        let mut nodes = links.clone();
+    let rendered = Rendered::new(&name, links, |env| {
+        let mut nodes = Nodes::new();
         let mut put = |path: &str, executable: bool, contents: Vec<u8>| {
             nodes.insert(path.as_bytes().to_vec(), RenderedNode::File { executable, contents });
         };
@@ -221,8 +227,8 @@ fn render(request: &RealiseRequest<'_>, base: &Base, programs: &Programs) -> Res
         Ok::<_, RealiseError>(nodes)
     })?;
     let env = rendered.path.to_string();
-    let source = Union(vec![&rendered, request.source]);
-    let ImageRoot { links, mut own } = image_root::make(&source, &rendered.path, base, &request.manifest.containerize)?;
+    view.add(&rendered.path, rendered.listing());
+    let ImageRoot { links, mut own } = image_root::make(view, &rendered.path, base, &request.manifest.containerize)?;
     rendered.put(&mut own);
     Ok(Realised {
         links,
@@ -237,6 +243,7 @@ fn render(request: &RealiseRequest<'_>, base: &Base, programs: &Programs) -> Res
 /// Uses an environment that flox built.
 fn use_built(
     request: &RealiseRequest<'_>,
+    view: &StoreView<'_>,
     base: &Base,
     programs: &Programs,
     env: &StorePath,
@@ -244,8 +251,7 @@ fn use_built(
     let Some(bash) = &programs.bash else {
         return Err(RealiseError::NoShell { needs: "its activation", at_hand: None });
     };
-    let view = StoreView::new(request.source);
-    let Some(entry) = BuiltEntry::of(&view, env, request.name, request.mode, bash)? else {
+    let Some(entry) = BuiltEntry::of(view, env, request.name, request.mode, bash)? else {
         return Err(RealiseError::NotActivatable { env: env.clone() });
     };
     let activation = Activation {
@@ -259,7 +265,7 @@ fn use_built(
     };
     let mut variables = activation.image_env_of_built(&env.to_string());
     variables.extend(entry.variables(env, bash));
-    let ImageRoot { links, mut own } = image_root::make(request.source, env, base, &request.manifest.containerize)?;
+    let ImageRoot { links, mut own } = image_root::make(view, env, base, &request.manifest.containerize)?;
     let mut generated = match &entry {
         BuiltEntry::Program(data) => {
             data.put(&mut own);
@@ -284,7 +290,7 @@ fn command(manifest: &Manifest) -> Vec<String> {
     manifest.containerize.cmd.clone().unwrap_or_default()
 }
 
-fn link_nodes(forest: &Forest) -> BTreeMap<Vec<u8>, RenderedNode> {
+fn link_nodes(forest: &Forest) -> Nodes {
     let nodes = forest.iter().map(|(path, node)| {
         let node = match node {
             ForestNode::Directory => RenderedNode::Directory,
@@ -297,23 +303,22 @@ fn link_nodes(forest: &Forest) -> BTreeMap<Vec<u8>, RenderedNode> {
 
 /// What the links of an environment lead to that its activation is concerned with: the names of the files
 /// `etc/profile.d/*.sh` in byte order, and languages.
-fn look_into(source: &dyn Source, links: &Rendered) -> Result<(Vec<String>, Languages), RealiseError> {
-    let sources = Union(vec![links, source]);
-    let view = StoreView::new(&sources);
-    Ok((profile_scripts(&view, &links.path)?, Languages::of(&view, &Location::root(&links.path))?))
+fn look_into(view: &StoreView<'_>, env: &StorePath, links: &Nodes) -> Result<(Vec<String>, Languages), RealiseError> {
+    view.add(env, rendered::listing(links));
+    Ok((profile_scripts(view, env)?, Languages::of(view, &Location::root(env))?))
 }
 
 fn profile_scripts(view: &StoreView<'_>, env: &StorePath) -> Result<Vec<String>, RealiseError> {
     let directory = Location::root(env).child(b"etc").child(b"profile.d");
     let Resolved::Directory(directory) = view.resolve(&directory)? else { return Ok(Vec::new()) };
     let mut scripts = Vec::new();
-    for (name, kind) in view.children(&directory)? {
+    for (name, kind) in view.children(&directory)?.iter() {
         let is_file = match kind {
             EntryKind::Directory => false,
             EntryKind::Regular => true,
-            EntryKind::Symlink(_) => matches!(view.resolve(&directory.child(&name))?, Resolved::File(_)),
+            EntryKind::Symlink(_) => matches!(view.resolve(&directory.child(name))?, Resolved::File(_)),
         };
-        if let Ok(name) = std::str::from_utf8(&name)
+        if let Ok(name) = std::str::from_utf8(name)
             && name.ends_with(".sh")
             && is_file
         {

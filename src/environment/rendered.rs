@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::nix::{InvalidStorePath, Node, PathInfo, Source, SourceError, StorePath, Visitor, WalkError};
+use crate::nix::{EntryKind, InvalidStorePath, StorePath, TreeListing};
 use crate::rootfs::RootFs;
 
 /// What the hash of a rendered tree is for (blake3 key derivation: one context per use, with a version).
@@ -16,38 +16,60 @@ pub(super) enum RenderedNode {
     Symlink(Vec<u8>),
 }
 
+impl RenderedNode {
+    fn kind(&self) -> EntryKind {
+        match self {
+            Self::Directory => EntryKind::Directory,
+            Self::File { .. } => EntryKind::Regular,
+            Self::Symlink(target) => EntryKind::Symlink(target.clone()),
+        }
+    }
+}
+
 /// A tree with its store path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rendered {
     pub(super) path: StorePath,
-    /// By relative path, the root as `""`.
-    nodes: BTreeMap<Vec<u8>, RenderedNode>,
+    nodes: Nodes,
+}
+
+/// By relative path, the root as `""`.
+pub(super) type Nodes = BTreeMap<Vec<u8>, RenderedNode>;
+
+/// The store path that a tree has as long as its hash is not known.
+pub(super) fn stand_in(name: &str) -> Result<StorePath, InvalidStorePath> {
+    StorePath::synthetic(&[0; 32], name)
+}
+
+/// A tree without its files' contents.
+pub(super) fn listing(nodes: &Nodes) -> TreeListing {
+    nodes.iter().map(|(path, node)| (path.clone(), node.kind())).collect()
 }
 
 impl Rendered {
-    /// Makes the tree that `nodes` describes. Its files may name its own store path: `nodes` is asked twice, first
-    /// with a store path whose hash is all zeros, which the tree's hash is taken of, then with the real one.
+    /// Makes a tree of `nodes` and of those that name its own store path, over them. These are asked for twice, the same
+    /// paths each time: first for a store path whose hash is all zeros, which the tree's hash is taken of, then for the
+    /// real one.
     pub(super) fn new<E: From<InvalidStorePath>>(
         name: &str,
-        nodes: impl Fn(&StorePath) -> Result<BTreeMap<Vec<u8>, RenderedNode>, E>,
+        mut nodes: Nodes,
+        naming: impl Fn(&StorePath) -> Result<Nodes, E>,
     ) -> Result<Self, E> {
-        let stand_in = StorePath::synthetic(&[0; 32], name)?;
-        let path = StorePath::synthetic(&hash(&nodes(&stand_in)?), name)?;
-        Ok(Self { nodes: nodes(&path)?, path })
+        nodes.extend(naming(&stand_in(name)?)?);
+        let path = StorePath::synthetic(&hash(&nodes), name)?;
+        nodes.extend(naming(&path)?);
+        Ok(Self { path, nodes })
     }
 
-    /// The nodes in NAR order: parents first, siblings in byte order of their names.
-    fn in_order(&self) -> Vec<(&Vec<u8>, &RenderedNode)> {
-        let mut nodes: Vec<_> = self.nodes.iter().collect();
-        // `a.b` sorts before `a/b` as a string, yet `a` with all below it comes before `a.b`.
-        nodes.sort_by(|(a, _), (b, _)| a.split(|&byte| byte == b'/').cmp(b.split(|&byte| byte == b'/')));
-        nodes
+    /// The tree without its files' contents.
+    pub(super) fn listing(&self) -> TreeListing {
+        listing(&self.nodes)
     }
 
     /// Puts the tree into the image, as root's and read-only, like every store path.
     pub(super) fn put(&self, rootfs: &mut RootFs) {
         let base = self.path.to_string().into_bytes().split_off(1);
-        for (path, node) in self.in_order() {
+        for (path, node) in &self.nodes {
             let path = super::store_view::join(&base, path);
             match node {
                 RenderedNode::Directory => rootfs.directory(path, 0o555),
@@ -60,7 +82,7 @@ impl Rendered {
 }
 
 /// blake3 over every node, each field with its length before it, so that no two trees are written the same.
-fn hash(nodes: &BTreeMap<Vec<u8>, RenderedNode>) -> [u8; 32] {
+fn hash(nodes: &Nodes) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key(HASH_CONTEXT);
     let mut field = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -83,40 +105,13 @@ fn hash(nodes: &BTreeMap<Vec<u8>, RenderedNode>) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// The one rendered tree as a source, so that what is made of store paths can be made of it too.
-impl Source for Rendered {
-    /// Always `None`: the tree lies in the image's top layer, which no closure and no layer's key asks about.
-    fn path_info(&self, _path: &StorePath) -> Result<Option<PathInfo>, SourceError> {
-        Ok(None)
-    }
-
-    fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
-        if *path != self.path {
-            return Err(WalkError::Absent { path: path.to_absolute() });
-        }
-        for (path, node) in self.in_order() {
-            let shown = match node {
-                RenderedNode::Directory => visitor.node(path, Node::Directory),
-                RenderedNode::File { executable, contents } => {
-                    let size = contents.len() as u64;
-                    visitor
-                        .node(path, Node::Regular { executable: *executable, size, contents: &mut contents.as_slice() })
-                }
-                RenderedNode::Symlink(target) => visitor.node(path, Node::Symlink { target }),
-            };
-            shown.map_err(WalkError::Visitor)?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use std::collections::BTreeSet;
     use std::sync::Mutex;
 
     use super::*;
-    use crate::nix::{EntryKind, Glimpse, TreeListing};
+    use crate::nix::{Glimpse, Node, PathInfo, Source, SourceError, Visitor, WalkError};
 
     /// A valid store path for a short name, the same each time.
     pub(in super::super) fn store_path(name: &str) -> StorePath {
@@ -173,22 +168,26 @@ pub(super) mod tests {
 
         fn walk(&self, path: &StorePath, visitor: &mut dyn Visitor) -> Result<(), WalkError> {
             let nodes = self.0.get(path).ok_or_else(|| WalkError::Absent { path: path.to_absolute() })?;
-            Rendered { path: path.clone(), nodes: nodes.clone() }.walk(path, visitor)
+            let mut nodes: Vec<_> = nodes.iter().collect();
+            // NAR order: `a.b` sorts before `a/b` as a string, yet `a` with all below it comes before `a.b`.
+            nodes.sort_by(|(a, _), (b, _)| a.split(|&byte| byte == b'/').cmp(b.split(|&byte| byte == b'/')));
+            for (path, node) in nodes {
+                let shown = match node {
+                    RenderedNode::Directory => visitor.node(path, Node::Directory),
+                    RenderedNode::File { executable, contents } => {
+                        let (executable, size) = (*executable, contents.len() as u64);
+                        visitor.node(path, Node::Regular { executable, size, contents: &mut contents.as_slice() })
+                    }
+                    RenderedNode::Symlink(target) => visitor.node(path, Node::Symlink { target }),
+                };
+                shown.map_err(WalkError::Visitor)?;
+            }
+            Ok(())
         }
     }
 
     /// The same trees as a store on disk has them: one directory a look, and no directory twice.
     pub(in super::super) struct Levels<'t>(&'t Trees, Mutex<BTreeSet<(StorePath, Vec<u8>)>>);
-
-    impl RenderedNode {
-        fn kind(&self) -> EntryKind {
-            match self {
-                Self::Directory => EntryKind::Directory,
-                Self::File { .. } => EntryKind::Regular,
-                Self::Symlink(target) => EntryKind::Symlink(target.clone()),
-            }
-        }
-    }
 
     impl<'t> Levels<'t> {
         pub(in super::super) fn of(trees: &'t Trees) -> Self {
@@ -221,43 +220,31 @@ pub(super) mod tests {
         }
     }
 
-    fn naming_itself(path: &StorePath) -> Result<BTreeMap<Vec<u8>, RenderedNode>, InvalidStorePath> {
-        Ok(BTreeMap::from([
-            (Vec::new(), RenderedNode::Directory),
-            (b"self".to_vec(), RenderedNode::File { executable: false, contents: path.to_string().into() }),
-        ]))
+    fn naming_itself(path: &StorePath) -> Result<Nodes, InvalidStorePath> {
+        let node = RenderedNode::File { executable: false, contents: path.to_string().into() };
+        Ok(Nodes::from([(b"self".to_vec(), node)]))
     }
 
     #[test]
     fn a_tree_may_name_its_own_store_path() {
-        let rendered = Rendered::new("env", naming_itself).unwrap();
+        let root = || Nodes::from([(Vec::new(), RenderedNode::Directory)]);
+        let rendered = Rendered::new("env", root(), naming_itself).unwrap();
         let contents = rendered.path.to_string().into_bytes();
         assert_eq!(rendered.nodes[b"self".as_slice()], RenderedNode::File { executable: false, contents });
-        assert_eq!(rendered, Rendered::new("env", naming_itself).unwrap());
+        assert_eq!(rendered, Rendered::new("env", root(), naming_itself).unwrap());
     }
 
     #[test]
     fn other_contents_give_another_store_path() {
         let path = |text: &str, executable| {
             let node = RenderedNode::File { executable, contents: text.into() };
-            Rendered::new("env", |_| Ok::<_, InvalidStorePath>(BTreeMap::from([(b"x".to_vec(), node.clone())])))
-                .unwrap()
-                .path
+            Rendered::new("env", Nodes::new(), |_| {
+                Ok::<_, InvalidStorePath>(Nodes::from([(b"x".to_vec(), node.clone())]))
+            })
+            .unwrap()
+            .path
         };
         assert_ne!(path("a", false), path("b", false));
         assert_ne!(path("a", false), path("a", true));
-    }
-
-    #[test]
-    fn nodes_are_shown_in_nar_order() {
-        let nodes = ["", "a", "a/x", "a.b"].map(|path| (path.as_bytes().to_vec(), RenderedNode::Directory));
-        let rendered = Rendered::new("env", |_| Ok::<_, InvalidStorePath>(BTreeMap::from(nodes.clone()))).unwrap();
-        let mut seen = Vec::new();
-        let mut note = |path: &[u8], _: Node<'_>| {
-            seen.push(String::from_utf8(path.to_vec()).unwrap());
-            Ok(())
-        };
-        rendered.walk(&rendered.path, &mut note).unwrap();
-        assert_eq!(seen, ["", "a", "a/x", "a.b"]);
     }
 }

@@ -1,8 +1,9 @@
 //! Store paths seen as one tree: each directory listed once, when first looked at, and links followed from one to another.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::rc::Rc;
 
 use rayon::prelude::*;
 
@@ -30,6 +31,16 @@ impl Location {
 
     pub(super) fn child(&self, name: &[u8]) -> Self {
         Self { store_path: self.store_path.clone(), rel: join(&self.rel, name) }
+    }
+
+    /// The directory in this one that leads to the file at `rel` of the same store path, if any does.
+    pub(super) fn next_towards(&self, rel: &[u8]) -> Option<Self> {
+        let below = match self.rel.as_slice() {
+            [] => rel,
+            here => rel.strip_prefix(here)?.strip_prefix(b"/")?,
+        };
+        let slash = below.iter().position(|&byte| byte == b'/')?;
+        Some(self.child(&below[..slash]))
     }
 
     /// The absolute path, as a link's target has it.
@@ -65,23 +76,87 @@ pub(super) enum Resolved {
     Nowhere(Vec<u8>),
 }
 
-/// The store paths of a source, of which each directory is listed when it is first looked at.
+/// What a directory holds: names in byte order, and what has them.
+pub(super) type Level = Rc<[(Vec<u8>, EntryKind)]>;
+
+/// The store paths of a source, of which each directory is listed when it is first looked at, and never again.
 pub(super) struct StoreView<'a> {
     source: &'a dyn Source,
     known: RefCell<HashMap<StorePath, Option<Known>>>,
 }
 
 /// What is known of a store path.
+#[derive(Default)]
 struct Known {
-    listing: TreeListing,
-    /// The directories that were listed; `None` where all were.
-    listed: Option<HashSet<Vec<u8>>>,
+    /// What the store path itself is, once that has been looked at.
+    root: Option<EntryKind>,
+    /// The directories that were listed.
+    levels: HashMap<Vec<u8>, Level>,
+    /// Whether there are no others.
+    is_whole: bool,
 }
 
 impl Known {
-    /// Whether all is known of the directory at `rel`, if it is one.
-    fn has_listed(&self, rel: &[u8]) -> bool {
-        self.listed.as_ref().is_none_or(|listed| listed.contains(rel))
+    fn of(listing: TreeListing) -> Self {
+        let mut known = Self { is_whole: true, ..Self::default() };
+        let mut levels: HashMap<Vec<u8>, Vec<_>> = HashMap::new();
+        for (path, kind) in listing {
+            if kind == EntryKind::Directory {
+                levels.entry(path.clone()).or_default();
+            }
+            match path.is_empty() {
+                true => known.root = Some(kind),
+                // Parents come before what is in them, and siblings in byte order.
+                false => {
+                    let (above, name) = split(&path);
+                    levels.entry(above.to_vec()).or_default().push((name.to_vec(), kind));
+                }
+            }
+        }
+        known.levels = levels.into_iter().map(|(path, level)| (path, level.into())).collect();
+        known
+    }
+
+    /// Adds what a look at `rel` alone has shown.
+    fn extend(&mut self, rel: &[u8], listing: TreeListing) {
+        let mut is_directory = false;
+        let mut level = Vec::new();
+        for (path, kind) in listing {
+            if path != rel {
+                level.push((split(&path).1.to_vec(), kind));
+                continue;
+            }
+            is_directory = kind == EntryKind::Directory;
+            if rel.is_empty() {
+                self.root = Some(kind);
+            }
+        }
+        if is_directory {
+            self.levels.insert(rel.to_vec(), level.into());
+        }
+    }
+
+    fn entry(&self, rel: &[u8]) -> Option<&EntryKind> {
+        if rel.is_empty() {
+            return self.root.as_ref();
+        }
+        let (above, name) = split(rel);
+        let level = self.levels.get(above)?;
+        let at = level.binary_search_by(|(other, _)| other.as_slice().cmp(name)).ok()?;
+        Some(&level[at].1)
+    }
+
+    /// Whether another look at `rel` would show nothing new.
+    fn has_seen(&self, rel: &[u8]) -> bool {
+        self.is_whole || self.levels.contains_key(rel) || (rel.is_empty() && self.root.is_some())
+    }
+}
+
+/// The directory that a path below a store path lies in, and its name there.
+fn split(rel: &[u8]) -> (&[u8], &[u8]) {
+    match rel.iter().rposition(|&byte| byte == b'/') {
+        Some(slash) => (&rel[..slash], &rel[slash + 1..]),
+        None => (&[], rel),
     }
 }
 
@@ -90,14 +165,19 @@ impl<'a> StoreView<'a> {
         Self { source, known: RefCell::default() }
     }
 
+    /// Adds a store path that the source does not have. Its files cannot be read here.
+    pub(super) fn add(&self, path: &StorePath, listing: TreeListing) {
+        self.known.borrow_mut().insert(path.clone(), Some(Known::of(listing)));
+    }
+
     /// Lists directories that will be looked at anyway, on all cores: store paths themselves, or what an earlier look
     /// has shown. What cannot be listed now fails when it is wanted.
     pub(super) fn read_ahead<'l>(&self, directories: impl Iterator<Item = &'l Location>) {
-        let is_known = |at: &Location| {
+        let has_seen = |at: &Location| {
             let known = self.known.borrow();
-            known.get(&at.store_path).is_some_and(|known| known.as_ref().is_none_or(|known| known.has_listed(&at.rel)))
+            known.get(&at.store_path).is_some_and(|known| known.as_ref().is_none_or(|known| known.has_seen(&at.rel)))
         };
-        let unknown: BTreeSet<&Location> = directories.filter(|at| !is_known(at)).collect();
+        let unknown: BTreeSet<&Location> = directories.filter(|at| !has_seen(at)).collect();
         let unknown: Vec<&Location> = unknown.into_iter().collect();
         let source = self.source;
         let is_any_far = unknown.iter().any(|at| source.is_far(&at.store_path));
@@ -115,15 +195,8 @@ impl<'a> StoreView<'a> {
         let mut known = self.known.borrow_mut();
         let known = known.entry(path.clone()).or_default();
         match glimpse {
-            Glimpse::Whole(listing) => *known = Some(Known { listing, listed: None }),
-            Glimpse::Level(listing) => {
-                let known = known
-                    .get_or_insert_with(|| Known { listing: TreeListing::default(), listed: Some(HashSet::new()) });
-                known.listing.extend(listing);
-                if let Some(listed) = &mut known.listed {
-                    listed.insert(rel.to_vec());
-                }
-            }
+            Glimpse::Whole(listing) => *known = Some(Known::of(listing)),
+            Glimpse::Level(listing) => known.get_or_insert_default().extend(rel, listing),
         }
     }
 
@@ -136,9 +209,9 @@ impl<'a> StoreView<'a> {
         }
         let state = |rel: &[u8]| match self.known.borrow().get(path) {
             None if rel.is_empty() => State::Unlisted,
-            Some(Some(known)) if known.has_listed(rel) => State::Listed,
-            Some(Some(known)) if rel.is_empty() && known.listing.get(rel).is_none() => State::Unlisted,
-            Some(Some(known)) if known.listing.get(rel) == Some(&EntryKind::Directory) => State::Unlisted,
+            Some(Some(known)) if known.levels.contains_key(rel) => State::Listed,
+            Some(Some(known)) if rel.is_empty() && !known.has_seen(rel) => State::Unlisted,
+            Some(Some(known)) if known.entry(rel) == Some(&EntryKind::Directory) => State::Unlisted,
             _ => State::NoDirectory,
         };
         if matches!(state(rel), State::Listed) {
@@ -165,70 +238,76 @@ impl<'a> StoreView<'a> {
 
     /// What stands at a place, links not followed; `None` also where the source does not have the store path.
     pub(super) fn entry(&self, at: &Location) -> Result<Option<EntryKind>, WalkError> {
-        let above = at.rel.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-        self.list(&at.store_path, &at.rel[..above])?;
+        if let Some(Some(known)) = self.known.borrow().get(&at.store_path)
+            && let Some(kind) = known.entry(&at.rel)
+        {
+            return Ok(Some(kind.clone()));
+        }
+        self.list(&at.store_path, split(&at.rel).0)?;
         let known = self.known.borrow();
-        Ok(known.get(&at.store_path).and_then(|known| known.as_ref()?.listing.get(&at.rel).cloned()))
+        Ok(known.get(&at.store_path).and_then(|known| known.as_ref()?.entry(&at.rel).cloned()))
     }
 
-    /// The names in a directory, in byte order, and what they are; none where there is no directory.
-    pub(super) fn children(&self, at: &Location) -> Result<Vec<(Vec<u8>, EntryKind)>, WalkError> {
+    /// What is in a directory; nothing where there is none.
+    pub(super) fn children(&self, at: &Location) -> Result<Level, WalkError> {
         self.list(&at.store_path, &at.rel)?;
         let known = self.known.borrow();
-        let listing = known.get(&at.store_path).and_then(|known| Some(&known.as_ref()?.listing));
-        let children = listing.into_iter().flat_map(|listing| listing.children(&at.rel));
-        Ok(children.map(|(name, kind)| (name.to_vec(), kind.clone())).collect())
+        let level = known.get(&at.store_path).and_then(|known| known.as_ref()?.levels.get(&at.rel));
+        Ok(level.cloned().unwrap_or_else(|| Rc::from([])))
     }
 
     /// Follows every link on the way to `at` and at its end.
     pub(super) fn resolve(&self, at: &Location) -> Result<Resolved, WalkError> {
-        let store: Vec<&[u8]> = STORE_DIR.as_bytes()[1..].split(|&byte| byte == b'/').collect();
-        // Components still to walk, the next one last; and those walked, from the root of the file system.
-        let mut pending = Vec::new();
-        push_components(&mut pending, &at.to_absolute());
-        let mut walked: Vec<Vec<u8>> = Vec::new();
-        let mut found = None;
+        let mut here = Walked::Into(Location::root(&at.store_path));
+        let mut pending = Pending::default();
+        if !at.rel.is_empty() {
+            pending.push(at.rel.clone());
+        }
+        // Whether nobody has looked yet at what stands here.
+        let mut is_new = true;
         let mut links = 0;
-        while let Some(component) = pending.pop() {
-            match component.as_slice() {
-                b"" | b"." => continue,
+        let mut found = None;
+        loop {
+            if let (true, Walked::Into(place)) = (is_new, &here) {
+                match self.entry(place)? {
+                    None => return Ok(nowhere(here.path(), &pending)),
+                    Some(EntryKind::Symlink(target)) => {
+                        links += 1;
+                        if links > MAX_LINKS {
+                            return Ok(nowhere(here.path(), &pending));
+                        }
+                        here = if target.first() == Some(&b'/') { Walked::Towards(0) } else { here.parent() };
+                        pending.push(target);
+                    }
+                    Some(EntryKind::Regular) if !pending.is_empty() => return Ok(nowhere(here.path(), &pending)),
+                    Some(EntryKind::Regular) => found = Some(Resolved::File(place.clone())),
+                    Some(EntryKind::Directory) => found = Some(Resolved::Directory(place.clone())),
+                }
+            }
+            if !pending.advance() {
+                break;
+            }
+            is_new = false;
+            match pending.name() {
+                b"" | b"." => {}
                 b".." => {
-                    walked.pop();
-                    found = None;
-                    continue;
-                }
-                _ => walked.push(component),
-            }
-            if walked.len() <= store.len() {
-                match walked.iter().zip(&store).all(|(have, want)| have == want) {
-                    true => continue,
-                    false => return Ok(nowhere(walked, pending)),
-                }
-            }
-            let Some(here) = location(&walked, store.len()) else { return Ok(nowhere(walked, pending)) };
-            match self.entry(&here)? {
-                None => return Ok(nowhere(walked, pending)),
-                Some(EntryKind::Symlink(target)) => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Ok(nowhere(walked, pending));
-                    }
-                    walked.pop();
-                    if target.first() == Some(&b'/') {
-                        walked.clear();
-                    }
-                    push_components(&mut pending, &target);
+                    here = here.parent();
                     found = None;
                 }
-                Some(EntryKind::Regular) if !pending.is_empty() => return Ok(nowhere(walked, pending)),
-                Some(EntryKind::Regular) => found = Some(Resolved::File(here)),
-                Some(EntryKind::Directory) => found = Some(Resolved::Directory(here)),
+                name => {
+                    let Some(child) = here.child(name) else {
+                        return Ok(nowhere([&here.path(), b"/".as_slice(), name].concat(), &pending));
+                    };
+                    here = child;
+                    is_new = true;
+                    found = None;
+                }
             }
         }
         // The last component may have been `..`: what it led back to is a directory, or the store itself.
-        Ok(found.unwrap_or_else(|| match location(&walked, store.len()) {
-            Some(here) => Resolved::Directory(here),
-            None => nowhere(walked, Vec::new()),
+        Ok(found.unwrap_or_else(|| match here {
+            Walked::Into(place) => Resolved::Directory(place),
+            Walked::Towards(_) => nowhere(here.path(), &pending),
         }))
     }
 
@@ -242,20 +321,103 @@ impl<'a> StoreView<'a> {
     }
 }
 
-fn push_components(pending: &mut Vec<Vec<u8>>, path: &[u8]) {
-    pending.extend(path.split(|&byte| byte == b'/').rev().map(<[u8]>::to_vec));
+/// How far a path was walked from the root of the file system.
+enum Walked {
+    /// So many of the directories that lead to the store.
+    Towards(usize),
+    /// Into a store path.
+    Into(Location),
 }
 
-/// The place in a store path that absolute components name, if the store path's name is a valid one.
-fn location(components: &[Vec<u8>], store_depth: usize) -> Option<Location> {
-    let (base, rel) = components.get(store_depth..)?.split_first()?;
-    let store_path = StorePath::from_base_name(std::str::from_utf8(base).ok()?).ok()?;
-    Some(Location { store_path, rel: rel.join(&b'/') })
+impl Walked {
+    fn to_store() -> impl Iterator<Item = &'static [u8]> {
+        STORE_DIR.as_bytes()[1..].split(|&byte| byte == b'/')
+    }
+
+    fn parent(self) -> Self {
+        match self {
+            Self::Towards(depth) => Self::Towards(depth.saturating_sub(1)),
+            Self::Into(Location { rel, .. }) if rel.is_empty() => Self::Towards(Self::to_store().count()),
+            Self::Into(Location { store_path, mut rel }) => {
+                rel.truncate(split(&rel).0.len());
+                Self::Into(Location { store_path, rel })
+            }
+        }
+    }
+
+    /// A name further; `None` where that neither leads to the store nor is in it.
+    fn child(&self, name: &[u8]) -> Option<Self> {
+        match self {
+            Self::Into(place) => Some(Self::Into(place.child(name))),
+            Self::Towards(depth) => match Self::to_store().nth(*depth) {
+                Some(expected) => (expected == name).then_some(Self::Towards(depth + 1)),
+                None => {
+                    let store_path = StorePath::from_base_name(std::str::from_utf8(name).ok()?).ok()?;
+                    Some(Self::Into(Location { store_path, rel: Vec::new() }))
+                }
+            },
+        }
+    }
+
+    /// The absolute path; that of the root is empty.
+    fn path(&self) -> Vec<u8> {
+        match self {
+            Self::Towards(depth) => {
+                Self::to_store().take(*depth).flat_map(|name| [b"/", name]).flatten().copied().collect()
+            }
+            Self::Into(place) => place.to_absolute(),
+        }
+    }
 }
 
-fn nowhere(mut walked: Vec<Vec<u8>>, pending: Vec<Vec<u8>>) -> Resolved {
-    walked.extend(pending.into_iter().rev());
-    Resolved::Nowhere([b"/", walked.join(&b'/').as_slice()].concat())
+/// What of a path is still to walk: its own components, and before them those of the links that were met.
+#[derive(Default)]
+struct Pending(Vec<Part>);
+
+struct Part {
+    path: Vec<u8>,
+    /// Where the last component begins, and where the next one does: past the path's end if there is none.
+    last: usize,
+    next: usize,
+}
+
+impl Part {
+    fn has_more(&self) -> bool {
+        self.next <= self.path.len()
+    }
+}
+
+impl Pending {
+    fn push(&mut self, path: Vec<u8>) {
+        self.0.push(Part { path, last: 0, next: 0 });
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.0.iter().any(Part::has_more)
+    }
+
+    /// Goes on to the next component, if there is one.
+    fn advance(&mut self) -> bool {
+        while self.0.pop_if(|part| !part.has_more()).is_some() {}
+        let Some(part) = self.0.last_mut() else { return false };
+        let length = part.path[part.next..].iter().position(|&byte| byte == b'/');
+        part.last = part.next;
+        part.next = length.map_or(part.path.len(), |length| part.next + length) + 1;
+        true
+    }
+
+    /// The component that was come to last.
+    fn name(&self) -> &[u8] {
+        self.0.last().map_or(&[], |part| &part.path[part.last..part.next - 1])
+    }
+}
+
+fn nowhere(mut path: Vec<u8>, pending: &Pending) -> Resolved {
+    for part in pending.0.iter().rev().filter(|part| part.has_more()) {
+        path.push(b'/');
+        path.extend_from_slice(&part.path[part.next..]);
+    }
+    Resolved::Nowhere(if path.is_empty() { b"/".to_vec() } else { path })
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
 
-use super::rendered::{Rendered, RenderedNode};
+use super::rendered::{Nodes, Rendered, RenderedNode};
 use super::services::Service;
 use crate::nix::InvalidStorePath;
 
@@ -58,14 +58,14 @@ impl Supervision<'_> {
     /// that is not ours. Its shells begin with `bashrc`.
     pub(super) fn program(&self, bashrc: &str) -> Result<Rendered, InvalidStorePath> {
         let config = self.config();
-        Rendered::new("services", |path| {
+        Rendered::new("services", Nodes::new(), |path| {
             let script = self.script(&format!("{path}/service-config.yaml"));
             let program = WITH_SERVICES
                 .replace("@bash@", self.bash)
                 .replace("@services@", &format!("{path}/services"))
                 .replace("@bashrc@", &format!("{path}/bashrc"));
             let file = |executable, text: &str| RenderedNode::File { executable, contents: text.into() };
-            Ok(BTreeMap::from(
+            Ok(Nodes::from(
                 [
                     ("", RenderedNode::Directory),
                     ("bashrc", file(false, bashrc)),

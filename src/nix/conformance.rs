@@ -8,7 +8,7 @@ use rstest::rstest;
 
 use super::testing::{Model, REGISTERED, TestStore, model, nar, record, register, store_path};
 use super::{
-    ContentHash, EntryKind, Glimpse, MemoryNode, MemoryStore, MemoryTree, Node, Source, StorePath, TreeListing, Union,
+    ContentHash, EntryKind, Glimpse, MemoryNode, MemoryStore, MemoryTree, Node, Source, StorePath, TreeListing,
     WalkError,
 };
 
@@ -186,23 +186,6 @@ fn contents_may_be_left_unread_or_read_in_part() {
             .unwrap();
         assert_eq!(parts, [[2; 10]], "{name}");
     }
-}
-
-#[test]
-fn a_union_asks_its_sources_in_order() {
-    let (mut first, mut second) = (MemoryStore::new(), MemoryStore::new());
-    let both = first.add("both", MemoryTree::new(), BTreeSet::new()).unwrap();
-    second.add("both", MemoryTree::new(), BTreeSet::new()).unwrap();
-    let mut tree = MemoryTree::new();
-    tree.directory(b"sub").unwrap();
-    let only = second.add("only", tree, BTreeSet::new()).unwrap();
-    let union = Union(vec![&first, &second]);
-    assert_eq!(record(&union, &both).unwrap().len(), 1);
-    assert_eq!(record(&union, &only).unwrap().len(), 2);
-    assert_eq!(union.path_info(&only).unwrap(), second.path_info(&only).unwrap());
-    let absent = store_path('0', "absent");
-    assert_eq!(union.path_info(&absent).unwrap(), None);
-    assert!(matches!(record(&union, &absent), Err(WalkError::Absent { .. })));
 }
 
 proptest! {

@@ -40,7 +40,7 @@ pub use memory::{MemoryNode, MemoryStore, MemoryTree, MemoryTreeError};
 pub use nar_reader::{NarError, read_nar};
 pub use nar_writer::NarWriter;
 pub use skeleton::{Skeleton, SkeletonRecorder};
-pub use source::{Contents, Far, Node, PathInfo, Source, SourceError, TreeState, Union, Visitor, WalkError};
+pub use source::{Contents, Far, Node, PathInfo, Source, SourceError, TreeState, Visitor, WalkError};
 pub use store_path::{InvalidStorePath, STORE_DIR, StorePath, to_base32};
 pub use tree::{EntryKind, Glimpse, TreeListing};
 pub use tree_hash::TreeHasher;

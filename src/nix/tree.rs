@@ -1,6 +1,6 @@
 //! A store path's structure without its files' contents: names, kinds, link targets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 
 use super::{Node, Visitor, WalkError};
 
@@ -46,11 +46,6 @@ impl TreeListing {
         self.0.insert(path, kind);
     }
 
-    /// Adds what another look at the same tree has shown.
-    pub fn extend(&mut self, other: Self) {
-        self.0.extend(other.0);
-    }
-
     /// The entry at a relative path.
     pub fn get(&self, path: &[u8]) -> Option<&EntryKind> {
         self.0.get(path)
@@ -62,14 +57,27 @@ impl TreeListing {
     }
 
     /// The names in the directory at `path`, in byte order.
-    pub fn children<'a>(&'a self, path: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a EntryKind)> {
+    #[cfg(test)]
+    pub(super) fn children<'a>(&'a self, path: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a EntryKind)> {
         let from = if path.is_empty() { Vec::new() } else { [path, b"/"].concat() };
-        let skip = from.len();
-        self.0
-            .range(from.clone()..)
-            .take_while(move |(entry, _)| entry.starts_with(&from))
-            .filter(move |(entry, _)| entry.len() > skip && !entry[skip..].contains(&b'/'))
-            .map(move |(entry, kind)| (&entry[skip..], kind))
+        let below = self.iter().filter_map(move |(entry, kind)| Some((entry.strip_prefix(from.as_slice())?, kind)));
+        below.filter(|(name, _)| !name.is_empty() && !name.contains(&b'/'))
+    }
+}
+
+/// Every entry, parents first, and siblings in byte order of their names.
+impl IntoIterator for TreeListing {
+    type Item = (Vec<u8>, EntryKind);
+    type IntoIter = btree_map::IntoIter<Vec<u8>, EntryKind>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl FromIterator<(Vec<u8>, EntryKind)> for TreeListing {
+    fn from_iter<I: IntoIterator<Item = (Vec<u8>, EntryKind)>>(entries: I) -> Self {
+        Self(entries.into_iter().collect())
     }
 }
 
