@@ -9,6 +9,7 @@ from place import quoted, run
 THREADS = os.cpu_count()
 DIGEST = "openssl dgst -sha256"
 STREAM = "streamLayeredImage (re-implemented)"
+NIX2CONTAINER = "nix2container (re-implemented)"
 FLOOR = "reading and sha256 alone, on all cores"
 
 
@@ -146,6 +147,7 @@ def digest_jobs(place):
             [
                 Contender(OURS, f"{ours} >/dev/null", place.cold),
                 Contender(FLOOR, floor),
+                Contender(NIX2CONTAINER, place.nix2container("base")),
                 Contender("tar | sha256 on one core", f"taskset -c 0 bash -euo pipefail -c {quoted([tar])}"),
                 Contender("tar | sha256 on two cores", tar),
                 Contender("sha256 of a ready tar file", f"{DIGEST} {quoted([place.archive('base')])}"),

