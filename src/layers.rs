@@ -1,6 +1,7 @@
 //! Obtains the planned layers, from the layer store or by packing them, and streams their bytes wherever they go.
 
 mod cause;
+mod past;
 mod presence;
 mod shared;
 mod states;
@@ -14,7 +15,6 @@ pub use workshop::{Trouble, Workshop};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
@@ -26,8 +26,8 @@ use crate::image::{Layer, LayerMediaType, UnknownMediaType};
 use crate::outlet::{Copied, Outlet};
 use crate::pack::{Compression, LayerContents, PackError, Packed};
 use crate::parallel;
-use crate::share::{Given, ImageUse, SharedCache};
-use crate::store::{BlobStamp, ImageRecord, LayerRecord, Lease, Shelf};
+use crate::share::{Given, ImageUse};
+use crate::store::{BlobStamp, ImageRecord, LayerRecord, Lease};
 
 /// A layer could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -239,12 +239,6 @@ impl<'a> Layers<'a> {
         })
     }
 
-    /// What repositories were asked for, or were given by this machine, within a day.
-    fn remembered_repositories(&self) -> BTreeMap<String, BTreeSet<Digest>> {
-        let remembered = self.workshop.with_store("look up repositories", |store| store.recall(Shelf::Blobs));
-        presence::recalled(&remembered.unwrap_or_default(), self.workshop.now)
-    }
-
     /// Remembers what these layers make, and says how many bytes the store takes now; a store that fails
     /// costs the memory, never the image.
     pub fn record_image(&self, image: &ImageRecord) -> Option<u64> {
@@ -254,7 +248,7 @@ impl<'a> Layers<'a> {
     /// Gives the shared caches all layers that they do not know, and the use of the image.
     pub fn share(&self, image: &ImageUse) {
         let Some(shared) = self.workshop.shared.filter(|shared| shared.is_written()) else { return };
-        let repositories = self.repositories();
+        let repositories = self.known_repositories();
         let places: Vec<usize> = (0..self.records.len()).collect();
         let give = |&at: &usize| -> Result<(), LayersError> {
             let layer = self.descriptor(at)?;
@@ -439,58 +433,6 @@ impl<'a> Layers<'a> {
     /// Each image's layers, the bottom one first, as places in [`Layers::keys`].
     pub fn images(&self) -> &[Vec<usize>] {
         &self.images
-    }
-}
-
-impl Past for Layers<'_> {
-    fn blobs_of(&self, manifest: &Digest) -> BTreeSet<Digest> {
-        let blobs = self.workshop.with_store("look up an image", |store| store.blobs_of_image(manifest));
-        blobs.unwrap_or_default()
-    }
-
-    fn knows_output(&self, file: &Path, token: &[u8; 32]) -> bool {
-        self.workshop.store.is_some_and(|store| store.knows_output(file, token))
-    }
-
-    fn outputs_with(&self, contents: &[u8; 32]) -> Vec<PathBuf> {
-        let files = self.workshop.with_store("look up files", |store| store.outputs_with(contents));
-        files.unwrap_or_default()
-    }
-
-    fn remember_output(&self, file: &Path, contents: &[u8; 32], token: &[u8; 32]) {
-        self.workshop.with_store("remember the file", |store| store.remember_output(file, contents, token));
-    }
-
-    fn forget_output(&self, file: &Path) {
-        self.workshop.with_store("forget a file", |store| store.forget_output(file));
-    }
-
-    fn repositories(&self) -> BTreeMap<String, BTreeSet<Digest>> {
-        let mut repositories = self.remembered_repositories();
-        for (name, blobs) in self.workshop.shared.map(SharedCache::repositories).unwrap_or_default() {
-            repositories.entry(name).or_default().extend(blobs);
-        }
-        repositories
-    }
-
-    fn seen_blobs(&self, repository: &str) -> BTreeSet<Digest> {
-        self.remembered_repositories().remove(repository).unwrap_or_default()
-    }
-
-    fn remember_blobs(&self, repository: &str, blobs: &[Digest]) {
-        if blobs.is_empty() {
-            return;
-        }
-        let entries = presence::entries(repository, blobs, Some(self.workshop.now));
-        self.workshop.with_store("remember a repository", |store| store.remember(Shelf::Blobs, &entries));
-    }
-
-    fn forget_blobs(&self, repository: &str, blobs: &[Digest]) {
-        if blobs.is_empty() {
-            return;
-        }
-        let entries = presence::entries(repository, blobs, None);
-        self.workshop.with_store("forget a repository", |store| store.remember(Shelf::Blobs, &entries));
     }
 }
 

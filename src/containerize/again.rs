@@ -119,10 +119,6 @@ impl Pushing<'_> {
             let deliveries = sinks.foresee(&images, &layers)?;
             return Ok(Attempt::Made(Report { images, deliveries, cache_bytes: None }));
         }
-        if let Some(shared) = workshop.shared.filter(|shared| shared.concerns(request.push.registry())) {
-            // Where every layer is known here nobody has looked yet, and a cache in the registry may have them all.
-            shared.look_up(&[]);
-        }
         let deliveries = sinks.deliver(&images, &layers, observer);
         layers.remember_states();
         match deliveries {

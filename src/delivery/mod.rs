@@ -131,8 +131,10 @@ pub trait Past: Sync {
         let _ = file;
     }
 
-    /// The repositories of registries, `HOST/NAME`, with the blobs that they are remembered or said to have.
-    fn repositories(&self) -> BTreeMap<String, BTreeSet<Digest>> {
+    /// The repositories of a registry, `HOST/NAME`, with the blobs that they are remembered or said to have; who says it
+    /// may have to be asked.
+    fn repositories(&self, registry: &str) -> BTreeMap<String, BTreeSet<Digest>> {
+        let _ = registry;
         BTreeMap::new()
     }
 

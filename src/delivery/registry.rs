@@ -114,11 +114,11 @@ impl<'a> RegistrySink<'a> {
 
     /// Looks for repositories that blobs may be mounted from. What this one is remembered, or said, to have comes back.
     fn look_for_others(&mut self, past: &dyn Past) -> BTreeSet<Digest> {
-        let registry = format!("{}/", self.name().split('/').next().unwrap_or_default());
-        let mut remembered = past.repositories();
+        let registry = self.repository.reference().registry();
+        let mut remembered = past.repositories(registry);
         let own = remembered.remove(&self.name()).unwrap_or_default();
-        let others = remembered.into_iter();
-        let others = others.filter_map(|(name, blobs)| Some((name.strip_prefix(&registry)?.to_owned(), blobs)));
+        let name_there = |name: &str| Some(name.strip_prefix(registry)?.strip_prefix('/')?.to_owned());
+        let others = remembered.into_iter().filter_map(|(name, blobs)| Some((name_there(&name)?, blobs)));
         self.others.extend(others);
         own
     }

@@ -253,10 +253,10 @@ impl<'a> SharedCache<'a> {
         self.usable().filter_map(of).collect()
     }
 
-    /// Whether some cache is a repository of this registry, which may mount its blobs, or is told what is made here.
+    /// Whether some cache is a repository of this registry, which may mount its blobs.
     pub fn concerns(&self, registry: &str) -> bool {
         let is_there = |share: &Share<'_>| share.address.reference().is_some_and(|of| of.registry() == registry);
-        self.usable().any(|share| share.is_written || is_there(share))
+        self.usable().any(is_there)
     }
 
     /// Whether some cache is to be given what this run makes.

@@ -184,6 +184,35 @@ fn what_a_cache_in_the_registry_has_is_neither_compressed_nor_sent(#[case] in_th
 }
 
 #[test]
+fn what_is_known_here_is_mounted_from_a_cache_in_the_registry_and_that_is_asked_only_where_something_is_missing() {
+    let registry = peer!(docker_registry);
+    let project = Project::new();
+    let server = registry.start(&project.sandbox.path("registry"), Setup::default());
+    let proxy = RegistryProxy::start(&server);
+    let share = proxy.reference("team/cache");
+    project.fill(&share);
+    let machine = project.machine("second");
+    machine.image(&project.environment, &[]);
+    proxy.traffic();
+
+    let push = || {
+        let mut command = machine.command(&project.environment);
+        command.args(["--push", &proxy.reference("team/pair:prod"), "--cache-from", &share]);
+        let outcome = command.assert().success();
+        String::from_utf8_lossy(&outcome.get_output().stderr).into_owned()
+    };
+    let said = push();
+    assert!(said.contains(" 0 new") && said.contains("sent: 0 of 3 layers"), "{said}");
+    let traffic = proxy.traffic();
+    assert!(traffic.sent() < 20_000, "{} bytes were sent", traffic.sent());
+    assert!(traffic.log.iter().any(|line| line.contains("/team/cache/")), "{:#?}", traffic.log);
+    let said = push();
+    assert!(said.contains("sent: 0 of 3 layers"), "{said}");
+    let traffic = proxy.traffic();
+    assert!(!traffic.log.iter().any(|line| line.contains("/team/cache/")), "{:#?}", traffic.log);
+}
+
+#[test]
 fn a_push_tells_the_caches_of_the_settings_and_a_dry_run_tells_nobody() {
     let registry = peer!(docker_registry);
     let project = Project::new();
