@@ -25,7 +25,7 @@ use crate::event::{Cancelled, Event};
 use crate::image::{Layer, LayerMediaType, UnknownMediaType};
 use crate::outlet::{Copied, Outlet};
 use crate::pack::{Compression, LayerContents, PackError, Packed};
-use crate::parallel;
+use crate::parallel::{self, Places};
 use crate::share::{Given, ImageUse};
 use crate::store::{BlobStamp, ImageRecord, LayerRecord, Lease};
 
@@ -125,6 +125,7 @@ impl<'a> Sought<'a> {
         let by_digest = records.iter().enumerate().map(|(at, record)| (record.digest, at)).collect();
         let (known_blobs, damaged, fetched) = (Mutex::new(known_blobs), Mutex::default(), Mutex::default());
         let (asked_for, wrong) = (Mutex::default(), Mutex::default());
+        let making = Places::new(workshop.packer.threads());
         Ok(Layers {
             workshop,
             contents,
@@ -139,6 +140,7 @@ impl<'a> Sought<'a> {
             fetched,
             asked_for,
             wrong,
+            making,
             _leases: (lease, made_before),
         })
     }
@@ -165,6 +167,8 @@ pub struct Layers<'a> {
     asked_for: Mutex<BTreeSet<usize>>,
     /// Layers that came out otherwise than was known of them.
     wrong: Mutex<BTreeSet<usize>>,
+    /// More layers may be on their way at once than can be made: what is made takes memory.
+    making: Places,
     /// Keep the layers from garbage collection until they are delivered.
     _leases: (Option<Lease>, MadeBefore),
 }
@@ -321,6 +325,7 @@ impl<'a> Layers<'a> {
     /// Makes a layer's bytes again. They are checked against the record, unless nothing can have changed since they were
     /// hashed: then that was enough.
     fn make_again(&self, at: usize, out: &mut dyn Outlet) -> Result<(), BlobError> {
+        let _place = self.making.take();
         let (packer, contents) = (self.workshop.packer, &self.contents[at]);
         let Some(state) = self.states.current(at, || packer.state(contents)) else {
             let (packed, state) = packer.pack_again(contents, out).map_err(blob_error)?;

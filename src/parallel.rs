@@ -1,7 +1,7 @@
-//! Vocabulary: the items of a list on several threads.
+//! Vocabulary: the items of a list on several threads, and work that only so many threads do at once.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Does `work` for each item, on so many threads, in the order of the list. After a failure no thread takes a further
 /// item; the failure of the earliest item is returned.
@@ -50,6 +50,41 @@ pub fn for_each_with<T: Sync, C, E: Send>(
     }
 }
 
+/// Places for work that only so many threads may do at once, as what it takes is bounded.
+pub struct Places {
+    free: Mutex<usize>,
+    is_free: Condvar,
+}
+
+/// A place that is taken, until it is dropped.
+#[must_use]
+pub struct Place<'p>(&'p Places);
+
+impl Places {
+    /// So many places, at least one.
+    pub fn new(count: usize) -> Self {
+        Self { free: Mutex::new(count.max(1)), is_free: Condvar::new() }
+    }
+
+    /// Takes a place, as soon as there is one.
+    pub fn take(&self) -> Place<'_> {
+        let free = self.is_free.wait_while(self.free(), |free| *free == 0);
+        *free.unwrap_or_else(PoisonError::into_inner) -= 1;
+        Place(self)
+    }
+
+    fn free(&self) -> MutexGuard<'_, usize> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        *self.0.free() += 1;
+        self.0.is_free.notify_one();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,5 +114,18 @@ mod tests {
         });
         assert_eq!(outcome, Err(0));
         assert!(done.load(Ordering::Relaxed) < 20);
+    }
+    #[test]
+    fn no_more_work_at_once_than_there_are_places() {
+        let (places, at_work, most) = (Places::new(2), AtomicUsize::new(0), AtomicUsize::new(0));
+        for_each(8, &[(); 100], |()| {
+            let _place = places.take();
+            most.fetch_max(at_work.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            at_work.fetch_sub(1, Ordering::SeqCst);
+            Ok::<(), ()>(())
+        })
+        .unwrap();
+        assert_eq!(most.load(Ordering::SeqCst), 2);
     }
 }
