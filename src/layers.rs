@@ -167,7 +167,9 @@ pub struct Layers<'a> {
     asked_for: Mutex<BTreeSet<usize>>,
     /// Layers that came out otherwise than was known of them.
     wrong: Mutex<BTreeSet<usize>>,
-    /// More layers may be on their way at once than can be made: what is made takes memory.
+    /// More layers may be on their way at once than can be made: what is made takes memory. There are as many places as
+    /// threads on which layers are made one after the other, or ahead of whoever takes them in order: nobody who has a
+    /// place waits for one who has none.
     making: Places,
     /// Keep the layers from garbage collection until they are delivered.
     _leases: (Option<Lease>, MadeBefore),
@@ -252,6 +254,8 @@ impl<'a> Layers<'a> {
     /// Gives the shared caches all layers that they do not know, and the use of the image.
     pub fn share(&self, image: &ImageUse) {
         let Some(shared) = self.workshop.shared.filter(|shared| shared.is_written()) else { return };
+        // What is there may be mounted from there.
+        shared.look_up(&[]);
         let repositories = self.known_repositories();
         let places: Vec<usize> = (0..self.records.len()).collect();
         let give = |&at: &usize| -> Result<(), LayersError> {

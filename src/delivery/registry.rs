@@ -114,11 +114,12 @@ impl<'a> RegistrySink<'a> {
 
     /// Looks for repositories that blobs may be mounted from. What this one is remembered, or said, to have comes back.
     fn look_for_others(&mut self, past: &dyn Past) -> BTreeSet<Digest> {
-        let registry = self.repository.reference().registry();
-        let mut remembered = past.repositories(registry);
+        let reference = self.repository.reference();
+        let mut remembered = past.repositories(reference.registry());
         let own = remembered.remove(&self.name()).unwrap_or_default();
-        let name_there = |name: &str| Some(name.strip_prefix(registry)?.strip_prefix('/')?.to_owned());
-        let others = remembered.into_iter().filter_map(|(name, blobs)| Some((name_there(&name)?, blobs)));
+        let registry = reference.names_begin_with();
+        let others = remembered.into_iter();
+        let others = others.filter_map(|(name, blobs)| Some((name.strip_prefix(&registry)?.to_owned(), blobs)));
         self.others.extend(others);
         own
     }
@@ -181,6 +182,11 @@ impl Sink for RegistrySink<'_> {
                 self.look_for_others(past);
             }
             return Ok(held);
+        }
+        let seen = past.seen_blobs(&self.name());
+        if !self.asks_for_all && layers.iter().all(|layer| seen.contains(layer)) {
+            // Nobody has to be asked who else has them.
+            return Ok(layers.into_iter().collect());
         }
         let own = self.look_for_others(past);
         Ok(self.find(&layers, &own, past)?.held)
@@ -248,5 +254,33 @@ impl Sink for RegistrySink<'_> {
             }
         }
         Ok(finish)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Silent;
+    use crate::registry::{Registries, Settings};
+
+    /// What repositories of two registries have.
+    struct Remembered(Digest);
+
+    impl Past for Remembered {
+        fn repositories(&self, registry: &str) -> BTreeMap<String, BTreeSet<Digest>> {
+            assert_eq!(registry, "index.docker.io");
+            let names = ["docker.io/team/api", "docker.io/team/web", "registry.example/team/api"];
+            names.map(|name| (name.to_owned(), BTreeSet::from([self.0]))).into()
+        }
+    }
+
+    #[test]
+    fn layers_are_mounted_from_repositories_of_the_same_registry_also_of_one_that_is_asked_elsewhere() {
+        let registries = Registries::new(Settings::default(), &Silent);
+        let repository = registries.repository(&"docker.io/team/web:v1".parse().unwrap());
+        let mut sink = RegistrySink::new(repository, &Silent);
+        let blob = Digest::of(b"layer");
+        assert_eq!(sink.look_for_others(&Remembered(blob)), BTreeSet::from([blob]));
+        assert_eq!(sink.sources(&blob), ["team/api"]);
     }
 }

@@ -70,7 +70,12 @@ impl Reference {
 
     /// The repository alone: `HOST/NAME`.
     pub fn name(&self) -> String {
-        format!("{}/{}", self.inner.registry(), self.repository())
+        self.names_begin_with() + self.repository()
+    }
+
+    /// What the names of all repositories of its registry begin with: `HOST/`. Docker Hub's is not where it is asked.
+    pub fn names_begin_with(&self) -> String {
+        format!("{}/", self.inner.registry())
     }
 
     /// What of the repository has this digest: `HOST/NAME@sha256:...`.

@@ -392,9 +392,8 @@ impl<'a> Share<'a> {
     /// Repositories of the cache's own registry that may have the blob, by their names there.
     fn sources(&self, blob: &Digest, repositories: &BTreeMap<String, BTreeSet<Digest>>) -> Vec<String> {
         let Some(reference) = self.address.reference() else { return Vec::new() };
-        let name = reference.name();
-        let Some(registry) = name.strip_suffix(reference.repository()) else { return Vec::new() };
+        let registry = reference.names_begin_with();
         let holders = repositories.iter().filter(|(_, blobs)| blobs.contains(blob));
-        holders.filter_map(|(name, _)| name.strip_prefix(registry)).map(str::to_owned).collect()
+        holders.filter_map(|(name, _)| name.strip_prefix(&registry)).map(str::to_owned).collect()
     }
 }

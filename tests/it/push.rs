@@ -195,21 +195,23 @@ fn what_is_known_here_is_mounted_from_a_cache_in_the_registry_and_that_is_asked_
     machine.image(&project.environment, &[]);
     proxy.traffic();
 
-    let push = || {
+    let push = |tag: &str| {
         let mut command = machine.command(&project.environment);
-        command.args(["--push", &proxy.reference("team/pair:prod"), "--cache-from", &share]);
+        command.args(["--push", &proxy.reference(&format!("team/pair:{tag}")), "--cache-from", &share]);
         let outcome = command.assert().success();
         String::from_utf8_lossy(&outcome.get_output().stderr).into_owned()
     };
-    let said = push();
+    let said = push("prod");
     assert!(said.contains(" 0 new") && said.contains("sent: 0 of 3 layers"), "{said}");
     let traffic = proxy.traffic();
     assert!(traffic.sent() < 20_000, "{} bytes were sent", traffic.sent());
     assert!(traffic.log.iter().any(|line| line.contains("/team/cache/")), "{:#?}", traffic.log);
-    let said = push();
-    assert!(said.contains("sent: 0 of 3 layers"), "{said}");
-    let traffic = proxy.traffic();
-    assert!(!traffic.log.iter().any(|line| line.contains("/team/cache/")), "{:#?}", traffic.log);
+    for tag in ["prod", "next"] {
+        let said = push(tag);
+        assert!(said.contains("sent: 0 of 3 layers"), "{said}");
+        let traffic = proxy.traffic();
+        assert!(!traffic.log.iter().any(|line| line.contains("/team/cache/")), "{tag}: {:#?}", traffic.log);
+    }
 }
 
 #[test]
