@@ -150,7 +150,7 @@ fn wanted(path: &StorePath) -> impl Iterator<Item = &'static str> {
 fn look_ahead(view: &StoreView<'_>, closure: &Closure) -> Result<(), WalkError> {
     let mut directories: Vec<_> = closure.paths().map(|info| Location::root(&info.path)).collect();
     while !directories.is_empty() {
-        view.read_ahead(directories.iter());
+        view.read_ahead(directories.iter())?;
         let mut below = BTreeSet::new();
         for directory in &directories {
             for file in wanted(&directory.store_path) {
@@ -169,15 +169,21 @@ fn look_ahead(view: &StoreView<'_>, closure: &Closure) -> Result<(), WalkError> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::rendered::tests::{Trees, store_path};
+    use super::super::rendered::tests::{Levels, Trees, store_path};
     use super::*;
+    use crate::nix::Source;
 
     fn find(trees: &Trees, installed: &[&str], shell: Option<&str>) -> Base {
         let closure = Closure::compute(trees, trees.paths().cloned()).unwrap();
         let package =
             |(n, name): (usize, &&str)| Package { name: (*name).into(), path: store_path(name), priority: n as u64 };
         let packages: Vec<_> = installed.iter().enumerate().map(package).collect();
-        Base::find(&StoreView::new(trees), &closure, &packages, shell.map(store_path).as_ref()).unwrap()
+        let shell = shell.map(store_path);
+        let find =
+            |source: &dyn Source| Base::find(&StoreView::new(source), &closure, &packages, shell.as_ref()).unwrap();
+        let base = find(trees);
+        assert_eq!(find(&Levels::of(trees)), base);
+        base
     }
 
     #[test]

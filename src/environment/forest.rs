@@ -2,7 +2,8 @@
 //!
 //! - A directory that one package alone has becomes one link to it; one that several have is merged.
 //! - Of two files at one place, the package with the lower priority number wins; two different ones at the same
-//!   priority are an error. A file against a directory is decided the same way.
+//!   priority are an error; of several such places the one that is least deep is named. A file against a directory is
+//!   decided the same way.
 //! - Whatever leads to the same place in the end is the same thing, and no conflict.
 //! - Links to directories count as directories. A directory that contains itself by way of a link is not entered
 //!   again: it becomes a link.
@@ -146,7 +147,7 @@ impl Forest {
         propagation: Propagation,
         real: &BTreeSet<Vec<u8>>,
     ) -> Result<Self, ForestError> {
-        view.read_ahead(packages.iter().map(|package| Location::root(&package.path)).collect::<Vec<_>>().iter());
+        view.read_ahead(packages.iter().map(|package| Location::root(&package.path)).collect::<Vec<_>>().iter())?;
         let packages = with_propagated(view, packages, propagation)?;
         let mut roots = Vec::new();
         for package in &packages {
@@ -165,7 +166,7 @@ impl Forest {
         while !planter.next.is_empty() {
             // Directories of one depth are listed together, whichever packages have them.
             let merged = mem::take(&mut planter.next);
-            view.read_ahead(merged.iter().flat_map(|(_, dirs)| dirs).map(|dir| &dir.resolved));
+            view.read_ahead(merged.iter().flat_map(|(_, dirs)| dirs).map(|dir| &dir.resolved))?;
             for (path, dirs) in merged {
                 planter.merge(&path, &dirs)?;
             }
@@ -267,7 +268,7 @@ struct Planter<'a> {
     view: &'a StoreView<'a>,
     real: &'a BTreeSet<Vec<u8>>,
     nodes: BTreeMap<Vec<u8>, ForestNode>,
-    /// The directories that several packages share and that nothing was planted in yet.
+    /// The directories that packages are merged in and that nothing was planted in yet.
     next: Vec<(Vec<u8>, Vec<Dir<'a>>)>,
 }
 

@@ -43,6 +43,16 @@ fn show(forest: &Forest) -> String {
 }
 
 #[test]
+fn of_several_conflicts_the_least_deep_is_named() {
+    let mut trees = Trees::default();
+    for name in ["a", "b"] {
+        trees.file(name, "bin/deep/x", name).file(name, "lib/y", name);
+    }
+    let error = plant(&trees, &[package("a", 5), package("b", 5)]).unwrap_err();
+    assert!(error.to_string().starts_with("'a' conflicts with 'b': both have 'lib/y'"), "{error}");
+}
+
+#[test]
 fn a_directory_of_one_package_is_one_link_and_a_shared_one_is_merged() {
     let mut trees = Trees::default();
     trees.program("a", "bin/a").file("a", "share/doc/a/x", "").file("a", "lib/deep/er/x", "");

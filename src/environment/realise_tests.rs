@@ -1,6 +1,6 @@
 //! What comes of an environment: the root, the entrypoint, the variables.
 
-use super::super::rendered::tests::{Trees, store_path};
+use super::super::rendered::tests::{Levels, Trees, store_path};
 use super::super::{ContainerConfig, PRIORITY_SCALE, UserSpec};
 use super::*;
 use crate::rootfs::{RootFs, RootNode, RootNodeKind};
@@ -39,7 +39,13 @@ fn realised(
         services: &BTreeMap::new(),
     };
     change(&mut request, paths);
-    realise(&request)
+    let realised = realise(&request);
+    // From a store that shows one directory at a look, and none twice.
+    let levels = Levels::of(trees);
+    let by_directory = realise(&RealiseRequest { source: &levels, ..request });
+    let text = |error: &RealiseError| error.to_string();
+    assert_eq!(by_directory.as_ref().map_err(text), realised.as_ref().map_err(text));
+    realised
 }
 
 fn simply(trees: &Trees, manifest: &Manifest, packages: &[Package]) -> Result<Realised, RealiseError> {

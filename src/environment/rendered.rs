@@ -41,6 +41,19 @@ pub(super) fn stand_in(name: &str) -> Result<StorePath, InvalidStorePath> {
     StorePath::synthetic(&[0; 32], name)
 }
 
+/// Puts nodes over others: below a file there is nothing.
+fn put_over(nodes: &mut Nodes, others: Nodes) {
+    for (path, node) in others {
+        if node != RenderedNode::Directory {
+            let below = [path.as_slice(), b"/"].concat();
+            let inside = nodes.range(below.clone()..).map(|(other, _)| other);
+            let inside: Vec<_> = inside.take_while(|other| other.starts_with(&below)).cloned().collect();
+            inside.iter().for_each(|other| drop(nodes.remove(other)));
+        }
+        nodes.insert(path, node);
+    }
+}
+
 /// A tree without its files' contents.
 pub(super) fn listing(nodes: &Nodes) -> TreeListing {
     nodes.iter().map(|(path, node)| (path.clone(), node.kind())).collect()
@@ -55,9 +68,11 @@ impl Rendered {
         mut nodes: Nodes,
         naming: impl Fn(&StorePath) -> Result<Nodes, E>,
     ) -> Result<Self, E> {
-        nodes.extend(naming(&stand_in(name)?)?);
+        put_over(&mut nodes, naming(&stand_in(name)?)?);
         let path = StorePath::synthetic(&hash(&nodes), name)?;
-        nodes.extend(naming(&path)?);
+        let count = nodes.len();
+        put_over(&mut nodes, naming(&path)?);
+        debug_assert_eq!(nodes.len(), count, "other paths than before");
         Ok(Self { path, nodes })
     }
 
@@ -246,5 +261,16 @@ pub(super) mod tests {
         };
         assert_ne!(path("a", false), path("b", false));
         assert_ne!(path("a", false), path("a", true));
+    }
+    #[test]
+    fn what_names_the_store_path_lies_over_the_rest_and_both_count() {
+        let links = |paths: &[&str]| -> Nodes {
+            paths.iter().map(|path| (path.as_bytes().to_vec(), RenderedNode::Symlink(b"/x".to_vec()))).collect()
+        };
+        let with_self = |paths: &[&str]| Rendered::new("env", links(paths), naming_itself).unwrap();
+        assert_ne!(with_self(&["a"]).path, with_self(&["b"]).path);
+        let plain = with_self(&["a", "self.d"]);
+        let buried = with_self(&["a", "self", "self.d", "self/in/it"]);
+        assert_eq!(buried, plain, "a file has nothing below it");
     }
 }

@@ -47,7 +47,8 @@ impl TreeListing {
     }
 
     /// The entry at a relative path.
-    pub fn get(&self, path: &[u8]) -> Option<&EntryKind> {
+    #[cfg(test)]
+    pub(super) fn get(&self, path: &[u8]) -> Option<&EntryKind> {
         self.0.get(path)
     }
 
