@@ -251,6 +251,8 @@ impl Sink for RegistrySink<'_> {
                 self.was_refused = true;
                 self.mounted = Mutex::default();
                 past.forget_blobs(&self.name(), &blobs);
+                // What it has lost another repository may give.
+                self.look_for_others(past);
             }
         }
         Ok(finish)

@@ -187,9 +187,10 @@ impl<'a> StoreView<'a> {
             Err(WalkError::Absent { .. }) if at.rel.is_empty() => Ok(None),
             Err(error) => Err(error),
         };
-        let glimpses = unknown.par_iter().with_min_len(few).map(glimpse).collect::<Result<Vec<_>, _>>()?;
+        let glimpses: Vec<_> = unknown.par_iter().with_min_len(few).map(glimpse).collect();
         for (at, glimpse) in unknown.into_iter().zip(glimpses) {
-            match glimpse {
+            // Of several that fail always the same one is named.
+            match glimpse? {
                 Some(glimpse) => self.learn(&at.store_path, &at.rel, glimpse),
                 None => drop(self.known.borrow_mut().insert(at.store_path.clone(), None)),
             }

@@ -212,6 +212,17 @@ fn what_is_known_here_is_mounted_from_a_cache_in_the_registry_and_that_is_asked_
         let traffic = proxy.traffic();
         assert!(!traffic.log.iter().any(|line| line.contains("/team/cache/")), "{tag}: {:#?}", traffic.log);
     }
+
+    // It turns out that the repository has not what it is remembered to have.
+    let manifest: Value = serde_json::from_slice(&server.ask("GET", "/v2/team/pair/manifests/prod").body).unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    let largest = layers.iter().max_by_key(|layer| layer["size"].as_u64()).unwrap();
+    server.lose("team/pair", largest["digest"].as_str().unwrap());
+    push("later");
+    let traffic = proxy.traffic();
+    assert!(traffic.sent() < 20_000, "{} bytes were sent", traffic.sent());
+    assert_eq!(traffic.of(Request::PutUpload).requests, 0, "{:#?}", traffic.log);
+    assert_eq!(server.tags("team/pair"), ["later", "next", "prod"]);
 }
 
 #[test]
