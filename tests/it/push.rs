@@ -12,7 +12,7 @@ use crate::peers::peer;
 use crate::platforms::{self, both};
 use crate::registry_faults::{Place, place};
 use crate::registry_proxy::{RegistryProxy, Request};
-use crate::registry_server::Setup;
+use crate::registry_server::{DockerRegistry, RegistryServer, Setup};
 use crate::share::Project;
 use crate::substitute;
 
@@ -156,16 +156,21 @@ fn a_dry_run_says_what_a_push_then_sends_and_for_which_packages() {
     check(&place, &[], 10_000_000);
 }
 
-#[rstest]
-#[case::as_they_are("none")]
-#[case::compressed("zstd")]
-fn what_a_cache_in_the_registry_has_is_neither_compressed_nor_sent(#[case] in_the_file: &str) {
-    let registry = peer!(docker_registry);
+/// A registry with a cache that another machine has filled, and what is before it.
+fn with_cache(registry: &DockerRegistry) -> (Project, RegistryServer, RegistryProxy, String) {
     let project = Project::new();
     let server = registry.start(&project.sandbox.path("registry"), Setup::default());
     let proxy = RegistryProxy::start(&server);
     let share = proxy.reference("team/cache");
     project.fill(&share);
+    (project, server, proxy, share)
+}
+
+#[rstest]
+#[case::as_they_are("none")]
+#[case::compressed("zstd")]
+fn what_a_cache_in_the_registry_has_is_neither_compressed_nor_sent(#[case] in_the_file: &str) {
+    let (project, server, proxy, share) = with_cache(&peer!(docker_registry));
     let machine = project.machine("second");
     let mut command = machine.command(&project.environment);
     command.args(["--compression", in_the_file, "--cache-from", &share, "-f", "image.tar"]).assert().success();
@@ -185,12 +190,7 @@ fn what_a_cache_in_the_registry_has_is_neither_compressed_nor_sent(#[case] in_th
 
 #[test]
 fn what_is_known_here_is_mounted_from_a_cache_in_the_registry_and_that_is_asked_only_where_something_is_missing() {
-    let registry = peer!(docker_registry);
-    let project = Project::new();
-    let server = registry.start(&project.sandbox.path("registry"), Setup::default());
-    let proxy = RegistryProxy::start(&server);
-    let share = proxy.reference("team/cache");
-    project.fill(&share);
+    let (project, server, proxy, share) = with_cache(&peer!(docker_registry));
     let machine = project.machine("second");
     machine.image(&project.environment, &[]);
     proxy.traffic();
