@@ -2,13 +2,16 @@
 //!
 //! A core with SHA instructions waits for each round of a stream before it can begin the next: it could do nearly twice the
 //! work. So streams that have bytes at the same time are hashed in turns, block by block ([`update_together`]): [`Lanes`]
-//! makes several streams on one thread, [`Partners`] brings those of several threads together. What is hashed, and what
-//! comes out, is plain sha256.
+//! makes several streams on one thread, [`Partners`] brings those of several threads together. Where many have bytes, some
+//! CPUs hash them faster side by side in wide registers, without SHA instructions. What is hashed, and what comes out, is
+//! plain sha256.
 
 #[cfg(target_arch = "x86_64")]
 mod interleaved;
 mod lanes;
 mod partners;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -20,10 +23,12 @@ use rustix::time::{ClockId, clock_gettime};
 /// The bytes that one application of the compression function takes.
 const BLOCK: usize = 64;
 
-/// How many streams are hashed at once, at the most (docs/architecture.md).
-pub const LANES: usize = 4;
+/// How many streams are hashed in turns, at the most (docs/architecture.md).
+const IN_TURNS: usize = 4;
 /// As many gain on every CPU that has the instructions.
 const FEW: usize = 2;
+/// How many streams are hashed at once, at the most: side by side.
+pub const LANES: usize = 16;
 
 /// The initial hash value (FIPS 180-4, section 5.3.3).
 const INITIAL: [u32; 8] =
@@ -103,35 +108,66 @@ impl Sha256 {
 /// Whether several streams at once take less time than one after the other, on this machine.
 pub fn is_faster_together() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return interleaved::is_possible();
+    return interleaved::is_possible() || wide::is_possible();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
 
-/// How many streams at once take this CPU the least time, [`LANES`] at the most. The registers are enough for two; where one
-/// round has to be waited for longer than what else is to do takes, more gain all the same. A trial of less than a
-/// millisecond finds out, once in a process.
+/// How many streams at once take this CPU the least time, [`LANES`] at the most.
 pub fn streams_at_once() -> usize {
-    static FASTEST: OnceLock<usize> = OnceLock::new();
-    *FASTEST.get_or_init(|| {
-        let (mut few, mut many) = (Duration::MAX, Duration::MAX);
-        for _ in 0..5 {
-            few = few.min(trial(FEW));
-            many = many.min(trial(LANES));
-        }
-        // What is kept of more streams at once has to be worth it.
-        if many < few * 24 / 25 { LANES } else { FEW }
-    })
+    let Pace { in_turns, side_by_side } = Pace::of_this_cpu();
+    if side_by_side <= LANES { LANES } else { in_turns }
 }
 
-/// For how long this thread works on a piece of [`LANES`] streams, so many at once.
-fn trial(at_once: usize) -> Duration {
-    const PIECE: [u8; 8 << 10] = [0; 8 << 10];
-    let mut hashers = vec![Sha256::new(); LANES];
-    let mut streams: Vec<(&mut Sha256, &[u8])> = hashers.iter_mut().map(|hasher| (hasher, &PIECE[..])).collect();
+/// What takes a CPU the least time.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// So many streams in turns. The registers are enough for two; where one round has to be waited for longer than what
+    /// else is to do takes, more gain all the same.
+    in_turns: usize,
+    /// From so many streams on all of them side by side: that takes as long for fewer. More than [`LANES`] where it gains
+    /// nothing.
+    side_by_side: usize,
+}
+
+impl Pace {
+    /// A trial of less than a millisecond finds out, once in a process.
+    fn of_this_cpu() -> Self {
+        static PACE: OnceLock<Pace> = OnceLock::new();
+        *PACE.get_or_init(|| {
+            let (mut few, mut many, mut wide) = (Duration::MAX, Duration::MAX, Duration::MAX);
+            for _ in 0..5 {
+                few = few.min(trial(|turns, count| compress_by(FEW, turns, count)));
+                many = many.min(trial(|turns, count| compress_by(IN_TURNS, turns, count)));
+                wide = wide.min(trial(compress_side_by_side));
+            }
+            Self::from_trials(few, many, wide)
+        })
+    }
+
+    /// What follows from the time that [`LANES`] streams take.
+    fn from_trials(few: Duration, many: Duration, wide: Duration) -> Self {
+        let [few, many, wide] = [few, many, wide].map(|time| time.as_nanos());
+        // What is kept of more streams at once has to be worth it.
+        let is_worth_it = |more: u128, fewer: u128| more * 25 < fewer * 24;
+        let (in_turns, narrow) = if is_worth_it(many, few) { (IN_TURNS, many) } else { (FEW, few) };
+        let side_by_side = match is_worth_it(wide, narrow) {
+            // Fewer take no less, so they have to take longer than that in turns.
+            true => (wide * LANES as u128 / narrow) as usize + 1,
+            false => usize::MAX,
+        };
+        Self { in_turns, side_by_side }
+    }
+}
+
+/// For how long this thread works on a piece of [`LANES`] streams; for ever where it cannot.
+fn trial(compress: impl Fn(&mut [Turn<'_>], usize) -> bool) -> Duration {
+    const PIECE: [[u8; BLOCK]; 32] = [[0; BLOCK]; 32];
+    let mut states = [INITIAL; LANES];
+    let mut turns: Vec<Turn<'_>> = states.iter_mut().map(|state| (state, &PIECE[..])).collect();
     let begun = time_worked();
-    streams.chunks_mut(at_once).for_each(update_together);
-    time_worked().saturating_sub(begun)
+    let is_done = compress(&mut turns, PIECE.len());
+    if is_done { time_worked().saturating_sub(begun) } else { Duration::MAX }
 }
 
 /// For how long this thread has worked, and not waited.
@@ -143,18 +179,18 @@ fn time_worked() -> Duration {
 /// other would take, as far as more than one has bytes.
 pub fn update_together(streams: &mut [(&mut Sha256, &[u8])]) {
     for streams in streams.chunks_mut(LANES) {
-        let mut lanes: Vec<Turn<'_>> = Vec::with_capacity(LANES);
+        let mut turns: Vec<Turn<'_>> = Vec::with_capacity(LANES);
         let mut rests: Vec<&[u8]> = Vec::with_capacity(LANES);
         for (stream, bytes) in streams.iter_mut() {
             let (blocks, rest) = stream.begin(bytes).as_chunks();
-            lanes.push((&mut stream.state, blocks));
+            turns.push((&mut stream.state, blocks));
             rests.push(rest);
         }
         loop {
-            lanes.retain(|(_, blocks)| !blocks.is_empty());
-            let Some(count) = lanes.iter().map(|(_, blocks)| blocks.len()).min() else { break };
-            compress_together(&mut lanes, count);
-            for (_, blocks) in &mut lanes {
+            turns.retain(|(_, blocks)| !blocks.is_empty());
+            let Some(count) = turns.iter().map(|(_, blocks)| blocks.len()).min() else { break };
+            compress_together(&mut turns, count);
+            for (_, blocks) in &mut turns {
                 *blocks = &blocks[count..];
             }
         }
@@ -167,28 +203,71 @@ pub fn update_together(streams: &mut [(&mut Sha256, &[u8])]) {
 /// A stream's state, and the blocks that it takes in next.
 type Turn<'l> = (&'l mut [u32; 8], &'l [[u8; BLOCK]]);
 
-/// Applies the compression function to the first `count` blocks of each lane.
-fn compress_together(lanes: &mut [Turn<'_>], count: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use interleaved::try_compress;
-        let is_done = match lanes {
-            [(a, of_a), (b, of_b)] => try_compress([a, b], [&of_a[..count], &of_b[..count]]),
-            [(a, of_a), (b, of_b), (c, of_c)] => {
-                try_compress([a, b, c], [&of_a[..count], &of_b[..count], &of_c[..count]])
+/// Applies the compression function to the first `count` blocks of each stream, [`LANES`] at the most.
+fn compress_together(turns: &mut [Turn<'_>], count: usize) {
+    // One alone need not wait for the trial.
+    if turns.len() == 1 {
+        compress_by(1, turns, count);
+        return;
+    }
+    let pace = Pace::of_this_cpu();
+    if turns.len() < pace.side_by_side || !compress_side_by_side(turns, count) {
+        compress_by(pace.in_turns, turns, count);
+    }
+}
+
+/// As [`compress_together`], so many streams in turns, or each by itself where that gains nothing.
+fn compress_by(in_turns: usize, turns: &mut [Turn<'_>], count: usize) -> bool {
+    for turns in turns.chunks_mut(in_turns) {
+        if !compress_in_turns(turns, count) {
+            for (state, blocks) in turns {
+                sha2::block_api::compress256(state, &blocks[..count]);
             }
-            [(a, of_a), (b, of_b), (c, of_c), (d, of_d)] => {
-                try_compress([a, b, c, d], [&of_a[..count], &of_b[..count], &of_c[..count], &of_d[..count]])
-            }
-            _ => false,
-        };
-        if is_done {
-            return;
         }
     }
-    for (state, blocks) in lanes {
-        sha2::block_api::compress256(state, &blocks[..count]);
+    true
+}
+
+/// As [`compress_together`], block by block in turns. Does nothing and says so where that gains nothing.
+#[cfg(target_arch = "x86_64")]
+fn compress_in_turns(turns: &mut [Turn<'_>], count: usize) -> bool {
+    use interleaved::try_compress;
+    match turns {
+        [(a, of_a), (b, of_b)] => try_compress([a, b], [&of_a[..count], &of_b[..count]]),
+        [(a, of_a), (b, of_b), (c, of_c)] => try_compress([a, b, c], [&of_a[..count], &of_b[..count], &of_c[..count]]),
+        [(a, of_a), (b, of_b), (c, of_c), (d, of_d)] => {
+            try_compress([a, b, c, d], [&of_a[..count], &of_b[..count], &of_c[..count], &of_d[..count]])
+        }
+        _ => false,
     }
+}
+
+/// As [`compress_together`], side by side. Does nothing and says so where that cannot be.
+#[cfg(target_arch = "x86_64")]
+fn compress_side_by_side(turns: &mut [Turn<'_>], count: usize) -> bool {
+    let [(_, any), ..] = turns else { return false };
+    // Where there are fewer streams, the others are of no interest.
+    let (mut states, mut blocks) = ([INITIAL; LANES], [&any[..count]; LANES]);
+    for ((state, blocks), (of_turn, in_turn)) in states.iter_mut().zip(&mut blocks).zip(&*turns) {
+        (*state, *blocks) = (**of_turn, &in_turn[..count]);
+    }
+    let is_done = wide::try_compress(&mut states, blocks);
+    if is_done {
+        for ((of_turn, _), state) in turns.iter_mut().zip(states) {
+            **of_turn = state;
+        }
+    }
+    is_done
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn compress_in_turns(_: &mut [Turn<'_>], _: usize) -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn compress_side_by_side(_: &mut [Turn<'_>], _: usize) -> bool {
+    false
 }
 
 #[cfg(test)]
@@ -220,13 +299,13 @@ mod tests {
     proptest! {
         #[test]
         fn streams_cut_anywhere_and_hashed_together_or_alone_are_sha256(
-            rounds in prop::collection::vec((prop::collection::vec(0usize..400, 1..LANES + 3), any::<bool>()), 0..12),
+            rounds in prop::collection::vec((prop::collection::vec(0usize..400, 1..LANES + 3), any::<bool>()), 0..6),
         ) {
             let mut streams = vec![Sha256::new(); LANES + 2];
             let mut whole = vec![Vec::new(); LANES + 2];
             for (round, (lengths, together)) in rounds.into_iter().enumerate() {
                 let pieces: Vec<_> =
-                    lengths.iter().enumerate().map(|(at, length)| sample(*length, (round * 8 + at) as u8)).collect();
+                    lengths.iter().enumerate().map(|(at, length)| sample(*length, (round * 32 + at) as u8)).collect();
                 for (whole, piece) in whole.iter_mut().zip(&pieces) {
                     whole.extend_from_slice(piece);
                 }
@@ -242,5 +321,50 @@ mod tests {
                 prop_assert_eq!(stream.finish(), reference(&whole));
             }
         }
+    }
+
+    /// Whatever this CPU gains by, each way gives the same as one stream after the other.
+    #[test]
+    fn all_ways_agree_on_any_number_of_streams() {
+        let blocks: Vec<Vec<[u8; BLOCK]>> =
+            (0..LANES).map(|at| sample(BLOCK * 7, at as u8 + 1).as_chunks().0.to_vec()).collect();
+        let mut expected = [INITIAL; LANES];
+        for (state, blocks) in expected.iter_mut().zip(&blocks) {
+            sha2::block_api::compress256(state, &blocks[..5]);
+        }
+        for number in 1..=LANES {
+            for in_turns in 0..=IN_TURNS {
+                let mut states = [INITIAL; LANES];
+                let mut turns: Vec<Turn<'_>> =
+                    states.iter_mut().zip(&blocks).map(|(state, blocks)| (state, &blocks[..])).take(number).collect();
+                let is_done = match in_turns {
+                    0 => compress_side_by_side(&mut turns, 5),
+                    _ => compress_by(in_turns, &mut turns, 5),
+                };
+                let done = if is_done { number } else { 0 };
+                assert_eq!(states[..done], expected[..done], "{number}, {in_turns}");
+                assert_eq!(states[done..], [INITIAL; LANES][done..], "{number}, {in_turns}");
+                #[cfg(target_arch = "x86_64")]
+                assert!(is_done || in_turns == 0 && !wide::is_possible());
+            }
+        }
+    }
+
+    #[test]
+    fn streams_go_the_way_that_took_the_least_time() {
+        let pace = |few, many, wide| {
+            let [few, many, wide] = [few, many, wide].map(Duration::from_micros);
+            let Pace { in_turns, side_by_side } = Pace::from_trials(few, many, wide);
+            (in_turns, side_by_side)
+        };
+        // Half the time for sixteen: as long as eight in turns.
+        assert_eq!(pace(100, 100, 50), (FEW, 9));
+        assert_eq!(pace(100, 80, 20), (IN_TURNS, 5));
+        // What is hardly faster is not worth it.
+        assert_eq!(pace(100, 97, 94), (FEW, 16));
+        assert_eq!(pace(100, 97, 97), (FEW, usize::MAX));
+        let second = Duration::from_secs(1);
+        let Pace { in_turns, side_by_side } = Pace::from_trials(second, second, Duration::MAX);
+        assert_eq!((in_turns, side_by_side), (FEW, usize::MAX));
     }
 }

@@ -103,9 +103,13 @@ impl<'a> Packer<'a> {
         }
         let cores = rayon::current_num_threads();
         let of_a_thread = (most_at_once() / cores).clamp(1, sha256::streams_at_once());
-        let lanes = Lanes::new(bytes, cores, of_a_thread);
+        let (helpers, left) =
+            (self.threads().saturating_sub(cores), most_at_once().saturating_sub(cores * of_a_thread));
+        // Who helps makes few, for each waits for one disk at a time.
+        let of_a_helper = (left / helpers.max(1)).min(2);
+        let lanes = Lanes::new(bytes, cores, of_a_thread, of_a_helper);
         parallel::for_each_with(
-            self.threads().min(most_at_once() / of_a_thread),
+            cores.min(most_at_once()) + if of_a_helper == 0 { 0 } else { helpers },
             items,
             |take_items| lanes.run(take_items),
             // The others are not waited for: each has much to do yet, and all that for nothing.

@@ -13,7 +13,7 @@ use super::BLOCK;
 
 /// The round constants (FIPS 180-4, section 4.2.2), four rounds a line.
 #[rustfmt::skip]
-const ROUND_CONSTANTS: [[u32; 4]; 16] = [
+pub(super) const ROUND_CONSTANTS: [[u32; 4]; 16] = [
     [0x428a_2f98, 0x7137_4491, 0xb5c0_fbcf, 0xe9b5_dba5],
     [0x3956_c25b, 0x59f1_11f1, 0x923f_82a4, 0xab1c_5ed5],
     [0xd807_aa98, 0x1283_5b01, 0x2431_85be, 0x550c_7dc3],

@@ -4,6 +4,8 @@
 //! it. Here none of them waits, as long as nothing that makes a stream has to. Where it has to, because files come from a
 //! disk, all streams of its thread wait: then further threads help.
 
+use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +13,7 @@ use std::time::Duration;
 use corosensei::stack::DefaultStack;
 use corosensei::{CoroutineResult, ScopedCoroutine, ScopedCoroutineRef, Yielder};
 
-use super::{LANES, Sha256, time_worked, update_together};
+use super::{LANES, Pace, Sha256, time_worked, update_together};
 
 /// How many pieces of a stream are made before they are hashed, at the most, beyond the number of streams that a thread
 /// makes at once. Of the longest streams more than of others, so that all of them end at about the same time.
@@ -52,16 +54,23 @@ pub type Lane = Yielder<Reply, Wish>;
 /// The streams of a number of threads.
 #[derive(Debug)]
 pub struct Lanes {
+    pace: Pace,
     /// How many bytes are to be hashed yet, about.
     left: AtomicI64,
+    /// What the streams that were begun have to do yet, of all threads: see [`Lanes::tell_load`].
+    load: AtomicI64,
     /// How many streams a thread makes at once.
     of_a_thread: usize,
+    /// How many one that helps does.
+    of_a_helper: usize,
     /// How many threads work from the beginning.
     threads: usize,
     /// How many came, some of them in vain.
     came: AtomicUsize,
     /// How many of those work, or have worked.
     working: AtomicUsize,
+    /// How many streams those make at once.
+    lanes: AtomicUsize,
     /// For how long they worked, and did not wait, in nanoseconds.
     worked: AtomicU64,
     /// Whether those that came later are wanted; `None` while that is not known.
@@ -73,15 +82,19 @@ pub struct Lanes {
 type Coroutine<'c> = ScopedCoroutineRef<'c, Reply, Wish, (), DefaultStack>;
 
 impl Lanes {
-    /// Streams of about `bytes` in all, on so many threads, one a core, each of which makes [`LANES`] at the most; others
-    /// help where these have to wait.
-    pub fn new(bytes: u64, threads: usize, of_a_thread: usize) -> Self {
+    /// Streams of about `bytes` in all, on so many threads, one a core, each of which makes [`LANES`] at the most; others,
+    /// which make so many, help where these have to wait.
+    pub fn new(bytes: u64, threads: usize, of_a_thread: usize, of_a_helper: usize) -> Self {
         Self {
+            pace: Pace::of_this_cpu(),
             left: AtomicI64::new(signed(bytes)),
+            load: AtomicI64::new(0),
             of_a_thread: of_a_thread.clamp(1, LANES),
+            of_a_helper: of_a_helper.clamp(1, LANES),
             threads,
             came: AtomicUsize::new(0),
             working: AtomicUsize::new(0),
+            lanes: AtomicUsize::new(0),
             worked: AtomicU64::new(0),
             help: Mutex::default(),
             known: Condvar::new(),
@@ -98,12 +111,15 @@ impl Lanes {
     /// on a thread that came in vain. `body` makes streams, one after the other, as long as there are any to make.
     pub fn run(&self, body: &dyn Fn(&Lane)) {
         let before = self.came.fetch_add(1, Ordering::Relaxed);
-        if before >= self.threads && !self.is_help_wanted(before == self.threads) {
+        let helps = before >= self.threads;
+        if helps && !self.is_help_wanted(before == self.threads) {
             return;
         }
         let _over = NoMoreHelp(self);
+        let lanes = if helps { self.of_a_helper } else { self.of_a_thread };
         self.working.fetch_add(1, Ordering::Relaxed);
-        self.enter(Vec::with_capacity(self.of_a_thread), body);
+        self.lanes.fetch_add(lanes, Ordering::Relaxed);
+        self.enter(Vec::with_capacity(lanes), lanes, body);
     }
 
     /// Stands by until it is known whether help is wanted; one thread finds out.
@@ -133,33 +149,34 @@ impl Lanes {
     }
 
     /// Makes one coroutine more until there are enough. Each lives in a scope, so this calls itself.
-    fn enter(&self, coroutines: Vec<Coroutine<'_>>, body: &dyn Fn(&Lane)) {
-        if coroutines.len() == self.of_a_thread {
+    fn enter(&self, coroutines: Vec<Coroutine<'_>>, enough: usize, body: &dyn Fn(&Lane)) {
+        if coroutines.len() == enough {
             return self.work(coroutines);
         }
         ScopedCoroutine::new(|lane: &Lane, _| body(lane)).scope(|coroutine| {
             let mut coroutines: Vec<Coroutine<'_>> = coroutines;
             coroutines.push(coroutine);
-            self.enter(coroutines, body);
+            self.enter(coroutines, enough, body);
         });
     }
 
     fn work(&self, coroutines: Vec<Coroutine<'_>>) {
         let mut tracks: Vec<_> = coroutines.into_iter().map(Track::new).collect();
-        let mut spare = Vec::new();
-        let mut told = time_worked();
+        let (lanes, mut spare) = (tracks.len(), Vec::new());
+        let (mut told, mut load) = (time_worked(), 0);
         while !tracks.is_empty() && !self.is_stopped.load(Ordering::Relaxed) {
-            let mut room = signed((MOST_FOR_EACH * self.of_a_thread) as u64);
+            let mut room = signed((MOST_FOR_EACH * lanes) as u64);
             // One after the other, so that each thread has some of the longest streams.
-            let mut may_start = true;
+            self.tell_load(&mut load, &tracks);
+            let mut may_start = self.may_start_another(load, &tracks);
             for track in &mut tracks {
                 if track.coroutine.started() || std::mem::take(&mut may_start) {
-                    self.fill(track, room, &mut spare);
+                    self.fill(track, room, lanes, &mut spare);
                     room -= signed(track.pieces.len() as u64);
                 }
             }
             self.tell(&mut told);
-            hash(&mut tracks, &mut spare);
+            self.hash(&mut tracks, &mut spare);
             self.tell(&mut told);
             tracks.retain(|track| !track.is_over);
         }
@@ -171,9 +188,28 @@ impl Lanes {
         self.worked.fetch_add(told.saturating_sub(before).as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Has a coroutine make its share of pieces, as far as there is room for more than one.
-    fn fill(&self, track: &mut Track<'_>, room: i64, spare: &mut Vec<Box<[u8]>>) {
-        while signed(track.pieces.len() as u64) < self.share(track.left).min(room).max(1) {
+    /// Tells what this thread has to do, which was so much before. Where streams lie side by side, those beyond the longest
+    /// take no time of their own.
+    fn tell_load(&self, load: &mut i64, tracks: &[Track<'_>]) {
+        let mut left: Vec<i64> = tracks.iter().map(|track| track.left.max(0)).collect();
+        left.sort_unstable_by_key(|&left| Reverse(left));
+        let before = std::mem::replace(load, left.into_iter().take(self.pace.side_by_side).sum());
+        self.load.fetch_add(*load - before, Ordering::Relaxed);
+    }
+
+    /// Whether a thread that has so much to do may start one more stream: where it has too few, where another one takes no
+    /// time of its own, or where the others have about as much to do.
+    fn may_start_another(&self, load: i64, tracks: &[Track<'_>]) -> bool {
+        let started = tracks.iter().filter(|track| track.coroutine.started()).count();
+        let working = signed(self.working.load(Ordering::Relaxed) as u64);
+        started < self.pace.in_turns
+            || started >= self.pace.side_by_side
+            || load * working <= self.load.load(Ordering::Relaxed) / 7 * 8
+    }
+
+    /// Has a coroutine make its share of pieces, as far as there is room for more than one; its thread makes so many streams.
+    fn fill(&self, track: &mut Track<'_>, room: i64, lanes: usize, spare: &mut Vec<Box<[u8]>>) {
+        while signed(track.pieces.len() as u64) < self.share(track.left, lanes).min(room).max(1) {
             match track.coroutine.resume(std::mem::replace(&mut track.reply, Reply::Go)) {
                 CoroutineResult::Yield(Wish::Begin(bytes)) => {
                     // What is left of one that was given up.
@@ -184,7 +220,7 @@ impl Lanes {
                 CoroutineResult::Yield(Wish::Hash(buffer, filled)) => {
                     self.left.fetch_sub(signed(filled as u64), Ordering::Relaxed);
                     track.left -= signed(filled as u64);
-                    track.pieces.push((buffer, filled));
+                    track.pieces.push_back((buffer, filled));
                     track.reply = Reply::Buffer(spare.pop());
                 }
                 CoroutineResult::Yield(Wish::Digest) => {
@@ -206,11 +242,39 @@ impl Lanes {
         self.left.fetch_sub(std::mem::take(&mut track.left), Ordering::Relaxed);
     }
 
-    /// How many pieces are made at once of a stream with so many bytes left.
-    fn share(&self, left: i64) -> i64 {
-        let fair = self.left.load(Ordering::Relaxed)
-            / signed((self.working.load(Ordering::Relaxed) * self.of_a_thread) as u64).max(1);
-        (left / fair.max(1)).clamp(1, signed((self.of_a_thread + MOST_MORE) as u64))
+    /// How many pieces are made at once of a stream with so many bytes left, beside so many others.
+    fn share(&self, left: i64, lanes: usize) -> i64 {
+        let fair = self.left.load(Ordering::Relaxed) / signed(self.lanes.load(Ordering::Relaxed) as u64).max(1);
+        (left / fair.max(1)).clamp(1, signed((lanes + MOST_MORE) as u64))
+    }
+
+    /// Hashes all pieces, those of different streams together: of all streams while they are enough to lie side by side, and
+    /// then of those that have the most.
+    fn hash(&self, tracks: &mut [Track<'_>], spare: &mut Vec<Box<[u8]>>) {
+        loop {
+            let mut waiting: Vec<&mut Track<'_>> = tracks.iter_mut().filter(|track| !track.pieces.is_empty()).collect();
+            if waiting.is_empty() {
+                break;
+            }
+            if waiting.len() < self.pace.side_by_side {
+                waiting.sort_by_key(|track| Reverse(track.pieces.len()));
+                waiting.truncate(self.pace.in_turns);
+            }
+            let mut streams: Vec<(&mut Sha256, &[u8])> = waiting
+                .iter_mut()
+                .filter_map(|track| {
+                    let (buffer, filled) = track.pieces.front()?;
+                    Some((&mut track.hasher, &buffer[..*filled]))
+                })
+                .collect();
+            update_together(&mut streams);
+            spare.extend(waiting.into_iter().filter_map(|track| Some(track.pieces.pop_front()?.0)));
+        }
+        for track in tracks {
+            if std::mem::take(&mut track.wants_digest) {
+                track.reply = Reply::Digest(std::mem::take(&mut track.hasher).finish());
+            }
+        }
     }
 }
 
@@ -230,7 +294,7 @@ struct Track<'c> {
     reply: Reply,
     hasher: Sha256,
     /// Made, and not hashed yet.
-    pieces: Vec<(Box<[u8]>, usize)>,
+    pieces: VecDeque<(Box<[u8]>, usize)>,
     /// How many bytes of the stream are still to come, about.
     left: i64,
     wants_digest: bool,
@@ -239,30 +303,8 @@ struct Track<'c> {
 
 impl<'c> Track<'c> {
     fn new(coroutine: Coroutine<'c>) -> Self {
-        let (hasher, pieces) = (Sha256::new(), Vec::new());
+        let (hasher, pieces) = (Sha256::new(), VecDeque::new());
         Self { coroutine, reply: Reply::Go, hasher, pieces, left: 0, wants_digest: false, is_over: false }
-    }
-}
-
-/// Hashes all pieces, those of different streams together.
-fn hash(tracks: &mut [Track<'_>], spare: &mut Vec<Box<[u8]>>) {
-    for turn in 0.. {
-        let piece = |track: &'_ Track<'_>| turn < track.pieces.len();
-        let mut streams: Vec<(&mut Sha256, &[u8])> = tracks
-            .iter_mut()
-            .filter(|track| piece(track))
-            .map(|Track { hasher, pieces, .. }| (hasher, &pieces[turn].0[..pieces[turn].1]))
-            .collect();
-        if streams.is_empty() {
-            break;
-        }
-        update_together(&mut streams);
-    }
-    for track in tracks {
-        spare.extend(track.pieces.drain(..).map(|(buffer, _)| buffer));
-        if std::mem::take(&mut track.wants_digest) {
-            track.reply = Reply::Digest(std::mem::take(&mut track.hasher).finish());
-        }
     }
 }
 
@@ -320,7 +362,7 @@ mod tests {
     fn many_streams_on_several_threads_each_get_their_own_hash() {
         for threads in [1usize, 2, 3] {
             let lengths: Vec<usize> = (0..40).map(|at| (at * at * 977) % 100_000).collect();
-            let lanes = Lanes::new(lengths.iter().sum::<usize>() as u64, threads, 1 + threads);
+            let lanes = Lanes::new(lengths.iter().sum::<usize>() as u64, threads, 1 + threads, threads);
             let (next, done) = (AtomicUsize::new(0), Mutex::new(0));
             let body = |lane: &Lane| {
                 loop {
@@ -355,7 +397,7 @@ mod tests {
     #[test]
     fn threads_help_where_others_wait() {
         let (next, threads) = (AtomicUsize::new(0), Mutex::new(std::collections::BTreeSet::new()));
-        let lanes = Lanes::new(1 << 30, 1, LANES);
+        let lanes = Lanes::new(1 << 30, 1, 4, 2);
         let body = |lane: &Lane| {
             while next.fetch_add(1, Ordering::Relaxed) < 400 {
                 threads.lock().unwrap().insert(format!("{:?}", std::thread::current().id()));
@@ -384,7 +426,7 @@ mod tests {
     #[test]
     fn streams_that_are_stopped_have_no_end_and_leave_nothing() {
         let (next, dropped) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let lanes = Lanes::new(1 << 20, 1, LANES);
+        let lanes = Lanes::new(1 << 20, 1, 4, 2);
         lanes.run(&|lane| {
             let _counted = OnDrop(&dropped);
             let at = next.fetch_add(1, Ordering::Relaxed);
@@ -396,13 +438,13 @@ mod tests {
                 stream.give(vec![0; 100].into(), 100);
             }
         });
-        assert_eq!(dropped.into_inner(), LANES);
+        assert_eq!(dropped.into_inner(), 4);
     }
 
     #[test]
     fn a_panic_in_one_stream_reaches_the_thread_and_drops_what_the_others_have() {
         let (next, dropped) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let lanes = Lanes::new(1 << 20, 1, LANES);
+        let lanes = Lanes::new(1 << 20, 1, 4, 2);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             lanes.run(&|lane| {
                 let _counted = OnDrop(&dropped);
@@ -415,6 +457,6 @@ mod tests {
             });
         }));
         assert!(outcome.is_err());
-        assert_eq!(dropped.into_inner(), LANES);
+        assert_eq!(dropped.into_inner(), 4);
     }
 }

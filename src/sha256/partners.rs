@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{LANES, Sha256, update_together};
+use super::{IN_TURNS, Sha256, update_together};
 
 /// How long a thread waits for a partner. Another that is at work needs less to read its next piece; one whose disk is
 /// slow is not worth waiting for.
@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_micros(400);
 const MOST_WAITING: usize = 4;
 
 /// With so many streams that have bytes a thread does not read on, but hashes them.
-const ENOUGH: usize = LANES - 1;
+const ENOUGH: usize = IN_TURNS - 1;
 
 /// So many bytes are hashed alone where no partner is there: to sleep and to wake takes longer.
 const NOT_WORTH_WAITING: usize = 16 << 10;
@@ -73,8 +73,8 @@ impl Table {
     /// Of the streams that are ready those that are hashed together next: `first`, if it is one of them, and those that
     /// have most.
     fn take_up(&mut self, first: usize) -> Vec<Work> {
-        let mut work = Vec::with_capacity(LANES);
-        while work.len() < LANES {
+        let mut work = Vec::with_capacity(IN_TURNS);
+        while work.len() < IN_TURNS {
             let ready = self.streams.iter_mut().enumerate().filter(|(_, stream)| stream.is_ready());
             let Some((at, stream)) = ready.max_by_key(|(at, stream)| (*at == first, stream.waiting.len())) else {
                 break;
