@@ -193,6 +193,17 @@ impl Child {
         }))
     }
 
+    /// Closes the child's standard input, and gives it a moment to end by itself: one that is killed may leave something
+    /// behind.
+    pub(crate) fn dismiss(mut self) {
+        self.stdin = None;
+        let mut waited = Duration::ZERO;
+        while waited < GRACE && matches!(self.process.try_wait(), Ok(None)) {
+            thread::sleep(END_INTERVAL);
+            waited += END_INTERVAL;
+        }
+    }
+
     /// Waits for one output's end; false where none came.
     fn collect(&mut self, patience: Duration) -> bool {
         match self.ends.recv_timeout(patience) {

@@ -183,6 +183,9 @@ impl Making<'_> {
         let contents = composed.iter().map(Composed::contents).collect();
         let sought = Layers::look_up(*workshop, contents, made_before);
         if !sought.is_complete() {
+            if sought.is_begun() && !request.dry_run {
+                targets.get_ready()?;
+            }
             targets.hear(observer)?;
         }
         let registries = Registries::new(request.registries.clone(), observer);

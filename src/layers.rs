@@ -88,6 +88,11 @@ impl<'a> Sought<'a> {
         self.known.iter().all(Option::is_some)
     }
 
+    /// Whether the store knows some layer.
+    pub fn is_begun(&self) -> bool {
+        self.known.iter().any(Option::is_some)
+    }
+
     /// The sizes of all layers' blobs in bytes, where some have still to be made and their sizes can be told before.
     pub fn sizes(&self) -> Result<Option<Vec<u64>>, LayersError> {
         let packer = self.workshop.packer;

@@ -96,7 +96,8 @@ def runtime_jobs(place):
                 *own,
                 Contender(f"{STREAM} | {program} load", nixpkgs["leaf"], runtime.with_base, rounds=2),
                 *(copied(build, place.context("leaf"), runtime.with_base) for build in builds),
-            ], 11, runtime.take_base_in),
+            # Podman takes half as long again, or half as long, from one time to the next.
+            ], 31 if program == "podman" else 11, runtime.take_base_in),
             Job(f"added-{program}", [
                 Contender(OURS, place.layerhold("added", *ours), runtime.with_base),
                 Contender(PREVIOUS, place.layerhold("added", *ours, "--previous"), runtime.with_base),

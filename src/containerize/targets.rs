@@ -60,6 +60,11 @@ impl Targets {
         self.openings.iter_mut().flatten().try_for_each(|opening| opening.reads_layers(observer))
     }
 
+    /// Has every runtime get ready for an image that is new, and will soon be made.
+    pub(super) fn get_ready(&mut self) -> Result<(), DeliveryError> {
+        self.openings.iter_mut().flatten().try_for_each(Opening::get_ready)
+    }
+
     /// Whether every runtime answers: waits for what they were asked.
     pub(super) fn hear(&mut self, observer: &dyn Observer) -> Result<(), DeliveryError> {
         self.openings.iter_mut().flatten().try_for_each(|opening| opening.accepts(observer))

@@ -53,6 +53,8 @@ pub struct RuntimeSink<'a> {
     /// What was asked while the image was made.
     opening: Option<Opening>,
     there: There,
+    /// A load that was begun while the image was made.
+    ready: Option<ReadyLoad>,
     /// The load that is under way.
     load: Option<Load>,
     /// Whether layers are left out of the archive because the runtime has them.
@@ -64,6 +66,27 @@ pub struct RuntimeSink<'a> {
 struct Load {
     child: Child,
     archive: Archive,
+}
+
+/// A load that has got nothing yet. Where nothing comes it ends by itself, and leaves nothing behind.
+pub(super) struct ReadyLoad(Option<Child>);
+
+impl ReadyLoad {
+    pub(super) fn start(client: &RuntimeClient) -> Result<Self, DeliveryError> {
+        client.spawn(&LOAD, true).map(Some).map(Self)
+    }
+
+    fn into_child(mut self) -> Option<Child> {
+        self.0.take()
+    }
+}
+
+impl Drop for ReadyLoad {
+    fn drop(&mut self) {
+        if let Some(child) = self.0.take() {
+            child.dismiss();
+        }
+    }
 }
 
 /// What the runtime has of the image.
@@ -83,7 +106,8 @@ pub(super) const LOAD: [&str; 2] = ["load", "--quiet"];
 impl<'a> RuntimeSink<'a> {
     /// A sink on the runtime. Nothing is asked yet.
     pub fn new(client: RuntimeClient, observer: &'a dyn Observer) -> Self {
-        Self { client, observer, opening: None, there: There::Absent, load: None, partial: false, refused: None }
+        let (opening, ready, load) = (None, None, None);
+        Self { client, observer, opening, there: There::Absent, ready, load, partial: false, refused: None }
     }
 
     /// Uses what was asked while the image was made.
@@ -107,7 +131,11 @@ impl<'a> RuntimeSink<'a> {
     ) -> Result<Load, DeliveryError> {
         let mut load = match self.load.take() {
             Some(load) => load,
-            None => Load { child: self.client.spawn(&LOAD, true)?, archive: Archive::new() },
+            None => {
+                let ready = self.ready.take().and_then(ReadyLoad::into_child);
+                let child = ready.map_or_else(|| self.client.spawn(&LOAD, true), Ok)?;
+                Load { child, archive: Archive::new() }
+            }
         };
         let Load { child, archive } = &mut load;
         match child.feed(self.observer, |pipe| feed(archive, pipe)) {
@@ -187,7 +215,7 @@ impl Sink for RuntimeSink<'_> {
             None => self.client.ask(&image.name, LayerMediaType::Tar)?,
         };
         opening.accepts(self.observer)?;
-        let Opening { mut found, listed, .. } = opening;
+        let Opening { mut found, listed, load: ready, .. } = opening;
         if was_made_meanwhile && found.as_ref().is_some_and(|found| is_inspected(image, found)) {
             found = self.client.inspect(&[self.client.name_of(&image.name)], self.observer)?.pop();
         }
@@ -218,6 +246,7 @@ impl Sink for RuntimeSink<'_> {
             held = self.held(image, &others, past)?;
         }
         self.partial = !held.is_empty();
+        self.ready = ready;
         Ok(held)
     }
 

@@ -100,6 +100,53 @@ fn an_answer_from_before_the_layers_were_packed_is_not_enough() {
 }
 
 #[test]
+fn podman_gets_ready_while_the_image_is_made() {
+    for (runtime, early) in [(Runtime::Docker, 0), (Runtime::Podman, 1)] {
+        let bench = Bench::new(runtime);
+        let loads = |calls: Vec<String>| calls.iter().filter(|call| *call == "load").count();
+        let (first, blobs) = image("v1", &["base"]);
+        bench.deliver(&first, &blobs).unwrap();
+        bench.calls();
+        let (second, blobs) = image("v1", &["base", "top"]);
+        let mut opening = bench.client.ask(&second.name, LayerMediaType::Tar).unwrap();
+        opening.get_ready().unwrap();
+        opening.get_ready().unwrap();
+        opening.accepts(&Silent).unwrap();
+        let start = Instant::now();
+        let mut calls = bench.calls();
+        while loads(calls.clone()) < early && start.elapsed() < Duration::from_secs(30) {
+            calls.extend(bench.calls());
+        }
+        assert_eq!(loads(calls), early);
+        let sent = deliver(&second, &blobs, &mut bench.client.sink(&Silent).opened(opening), &Silent).unwrap();
+        assert_eq!((sent.layers_sent, loads(bench.calls())), (1, 1 - early));
+        assert!(bench.images().contains(&second.config_digest.hex()));
+    }
+}
+
+/// Podman has written what it reads into a file, which stays if it is killed.
+#[test]
+fn a_load_that_got_ready_in_vain_ends_by_itself() {
+    let bench = Bench::new(Runtime::Podman);
+    let (image, blobs) = image("v1", &["base"]);
+    bench.deliver(&image, &blobs).unwrap();
+    let ended = bench.dir.path().join("ended");
+    bench.sabotage("load", &format!("cat >/dev/null; sleep 0.1; echo >>'{}'; exit 1", ended.display()));
+    let ready = || {
+        let mut opening = bench.client.ask(&image.name, LayerMediaType::Tar).unwrap();
+        opening.get_ready().unwrap();
+        opening
+    };
+    // The image is there.
+    let mut sink = bench.client.sink(&Silent).opened(ready());
+    assert_eq!(deliver(&image, &blobs, &mut sink, &Silent).unwrap().layers_sent, 0);
+    assert_eq!(fs::read_to_string(&ended).unwrap(), "\n");
+    // The image cannot be made.
+    drop(bench.client.sink(&Silent).opened(ready()));
+    assert_eq!(fs::read_to_string(&ended).unwrap(), "\n\n");
+}
+
+#[test]
 fn other_images_are_asked_about_only_where_that_is_worth_it() {
     let bench = Bench::new(Runtime::Podman);
     let large = "large".repeat(4 << 20);

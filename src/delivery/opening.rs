@@ -2,8 +2,9 @@
 
 use serde::Deserialize;
 
+use super::load::ReadyLoad;
 use super::runtime::Listed;
-use super::{DeliveryError, RuntimeClient, docker};
+use super::{DeliveryError, Runtime, RuntimeClient, docker};
 use crate::blob::{DiffId, Digest};
 use crate::child::Child;
 use crate::event::Observer;
@@ -21,6 +22,8 @@ pub struct Opening {
     pub(super) found: Option<Inspected>,
     /// Every image of the runtime, where there is none under the name.
     pub(super) listed: Option<Vec<Listed>>,
+    /// What will take the image in, where that was begun.
+    pub(super) load: Option<ReadyLoad>,
 }
 
 impl Opening {
@@ -34,7 +37,18 @@ impl Opening {
         let version = docker::must_tell_version(client.runtime(), media_type)
             .then(|| client.spawn(&docker::VERSION, false))
             .transpose()?;
-        Ok(Self { client: client.clone(), named: Some(named), version, found: None, listed: None })
+        Ok(Self { client: client.clone(), named: Some(named), version, found: None, listed: None, load: None })
+    }
+
+    /// Has a runtime whose program starts slowly get ready for an image that it will hardly have.
+    ///
+    /// Podman takes longer to start than a small layer takes to pack. It reads what it loads into a file first, so that
+    /// it holds nobody up meanwhile. Docker's program leaves the work to its daemon.
+    pub fn get_ready(&mut self) -> Result<(), DeliveryError> {
+        if self.client.runtime() == Runtime::Podman && self.load.is_none() {
+            self.load = Some(ReadyLoad::start(&self.client)?);
+        }
+        Ok(())
     }
 
     /// Fails where the runtime does not read such layers; waits for its answer only where that matters.
