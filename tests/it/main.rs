@@ -8,6 +8,7 @@ mod cache_server;
 mod flox_fixture;
 mod floxhub_fixture;
 mod lost_layers;
+mod made_again;
 mod nix_fixture;
 mod peers;
 mod ports;

@@ -226,6 +226,29 @@ fn what_is_known_here_is_mounted_from_a_cache_in_the_registry_and_that_is_asked_
 }
 
 #[test]
+fn a_cache_gets_mounted_what_another_in_its_registry_has_also_where_the_image_goes_elsewhere() {
+    let registry = peer!(docker_registry);
+    let (project, server, proxy, share) = with_cache(&registry);
+    let elsewhere = registry.start(&project.sandbox.path("elsewhere"), Setup::default());
+    let machine = project.machine("second");
+    machine.image(&project.environment, &[]);
+    proxy.traffic();
+
+    let mut command = machine.command(&project.environment);
+    command.args(["--push", &elsewhere.reference("team/pair:prod"), "--cache-to", &share]);
+    command.args(["--cache-to", &proxy.reference("team/new-cache")]);
+    let outcome = command.assert().success();
+    let said = String::from_utf8_lossy(&outcome.get_output().stderr);
+    assert!(said.contains("layers: 3 reused") && said.contains("sent: 3 of 3 layers"), "{said}");
+    let traffic = proxy.traffic();
+    let is_mount = |line: &&String| line.starts_with("POST /v2/team/new-cache/") && line.ends_with(": 201");
+    assert_eq!(traffic.log.iter().filter(is_mount).count(), 3, "{said}: {:#?}", traffic.log);
+    let (there, mounted) = (server.blobs("team/cache"), server.blobs("team/new-cache"));
+    assert_eq!(mounted.iter().filter(|blob| there.contains(blob)).count(), 4, "three layers, and an empty document");
+    assert_eq!(server.tags("team/new-cache").len(), 1);
+}
+
+#[test]
 fn a_push_tells_the_caches_of_the_settings_and_a_dry_run_tells_nobody() {
     let registry = peer!(docker_registry);
     let project = Project::new();
