@@ -22,6 +22,9 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// How often the end is looked at of a child that has closed its outputs.
 const END_INTERVAL: Duration = Duration::from_millis(5);
 
+/// How long a child that gets no input may take to end: as a rule as long as it takes to start.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// How long outputs may stay open after the child's end: a grandchild that holds them is not waited for.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -193,12 +196,17 @@ impl Child {
         }))
     }
 
+    /// Whether it has not ended yet.
+    pub(crate) fn is_running(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(None))
+    }
+
     /// Closes the child's standard input, and gives it a moment to end by itself: one that is killed may leave something
     /// behind.
     pub(crate) fn dismiss(mut self) {
         self.stdin = None;
         let mut waited = Duration::ZERO;
-        while waited < GRACE && matches!(self.process.try_wait(), Ok(None)) {
+        while waited < FAREWELL && self.is_running() {
             thread::sleep(END_INTERVAL);
             waited += END_INTERVAL;
         }
@@ -233,7 +241,7 @@ impl Outlet for Closed {}
 impl Drop for Child {
     fn drop(&mut self) {
         // Once it has been waited for its number may be another process's.
-        if !matches!(self.process.try_wait(), Ok(None)) {
+        if !self.is_running() {
             return;
         }
         // Killed before its input ends, so that it cannot take the end for that of the archive.

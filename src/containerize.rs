@@ -184,7 +184,7 @@ impl Making<'_> {
         let sought = Layers::look_up(*workshop, contents, made_before);
         if !sought.is_complete() {
             if sought.is_begun() && !request.dry_run {
-                targets.get_ready()?;
+                targets.get_ready();
             }
             targets.hear(observer)?;
         }

@@ -88,7 +88,7 @@ impl<'a> Sought<'a> {
         self.known.iter().all(Option::is_some)
     }
 
-    /// Whether the store knows some layer.
+    /// Whether some layer is known.
     pub fn is_begun(&self) -> bool {
         self.known.iter().any(Option::is_some)
     }

@@ -61,8 +61,8 @@ impl Targets {
     }
 
     /// Has every runtime get ready for an image that is new, and will soon be made.
-    pub(super) fn get_ready(&mut self) -> Result<(), DeliveryError> {
-        self.openings.iter_mut().flatten().try_for_each(Opening::get_ready)
+    pub(super) fn get_ready(&mut self) {
+        self.openings.iter_mut().flatten().for_each(Opening::get_ready);
     }
 
     /// Whether every runtime answers: waits for what they were asked.

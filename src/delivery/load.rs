@@ -1,6 +1,7 @@
 //! A runtime as a sink: asked what it has, given the rest, and asked again what it made of it.
 
 use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt as _;
 
 use super::opening::Inspected;
 use super::runtime::{Listed, parse_id};
@@ -72,12 +73,21 @@ struct Load {
 pub(super) struct ReadyLoad(Option<Child>);
 
 impl ReadyLoad {
-    pub(super) fn start(client: &RuntimeClient) -> Result<Self, DeliveryError> {
-        client.spawn(&LOAD, true).map(Some).map(Self)
+    /// Starts one; who needs it will say why that is not possible.
+    pub(super) fn start(client: &RuntimeClient) -> Self {
+        let mut command = client.command(&LOAD);
+        // In a group of its own: the terminal's signals are for this run, which ends it by the end of its input.
+        command.process_group(0);
+        Self(Child::spawn(&mut command, true).ok())
     }
 
+    fn is_running(&mut self) -> bool {
+        self.0.as_mut().is_some_and(Child::is_running)
+    }
+
+    /// The load, unless it has come to an end meanwhile.
     fn into_child(mut self) -> Option<Child> {
-        self.0.take()
+        if self.is_running() { self.0.take() } else { None }
     }
 }
 

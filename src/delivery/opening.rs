@@ -44,11 +44,10 @@ impl Opening {
     ///
     /// Podman takes longer to start than a small layer takes to pack. It reads what it loads into a file first, so that
     /// it holds nobody up meanwhile. Docker's program leaves the work to its daemon.
-    pub fn get_ready(&mut self) -> Result<(), DeliveryError> {
+    pub fn get_ready(&mut self) {
         if self.client.runtime() == Runtime::Podman && self.load.is_none() {
-            self.load = Some(ReadyLoad::start(&self.client)?);
+            self.load = Some(ReadyLoad::start(&self.client));
         }
-        Ok(())
     }
 
     /// Fails where the runtime does not read such layers; waits for its answer only where that matters.

@@ -34,6 +34,7 @@ mod crash;
 mod crowd;
 mod damage;
 mod delivery;
+mod early_load;
 mod failing_caches;
 mod failures;
 mod fuzz_corpus;
