@@ -6,6 +6,7 @@
 //! CPUs hash them faster side by side in wide registers, without SHA instructions. What is hashed, and what comes out, is
 //! plain sha256.
 
+mod deal;
 #[cfg(target_arch = "x86_64")]
 mod interleaved;
 mod lanes;
@@ -113,10 +114,10 @@ pub fn is_faster_together() -> bool {
     false
 }
 
-/// How many streams at once take this CPU the least time, [`LANES`] at the most.
-pub fn streams_at_once() -> usize {
-    let Pace { in_turns, side_by_side } = Pace::of_this_cpu();
-    if side_by_side <= LANES { LANES } else { in_turns }
+/// How many streams at once take this CPU the least time, where there is room for so many: only as many side by side as
+/// take less time than in turns, [`LANES`] at the most. Those in turns may be more than there is room for.
+pub fn streams_at_once(room: usize) -> usize {
+    Pace::of_this_cpu().streams_at_once(room)
 }
 
 /// What takes a CPU the least time.
@@ -143,6 +144,10 @@ impl Pace {
             }
             Self::from_trials(few, many, wide)
         })
+    }
+
+    fn streams_at_once(self, room: usize) -> usize {
+        if room >= self.side_by_side { room.min(LANES) } else { self.in_turns }
     }
 
     /// What follows from the time that [`LANES`] streams take.
@@ -363,6 +368,8 @@ mod tests {
         // What is hardly faster is not worth it.
         assert_eq!(pace(100, 97, 94), (FEW, 16));
         assert_eq!(pace(100, 97, 97), (FEW, usize::MAX));
+        let pace = Pace { in_turns: FEW, side_by_side: 9 };
+        assert_eq!([0, 8, 9, 12, 40].map(|room| pace.streams_at_once(room)), [FEW, FEW, 9, 12, LANES]);
         let second = Duration::from_secs(1);
         let Pace { in_turns, side_by_side } = Pace::from_trials(second, second, Duration::MAX);
         assert_eq!((in_turns, side_by_side), (FEW, usize::MAX));

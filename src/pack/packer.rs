@@ -102,14 +102,11 @@ impl<'a> Packer<'a> {
             return parallel::for_each(threads, items, |item| work(item, None));
         }
         let cores = rayon::current_num_threads();
-        let of_a_thread = (most_at_once() / cores).clamp(1, sha256::streams_at_once());
-        let (helpers, left) =
-            (self.threads().saturating_sub(cores), most_at_once().saturating_sub(cores * of_a_thread));
-        // Who helps makes few, for each waits for one disk at a time.
-        let of_a_helper = (left / helpers.max(1)).min(2);
+        let Shares { of_a_thread, helpers, of_a_helper } =
+            Shares::new(most_at_once(), cores, self.threads(), sha256::streams_at_once);
         let lanes = Lanes::new(bytes, cores, of_a_thread, of_a_helper);
         parallel::for_each_with(
-            cores.min(most_at_once()) + if of_a_helper == 0 { 0 } else { helpers },
+            cores.min(most_at_once()) + helpers,
             items,
             |take_items| lanes.run(take_items),
             // The others are not waited for: each has much to do yet, and all that for nothing.
@@ -210,6 +207,29 @@ impl<'a> Packer<'a> {
         lost: &mut Lost,
     ) -> Result<(u64, Option<TreeState>), PackError> {
         contents.write_tar(self.source, TarWriter::new(out, &self.buffers), lost)
+    }
+}
+
+/// How many layers threads pack at once, of the most that all of them may.
+#[derive(Debug, PartialEq, Eq)]
+struct Shares {
+    /// One of those, one a core, that do not wait as a rule.
+    of_a_thread: usize,
+    /// How many others there are, which help where those wait for a disk.
+    helpers: usize,
+    /// One of them: each waits for one file at a time.
+    of_a_helper: usize,
+}
+
+impl Shares {
+    /// `streams_at_once` is what a thread best makes where there is room for so many.
+    fn new(most: usize, cores: usize, threads: usize, streams_at_once: impl Fn(usize) -> usize) -> Self {
+        let helpers = threads.saturating_sub(cores);
+        let at_once = streams_at_once(most.saturating_sub(helpers) / cores);
+        let of_a_thread = (most / cores).clamp(1, at_once);
+        let left = most.saturating_sub(cores * of_a_thread);
+        let helpers = helpers.min(left);
+        Self { of_a_thread, helpers, of_a_helper: left.checked_div(helpers).map_or(0, |most| most.min(2)) }
     }
 }
 
@@ -317,5 +337,37 @@ impl Write for Compressed<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_share_the_layers_that_may_be_packed_at_once() {
+        let in_turns = |_| 2;
+        let side_by_side = |room: usize| if room >= 10 { room.min(16) } else { 2 };
+        for most in [1, 2, 5, 10, 21, 42, 170, 100_000] {
+            for cores in 1..=64 {
+                for shares in
+                    [Shares::new(most, cores, 3 * cores, in_turns), Shares::new(most, cores, 3 * cores, side_by_side)]
+                {
+                    let Shares { of_a_thread, helpers, of_a_helper } = shares;
+                    let threads = cores.min(most);
+                    assert!(threads * of_a_thread + helpers * of_a_helper <= most, "{most}, {cores}: {shares:?}");
+                    assert!(of_a_thread > 0 && helpers <= 2 * cores && of_a_helper <= 2, "{most}, {cores}: {shares:?}");
+                    // Where each may make two others help.
+                    assert!(most <= 2 * cores || helpers > 0, "{most}, {cores}: {shares:?}");
+                    assert_eq!(helpers == 0, of_a_helper == 0, "{most}, {cores}: {shares:?}");
+                }
+            }
+        }
+        // With as many files open as a process may have as a rule.
+        let shares = |cores| {
+            let Shares { of_a_thread, helpers, of_a_helper } = Shares::new(42, cores, 3 * cores, side_by_side);
+            (of_a_thread, helpers, of_a_helper)
+        };
+        assert_eq!([2, 3, 4, 16].map(shares), [(16, 4, 2), (12, 6, 1), (2, 8, 2), (2, 10, 1)]);
     }
 }

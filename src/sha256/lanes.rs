@@ -13,6 +13,7 @@ use std::time::Duration;
 use corosensei::stack::DefaultStack;
 use corosensei::{CoroutineResult, ScopedCoroutine, ScopedCoroutineRef, Yielder};
 
+use super::deal::Deal;
 use super::{LANES, Pace, Sha256, time_worked, update_together};
 
 /// How many pieces of a stream are made before they are hashed, at the most, beyond the number of streams that a thread
@@ -57,8 +58,7 @@ pub struct Lanes {
     pace: Pace,
     /// How many bytes are to be hashed yet, about.
     left: AtomicI64,
-    /// What the streams that were begun have to do yet, of all threads: see [`Lanes::tell_load`].
-    load: AtomicI64,
+    deal: Deal,
     /// How many streams a thread makes at once.
     of_a_thread: usize,
     /// How many one that helps does.
@@ -67,9 +67,7 @@ pub struct Lanes {
     threads: usize,
     /// How many came, some of them in vain.
     came: AtomicUsize,
-    /// How many of those work, or have worked.
-    working: AtomicUsize,
-    /// How many streams those make at once.
+    /// How many streams those make at once that work, or have worked.
     lanes: AtomicUsize,
     /// For how long they worked, and did not wait, in nanoseconds.
     worked: AtomicU64,
@@ -85,15 +83,18 @@ impl Lanes {
     /// Streams of about `bytes` in all, on so many threads, one a core, each of which makes [`LANES`] at the most; others,
     /// which make so many, help where these have to wait.
     pub fn new(bytes: u64, threads: usize, of_a_thread: usize, of_a_helper: usize) -> Self {
+        Self::at_pace(Pace::of_this_cpu(), bytes, threads, of_a_thread, of_a_helper)
+    }
+
+    fn at_pace(pace: Pace, bytes: u64, threads: usize, of_a_thread: usize, of_a_helper: usize) -> Self {
         Self {
-            pace: Pace::of_this_cpu(),
+            pace,
             left: AtomicI64::new(signed(bytes)),
-            load: AtomicI64::new(0),
+            deal: Deal::new(pace),
             of_a_thread: of_a_thread.clamp(1, LANES),
             of_a_helper: of_a_helper.clamp(1, LANES),
             threads,
             came: AtomicUsize::new(0),
-            working: AtomicUsize::new(0),
             lanes: AtomicUsize::new(0),
             worked: AtomicU64::new(0),
             help: Mutex::default(),
@@ -117,7 +118,6 @@ impl Lanes {
         }
         let _over = NoMoreHelp(self);
         let lanes = if helps { self.of_a_helper } else { self.of_a_thread };
-        self.working.fetch_add(1, Ordering::Relaxed);
         self.lanes.fetch_add(lanes, Ordering::Relaxed);
         self.enter(Vec::with_capacity(lanes), lanes, body);
     }
@@ -163,12 +163,15 @@ impl Lanes {
     fn work(&self, coroutines: Vec<Coroutine<'_>>) {
         let mut tracks: Vec<_> = coroutines.into_iter().map(Track::new).collect();
         let (lanes, mut spare) = (tracks.len(), Vec::new());
-        let (mut told, mut load) = (time_worked(), 0);
+        let (mut told, mut hand) = (time_worked(), self.deal.join(lanes));
         while !tracks.is_empty() && !self.is_stopped.load(Ordering::Relaxed) {
             let mut room = signed((MOST_FOR_EACH * lanes) as u64);
             // One after the other, so that each thread has some of the longest streams.
-            self.tell_load(&mut load, &tracks);
-            let mut may_start = self.may_start_another(load, &tracks);
+            let mut may_start = hand.as_mut().is_none_or(|hand| {
+                let started = tracks.iter().filter(|track| track.coroutine.started());
+                self.deal.tell(hand, started.map(|track| track.left));
+                self.deal.may_have_another(hand)
+            });
             for track in &mut tracks {
                 if track.coroutine.started() || std::mem::take(&mut may_start) {
                     self.fill(track, room, lanes, &mut spare);
@@ -186,25 +189,6 @@ impl Lanes {
     fn tell(&self, told: &mut Duration) {
         let before = std::mem::replace(told, time_worked());
         self.worked.fetch_add(told.saturating_sub(before).as_nanos() as u64, Ordering::Relaxed);
-    }
-
-    /// Tells what this thread has to do, which was so much before. Where streams lie side by side, those beyond the longest
-    /// take no time of their own.
-    fn tell_load(&self, load: &mut i64, tracks: &[Track<'_>]) {
-        let mut left: Vec<i64> = tracks.iter().map(|track| track.left.max(0)).collect();
-        left.sort_unstable_by_key(|&left| Reverse(left));
-        let before = std::mem::replace(load, left.into_iter().take(self.pace.side_by_side).sum());
-        self.load.fetch_add(*load - before, Ordering::Relaxed);
-    }
-
-    /// Whether a thread that has so much to do may start one more stream: where it has too few, where another one takes no
-    /// time of its own, or where the others have about as much to do.
-    fn may_start_another(&self, load: i64, tracks: &[Track<'_>]) -> bool {
-        let started = tracks.iter().filter(|track| track.coroutine.started()).count();
-        let working = signed(self.working.load(Ordering::Relaxed) as u64);
-        started < self.pace.in_turns
-            || started >= self.pace.side_by_side
-            || load * working <= self.load.load(Ordering::Relaxed) / 7 * 8
     }
 
     /// Has a coroutine make its share of pieces, as far as there is room for more than one; its thread makes so many streams.
@@ -392,6 +376,36 @@ mod tests {
             });
             assert_eq!(done.into_inner().unwrap(), lengths.len() - (0..lengths.len()).filter(|at| at % 7 == 3).count());
         }
+    }
+
+    /// As many as are hashed side by side, several pieces of each at a time, on any CPU.
+    #[test]
+    fn streams_side_by_side_and_what_is_left_of_the_long_ones_each_get_their_own_hash() {
+        let lengths: Vec<usize> = (0..60).map(|at| 200_000 / (at + 1) + at * 64 % 1000).collect();
+        let pace = Pace { in_turns: 2, side_by_side: 3 };
+        let lanes = Lanes::at_pace(pace, lengths.iter().sum::<usize>() as u64, 2, LANES, 2);
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let body = |lane: &Lane| {
+            while let Some(&length) = lengths.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let whole: Vec<u8> = (0..length).map(|place| (place * 31 + length) as u8).collect();
+                let mut stream = LaneStream::begin(lane, length as u64);
+                for (at, piece) in whole.chunks(1000).enumerate() {
+                    // Others are there only after a while, and would not be dealt any.
+                    if at % 16 == 0 {
+                        std::thread::sleep(Duration::from_micros(100));
+                    }
+                    stream.give(piece.into(), piece.len());
+                }
+                assert_eq!(stream.finish(), <[u8; 32]>::from(sha2::Sha256::digest(&whole)));
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| lanes.run(&body));
+            }
+        });
+        assert_eq!(done.into_inner(), lengths.len());
     }
 
     #[test]

@@ -53,7 +53,11 @@ fn compress(states: &mut [[u32; 8]; LANES], blocks: [&[[u8; BLOCK]]; LANES]) {
         for (row, blocks) in words.iter_mut().zip(&blocks) {
             *row = from_bytes(&blocks[at]);
             if let Some(ahead) = blocks.get(at + AHEAD) {
-                _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().cast());
+                #[allow(unused_unsafe, reason = "Rust 1.89 takes it for unsafe, later ones do not")]
+                // SAFETY: nothing is read that anybody sees.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.as_ptr().cast());
+                }
             }
         }
         transpose(&mut words);
