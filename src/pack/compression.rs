@@ -40,8 +40,8 @@ impl Compression {
     /// gzip, frames of zstd) and are made on all cores; where they are cut depends on nothing but the codec.
     pub(super) fn piece(self) -> usize {
         match self {
-            // Long enough for reading and hashing; of as many streams as are hashed at once, short enough for a core's cache.
-            Self::None => 128 * 1024,
+            // Long enough for reading and hashing, short enough for a core's cache.
+            Self::None => 256 * 1024,
             Self::Gzip(_) => 1 << 20,
             Self::Zstd(_) => 2 << 20,
         }

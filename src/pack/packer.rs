@@ -26,6 +26,8 @@ pub struct Packer<'a> {
     observer: &'a dyn Observer,
     partners: Partners,
     buffers: Buffers,
+    /// Those of layers in lanes.
+    of_lanes: Buffers,
     crew: Crew,
     /// What runtimes will not unpack of the layers that were packed, until that is told.
     lost: Mutex<Lost>,
@@ -35,12 +37,16 @@ pub struct Packer<'a> {
 /// the layer goes.
 const OPEN_FILES: usize = 12;
 
+/// How long the pieces are that are hashed together with those of others in lanes: so many have to fit into a core's cache.
+const PIECE_OF_A_LANE: usize = 128 << 10;
+
 impl<'a> Packer<'a> {
     /// A packer of store paths from `source`; `observer` may stop the work.
     pub fn new(source: &'a dyn Source, compression: Compression, observer: &'a dyn Observer) -> Self {
         let bounds = Bounds::new(compression, rayon::current_num_threads());
         let (buffers, crew) = (Buffers::new(compression.piece()), Crew::new(compression, bounds));
-        Self { source, compression, observer, partners: Partners::default(), buffers, crew, lost: Mutex::default() }
+        let (partners, of_lanes) = (Partners::default(), Buffers::new(PIECE_OF_A_LANE));
+        Self { source, compression, observer, partners, buffers, of_lanes, crew, lost: Mutex::default() }
     }
 
     /// Warns of files which no container will have, in the layers that were packed since it did so last.
@@ -117,6 +123,7 @@ impl<'a> Packer<'a> {
     /// Frees the memory in which layers were packed; more of them may follow all the same.
     pub fn pause(&self) {
         self.buffers.free();
+        self.of_lanes.free();
         self.partners.free();
         self.crew.free();
     }
@@ -157,7 +164,7 @@ impl<'a> Packer<'a> {
         out: &mut dyn Outlet,
     ) -> Result<Option<TreeState>, PackError> {
         let mut unhashed = Unhashed { observer: self.observer, takes_pages: out.takes_pages(), out };
-        Ok(self.write_tar(contents, &mut unhashed, &mut Lost::default())?.1)
+        Ok(self.write_tar(contents, &mut unhashed, &self.buffers, &mut Lost::default())?.1)
     }
 
     fn pack_and_tell(
@@ -169,12 +176,12 @@ impl<'a> Packer<'a> {
         lost: &mut Lost,
     ) -> Result<(Packed, Option<TreeState>), PackError> {
         if self.compression == Compression::None {
-            let tar = match lane {
-                Some(lane) => Stream::Lane(LaneStream::begin(lane, contents.estimated_size())),
-                None => Stream::Partner(self.partners.begin()),
+            let (tar, buffers) = match lane {
+                Some(lane) => (Stream::Lane(LaneStream::begin(lane, contents.estimated_size())), &self.of_lanes),
+                None => (Stream::Partner(self.partners.begin()), &self.buffers),
             };
-            let mut plain = Plain { observer: self.observer, tar, buffers: &self.buffers, tell, out };
-            let (size, state) = self.write_tar(contents, &mut plain, lost)?;
+            let mut plain = Plain { observer: self.observer, tar, buffers, tell, out };
+            let (size, state) = self.write_tar(contents, &mut plain, buffers, lost)?;
             // The blob is the tar: one digest serves for both.
             let digest = Digest::from_bytes(plain.tar.finish());
             return Ok((Packed { digest, diff_id: DiffId(digest), size, tar_size: size }, state));
@@ -182,7 +189,7 @@ impl<'a> Packer<'a> {
         let (tar, compressed) = (self.partners.begin(), Compressed { out, blob: Sha256::new() });
         let line = self.crew.line(&self.buffers, compressed);
         let mut compressing = Compressing { observer: self.observer, tar, tell, line };
-        let (tar_size, _) = self.write_tar(contents, &mut compressing, lost)?;
+        let (tar_size, _) = self.write_tar(contents, &mut compressing, &self.buffers, lost)?;
         let Compressing { tar, line, .. } = compressing;
         let Compressed { blob, .. } = line.finish().map_err(PackError::Write)?;
         let size = blob.bytes();
@@ -204,9 +211,10 @@ impl<'a> Packer<'a> {
         &self,
         contents: &LayerContents<'_>,
         out: &mut dyn TakePiece,
+        buffers: &Buffers,
         lost: &mut Lost,
     ) -> Result<(u64, Option<TreeState>), PackError> {
-        contents.write_tar(self.source, TarWriter::new(out, &self.buffers), lost)
+        contents.write_tar(self.source, TarWriter::new(out, buffers), lost)
     }
 }
 
