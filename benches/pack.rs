@@ -1,4 +1,4 @@
-//! The packing hot path: walk, tar, digests, without and with codecs, in bytes of tar per second.
+//! The packing hot path: walk, tar, digests, without and with codecs, in bytes of tar per second; sha256 by itself.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on has failed")]
 #![allow(missing_docs, reason = "criterion's macros make public items")]
@@ -11,6 +11,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use layerhold::event::Silent;
 use layerhold::nix::{Closure, Hashing, LocalStore, NoMemo, Node, Source};
 use layerhold::pack::{Compression, LayerContents, Packer};
+use layerhold::sha256::{LANES, Sha256, update_together};
 
 fn pack(criterion: &mut Criterion) {
     let root = tempfile::tempdir().unwrap();
@@ -58,5 +59,23 @@ fn pack(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, pack);
+/// As many streams at once as there are layers packed on a core, on the way that takes this CPU the least time.
+fn sha256(criterion: &mut Criterion) {
+    const PIECE: usize = 64 << 10;
+    let pieces: Vec<Vec<u8>> = (0..LANES).map(|at| vec![at as u8; PIECE]).collect();
+    let mut group = criterion.benchmark_group("sha256");
+    for streams in [1, 2, 4, 8, 10, 12, LANES] {
+        group.throughput(Throughput::Bytes((streams * PIECE) as u64));
+        group.bench_function(format!("{streams} streams at once"), |bencher| {
+            let mut hashers = vec![Sha256::new(); streams];
+            bencher.iter(|| {
+                let mut more: Vec<_> = hashers.iter_mut().zip(pieces.iter().map(Vec::as_slice)).collect();
+                update_together(&mut more);
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, pack, sha256);
 criterion_main!(benches);
