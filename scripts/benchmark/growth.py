@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import os
 import pathlib
 import subprocess
 
 from corpus import PathInfo, Store
-from measure import OURS, Contender, Job
+from measure import OURS, Contender, Job, settle_memory
 from place import remove
 
 GIGABYTES = [1, 2, 4, 10]
@@ -113,6 +114,9 @@ def build(place):
             closure = store.closure(name)
             points[name] = {"bytes": sum(info.nar_size for info in closure), "paths": len(closure)}
         stamp.write_text(json.dumps(points))
+        # The file system is busy with so many new links for a while, on a core that is not to be shared with it.
+        os.sync()
+        settle_memory()
     return store, json.loads(stamp.read_text())
 
 

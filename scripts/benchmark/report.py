@@ -1,4 +1,4 @@
-"""Makes docs/benchmarks.md and docs/benchmarks.svg from the results."""
+"""Makes docs/benchmarks.md and docs/benchmarks.svg from the results, and the few figures of README.md."""
 
 import statistics
 import textwrap
@@ -9,6 +9,7 @@ from growth import GIGABYTES, PATHS, UNCHANGED
 from measure import OURS
 from place import REPOSITORY, quoted, run
 from plot import plot
+from readme import write_readme
 from targets import MIB, verdicts
 
 SECTIONS = [
@@ -55,7 +56,7 @@ def go(place):
 
 
 def write_report(place, results):
-    """Writes both files."""
+    """Writes all of it."""
     docs = REPOSITORY / "docs"
     abouts = results.notes("about")
     if not abouts or not any("others" in line for line in results.lines):
@@ -69,7 +70,8 @@ def write_report(place, results):
     ])
     (docs / "benchmarks.md").write_text(text + "\n")
     plot(results, docs / "benchmarks.svg")
-    print(f"written: {docs / 'benchmarks.md'}, {docs / 'benchmarks.svg'}")
+    readme = write_readme(results, place.store.closure("base"), seconds)
+    print(f"written: {docs / 'benchmarks.md'}, {docs / 'benchmarks.svg'}, {readme}")
 
 
 def introduction(place, results, about):

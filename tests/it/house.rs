@@ -450,3 +450,20 @@ fn the_readme_begins_with_commands_that_are_there() {
         assert!(root().join(script).is_file());
     }
 }
+
+#[test]
+fn figures_of_the_readme_are_those_of_the_benchmarks() {
+    let [readme, benchmarks] =
+        ["README.md", "docs/benchmarks.md"].map(|file| fs::read_to_string(root().join(file)).unwrap());
+    let (_, rest) = readme.split_once("<!-- written by scripts/bench -->\n").unwrap();
+    let (table, _) = rest.split_once("<!-- that is all -->\n").unwrap();
+    for row in table.lines().skip(2) {
+        let words: Vec<&str> = row.split([' ', ',']).collect();
+        let seconds: Vec<&str> = words.windows(2).filter(|pair| pair[1] == "s").map(|pair| pair[0]).collect();
+        assert!(seconds.len() > 1, "nothing to compare with: {row}");
+        for figure in seconds {
+            assert!(benchmarks.contains(&format!("| {figure} |")), "{figure} s is in no benchmark: {row}");
+        }
+    }
+    assert!(table.lines().count() > 2);
+}
