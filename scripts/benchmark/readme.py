@@ -1,5 +1,7 @@
 """Puts the few figures that README.md has between its two marks."""
 
+import os
+
 from file_jobs import STREAM
 from measure import OURS
 from place import REPOSITORY
@@ -32,7 +34,7 @@ def lines(results, base, seconds):
     """The table, as far as it was measured."""
     time = lambda job, contender: f"{seconds(results.figures(job, contender).wall)} s"
     size = sum(info.nar_size for info in base) / 1e9
-    yield f"| an environment of {size:.1f} GB in {len(base)} store paths, two cores | layerhold | otherwise |"
+    yield f"| an environment of {size:.1f} GB in {len(base)} store paths, {os.cpu_count()} cores | layerhold | otherwise |"
     yield "|---|---:|---|"
     for words, job, others in ROWS:
         measured = results.contenders(job)

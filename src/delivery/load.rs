@@ -308,11 +308,11 @@ impl Sink for RuntimeSink<'_> {
     }
 }
 
-/// How many bytes must be missing for a list of all images to be worth its time. Runtimes take in some 60 MB/s and answer
-/// a question about one image in 30 to 50 ms (docs/benchmarks.md, cold and unchanged): sending this takes as long as half
+/// How many bytes must be missing for a list of all images to be worth its time. Runtimes take in some 50 MB/s and answer
+/// a question about one image in 40 to 60 ms (docs/benchmarks.md, cold and unchanged): sending this takes as long as half
 /// a dozen such questions. How the time of a list grows with the number of images was not measured.
 const WORTH_A_LIST: u64 = 16 << 20;
-/// For how many missing bytes one more image is described, in the same question: sending them takes some 17 ms.
+/// For how many missing bytes one more image is described, in the same question: sending them takes some 20 ms.
 const WORTH_AN_IMAGE: u64 = 1 << 20;
 
 fn is_inspected(image: &Image, found: &Inspected) -> bool {
