@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 
 use super::opening::Inspected;
 use super::runtime::{Listed, parse_id};
@@ -47,7 +48,8 @@ fn archive_names(runtime: Runtime, name: &ImageName) -> ArchiveNames {
 ///   left out of it where the runtime can do without them; if it then cannot, everything is sent. Which images are
 ///   looked at depends on how much there is to gain: the one that has had the name until now, and others only where
 ///   sending the rest takes longer than asking.
-/// - Afterwards the runtime is asked whether the name stands for the image that was sent.
+/// - Afterwards the runtime, or the list of images in its storage, is asked whether the name stands for the image that
+///   was sent.
 pub struct RuntimeSink<'a> {
     client: RuntimeClient,
     observer: &'a dyn Observer,
@@ -62,6 +64,8 @@ pub struct RuntimeSink<'a> {
     partial: bool,
     /// Why the runtime did not take such an archive, where it said so before it had all of it.
     refused: Option<DeliveryError>,
+    /// Where the runtime's images are listed in a file, once that is known.
+    list: Option<PathBuf>,
 }
 
 struct Load {
@@ -117,7 +121,7 @@ impl<'a> RuntimeSink<'a> {
     /// A sink on the runtime. Nothing is asked yet.
     pub fn new(client: RuntimeClient, observer: &'a dyn Observer) -> Self {
         let (opening, ready, load) = (None, None, None);
-        Self { client, observer, opening, there: There::Absent, ready, load, partial: false, refused: None }
+        Self { client, observer, opening, there: There::Absent, ready, load, partial: false, refused: None, list: None }
     }
 
     /// Uses what was asked while the image was made.
@@ -201,6 +205,9 @@ impl<'a> RuntimeSink<'a> {
     /// Fails unless the name stands for the image.
     fn verify(&self, image: &Image) -> Result<(), DeliveryError> {
         let name = self.client.name_of(&image.name);
+        if self.list.as_deref().is_some_and(|list| podman::is_listed(list, image, &name)) {
+            return Ok(());
+        }
         let answer = self.client.run(&["image", "inspect", "--format", "{{.Id}}", &name], self.observer)?;
         let found = answer.trim().to_owned();
         match parse_id(&found) {
@@ -254,6 +261,9 @@ impl Sink for RuntimeSink<'_> {
             let ids: Vec<_> = further.iter().map(|id| self.client.id_argument(id)).collect();
             others.extend(self.client.inspect(&ids, self.observer)?);
             held = self.held(image, &others, past)?;
+        }
+        if self.client.runtime() == Runtime::Podman {
+            self.list = others.iter().find_map(podman::list_of);
         }
         self.partial = !held.is_empty();
         self.ready = ready;

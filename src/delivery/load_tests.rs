@@ -164,6 +164,38 @@ fn a_load_that_got_ready_and_died_meanwhile_is_begun_anew() {
     assert_eq!(sent.layers_sent, 1);
 }
 
+/// Where Podman's storage lies is said by the image that had the name before.
+#[test]
+fn podman_need_not_start_to_say_what_its_list_says() {
+    for (runtime, driver, lists, asks) in [
+        (Runtime::Podman, "overlay", Some(true), false),
+        (Runtime::Podman, "overlay", Some(false), true),
+        (Runtime::Podman, "overlay", None, true),
+        (Runtime::Docker, "overlay2", Some(true), true),
+    ] {
+        let bench = Bench::new(runtime);
+        let root = bench.dir.path().join("root");
+        fs::write(bench.dir.path().join("driver"), driver).unwrap();
+        let upper_dir = root.join(driver).join("0a1b/diff");
+        fs::write(bench.dir.path().join("driver-data"), format!(r#"{{"UpperDir":{upper_dir:?}}}"#)).unwrap();
+        let (first, blobs) = image("v1", &["base"]);
+        bench.deliver(&first, &blobs).unwrap();
+        bench.calls();
+        let (mut second, blobs) = image("v1", &["base", "top"]);
+        second.layers[1].reused = false;
+        if let Some(is_right) = lists {
+            let list = root.join(format!("{driver}-images"));
+            fs::create_dir_all(&list).unwrap();
+            let id = if is_right { second.config_digest } else { first.config_digest }.hex();
+            let name = bench.client.name_of(&second.name);
+            fs::write(list.join("images.json"), format!(r#"[{{"id":"{id}","names":["{name}"]}}]"#)).unwrap();
+        }
+        assert_eq!(bench.deliver(&second, &blobs).unwrap().layers_sent, 1);
+        let calls = ["image inspect", "load", "image inspect"];
+        assert_eq!(bench.calls(), calls[..if asks { 3 } else { 2 }], "{runtime} {lists:?}");
+    }
+}
+
 #[test]
 fn other_images_are_asked_about_only_where_that_is_worth_it() {
     let bench = Bench::new(Runtime::Podman);

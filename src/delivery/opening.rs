@@ -1,5 +1,7 @@
 //! What a runtime is asked first, while the image is still being made.
 
+use std::path::{Path, PathBuf};
+
 use serde::Deserialize;
 
 use super::load::ReadyLoad;
@@ -104,12 +106,19 @@ struct RootFs {
 #[serde(rename_all = "PascalCase")]
 struct GraphDriver {
     name: String,
+    data: Option<GraphData>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct GraphData {
+    upper_dir: Option<PathBuf>,
 }
 
 impl Inspected {
     /// Reads an object an image, as Docker prints them, or a list of them, as Podman does. Images that are not understood
     /// are left out.
-    fn parse(answer: &str) -> Vec<Self> {
+    pub(super) fn parse(answer: &str) -> Vec<Self> {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Answer {
@@ -137,6 +146,11 @@ impl Inspected {
     /// What keeps its layers: `overlay2`, `overlayfs`.
     pub(super) fn driver(&self) -> Option<&str> {
         self.graph_driver.as_ref().map(|driver| &*driver.name)
+    }
+
+    /// Where the driver keeps the topmost layer, if it is one that says so.
+    pub(super) fn upper_dir(&self) -> Option<&Path> {
+        self.graph_driver.as_ref()?.data.as_ref()?.upper_dir.as_deref()
     }
 }
 

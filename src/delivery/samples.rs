@@ -267,7 +267,8 @@ image)
             case "$format" in
             *json*)
                 layers=$(cat "layers-$id" 2>/dev/null || echo null)
-                echo "{\"Id\":\"$id\",\"RootFS\":{\"Layers\":$layers},\"GraphDriver\":{\"Name\":\"$(cat driver)\"}}" ;;
+                driver="{\"Name\":\"$(cat driver)\",\"Data\":$(cat driver-data 2>/dev/null || echo null)}"
+                echo "{\"Id\":\"$id\",\"RootFS\":{\"Layers\":$layers},\"GraphDriver\":$driver}" ;;
             *) echo "$id" ;;
             esac
         done

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::containerize::{archive, containerize, hello_environment};
 use crate::flox_fixture::{BareStore, FloxEnv, Tree};
-use crate::peers::{LoadedImage, Peer, peer, skip, unique_name};
+use crate::peers::{LoadedImage, Peer, find_program, peer, skip, unique_name};
 use crate::sandbox::Sandbox;
 
 /// A runtime loads an archive; the environment's programs then run in it.
@@ -131,6 +131,38 @@ fn docker_gets_only_what_it_lacks_and_nothing_else_is_read() {
 #[test]
 fn podman_gets_only_what_it_lacks_and_nothing_else_is_read() {
     only_what_is_missing_is_read_and_sent(peer!(podman));
+}
+
+/// Each start of Podman's program takes longer than a small layer. Only overlays say where their storage is, and they do not
+/// lie on every file system.
+#[test]
+fn podman_starts_no_more_often_than_it_has_to() {
+    let (podman, nix) = (peer!(podman), peer!(nix));
+    let driver = podman.run(["info", "--format", "{{.Store.GraphDriverName}}"]);
+    let sandbox = Sandbox::new();
+    let real = find_program("podman").unwrap();
+    sandbox.script("podman", &format!("echo \"$1 $2\" >>\"$HOME/calls\"\nexec {} \"$@\"", real.display()));
+    let name = unique_name("twice");
+    let image = LoadedImage::new(podman, format!("{name}:latest"));
+    let calls = |hello: &str| -> Vec<String> {
+        let installs = [("bash", nix.out("bash")), ("coreutils", nix.out("coreutils")), ("hello", nix.out(hello))];
+        let environment = FloxEnv::of_store_paths(sandbox.path("project"), &name, &installs, "");
+        containerize(&sandbox, nix.root(), &environment).args(["--runtime", "podman"]).assert().success();
+        let file = sandbox.path("home/calls");
+        let calls = fs::read_to_string(&file).unwrap();
+        fs::remove_file(file).unwrap();
+        calls.lines().map(str::to_owned).collect()
+    };
+    calls("hello");
+    let mut again = calls("hello-revised");
+    // The first two start at about the same time.
+    again.sort();
+    let expected: &[_] = match driver.trim() {
+        "overlay" => &["image inspect", "load --quiet"],
+        _ => &["image inspect", "image inspect", "load --quiet"],
+    };
+    assert_eq!(again, expected, "with {driver}");
+    assert_eq!(image.run(&[], &["hello"]), "Hello, revised world!\n");
 }
 
 #[test]
