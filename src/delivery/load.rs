@@ -1,4 +1,4 @@
-//! A runtime as a sink: asked what it has, given the rest, and asked again what it made of it.
+//! A runtime as a sink: asked what it has, given the rest, and looked at again for what it made of it.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt as _;
@@ -225,6 +225,7 @@ impl<'a> RuntimeSink<'a> {
 impl Sink for RuntimeSink<'_> {
     fn has(&mut self, images: &Images, past: &dyn Past) -> Result<BTreeSet<Digest>, DeliveryError> {
         let image = self.only(images)?;
+        self.list = None;
         // Only an answer from before the image was made can be out of date.
         let was_made_meanwhile = self.opening.is_some() && image.layers.iter().any(|layer| !layer.reused);
         let mut opening = match self.opening.take() {
@@ -263,7 +264,8 @@ impl Sink for RuntimeSink<'_> {
             held = self.held(image, &others, past)?;
         }
         if self.client.runtime() == Runtime::Podman {
-            self.list = others.iter().find_map(podman::list_of);
+            let name = self.client.name_of(&image.name);
+            self.list = others.iter().find_map(|other| podman::list_of(other, image, &name));
         }
         self.partial = !held.is_empty();
         self.ready = ready;

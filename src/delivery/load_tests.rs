@@ -164,36 +164,78 @@ fn a_load_that_got_ready_and_died_meanwhile_is_begun_anew() {
     assert_eq!(sent.layers_sent, 1);
 }
 
-/// Where Podman's storage lies is said by the image that had the name before.
-#[test]
-fn podman_need_not_start_to_say_what_its_list_says() {
-    for (runtime, driver, lists, asks) in [
-        (Runtime::Podman, "overlay", Some(true), false),
-        (Runtime::Podman, "overlay", Some(false), true),
-        (Runtime::Podman, "overlay", None, true),
-        (Runtime::Docker, "overlay2", Some(true), true),
-    ] {
-        let bench = Bench::new(runtime);
-        let root = bench.dir.path().join("root");
-        fs::write(bench.dir.path().join("driver"), driver).unwrap();
-        let upper_dir = root.join(driver).join("0a1b/diff");
-        fs::write(bench.dir.path().join("driver-data"), format!(r#"{{"UpperDir":{upper_dir:?}}}"#)).unwrap();
-        let (first, blobs) = image("v1", &["base"]);
-        bench.deliver(&first, &blobs).unwrap();
-        bench.calls();
-        let (mut second, blobs) = image("v1", &["base", "top"]);
-        second.layers[1].reused = false;
-        if let Some(is_right) = lists {
-            let list = root.join(format!("{driver}-images"));
-            fs::create_dir_all(&list).unwrap();
-            let id = if is_right { second.config_digest } else { first.config_digest }.hex();
-            let name = bench.client.name_of(&second.name);
-            fs::write(list.join("images.json"), format!(r#"[{{"id":"{id}","names":["{name}"]}}]"#)).unwrap();
+/// What the list of images in Podman's storage says when.
+enum Lists {
+    Nothing,
+    /// The image, before it was loaded: it is another's list.
+    Already,
+    /// The image, once it was loaded.
+    Loaded,
+    /// Another one.
+    Other,
+}
+
+#[rstest]
+#[case(Runtime::Podman, "overlay", Lists::Loaded, false)]
+#[case(Runtime::Podman, "overlay", Lists::Already, true)]
+#[case(Runtime::Podman, "overlay", Lists::Other, true)]
+#[case(Runtime::Podman, "overlay", Lists::Nothing, true)]
+#[case(Runtime::Docker, "overlay2", Lists::Loaded, true)]
+fn podman_need_not_start_to_say_what_its_list_says(
+    #[case] runtime: Runtime,
+    #[case] driver: &str,
+    #[case] lists: Lists,
+    #[case] asks: bool,
+    // Whether the image that had the name before says where the list is, or another one.
+    #[values(true, false)] has_name: bool,
+) {
+    let bench = Bench::new(runtime);
+    let root = bench.dir.path().join("root");
+    fs::write(bench.dir.path().join("driver"), driver).unwrap();
+    let upper_dir = root.join(driver).join("0a1b/diff");
+    fs::write(bench.dir.path().join("driver-data"), serde_json::json!({"UpperDir": upper_dir}).to_string()).unwrap();
+    let (first, blobs) = image(if has_name { "v1" } else { "v0" }, &["base"]);
+    bench.deliver(&first, &blobs).unwrap();
+    bench.calls();
+    let (second, blobs) = image("v1", &["base", "top"]);
+    let list = root.join(format!("{driver}-images/images.json"));
+    fs::create_dir_all(list.parent().unwrap()).unwrap();
+    let name = bench.client.name_of(&second.name);
+    let entry = |image: &Image, name: &str| serde_json::json!({"id": image.config_digest.hex(), "names": [name]});
+    let before = serde_json::json!([entry(&first, &bench.client.name_of(&first.name))]);
+    let after = serde_json::json!([entry(&first, "localhost/hello:old"), entry(&second, &name)]);
+    let write = |contents: &serde_json::Value| fs::write(&list, contents.to_string()).unwrap();
+    match lists {
+        Lists::Nothing => {}
+        Lists::Already => write(&after),
+        Lists::Other => write(&before),
+        Lists::Loaded => {
+            write(&before);
+            bench.sabotage("load", &format!("echo '{after}' >'{}'", list.display()));
         }
-        assert_eq!(bench.deliver(&second, &blobs).unwrap().layers_sent, 1);
-        let calls = ["image inspect", "load", "image inspect"];
-        assert_eq!(bench.calls(), calls[..if asks { 3 } else { 2 }], "{runtime} {lists:?}");
     }
+    assert_eq!(bench.deliver(&second, &blobs).unwrap().layers_sent, 1);
+    let calls = bench.calls();
+    let since_load: Vec<_> = calls.iter().skip_while(|call| *call != "load").collect();
+    assert_eq!(since_load, ["load", "image inspect"][..if asks { 2 } else { 1 }], "{calls:?}");
+}
+
+/// Where the list says that another image has the name, Podman is asked, and then that is an error.
+#[test]
+fn a_list_without_the_image_is_no_proof() {
+    let bench = Bench::new(Runtime::Podman);
+    fs::write(bench.dir.path().join("driver"), "overlay").unwrap();
+    let data = serde_json::json!({"UpperDir": bench.dir.path().join("overlay/0a1b/diff")});
+    fs::write(bench.dir.path().join("driver-data"), data.to_string()).unwrap();
+    let (first, blobs) = image("v1", &["base"]);
+    bench.deliver(&first, &blobs).unwrap();
+    fs::create_dir(bench.dir.path().join("overlay-images")).unwrap();
+    let list = serde_json::json!([{"id": first.config_digest.hex(), "names": ["localhost/hello:v1"]}]);
+    fs::write(bench.dir.path().join("overlay-images/images.json"), list.to_string()).unwrap();
+    bench.sabotage("load", "cat >/dev/null; exit");
+    let (second, blobs) = image("v1", &["new base"]);
+    let error = bench.deliver(&second, &blobs).unwrap_err();
+    assert!(matches!(error, DeliveryError::WrongImage { .. }), "{error}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a runtime is asked first, while the image is still being made.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -106,13 +106,9 @@ struct RootFs {
 #[serde(rename_all = "PascalCase")]
 struct GraphDriver {
     name: String,
-    data: Option<GraphData>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct GraphData {
-    upper_dir: Option<PathBuf>,
+    /// Each driver has others.
+    #[serde(default)]
+    data: serde_json::Value,
 }
 
 impl Inspected {
@@ -150,7 +146,7 @@ impl Inspected {
 
     /// Where the driver keeps the topmost layer, if it is one that says so.
     pub(super) fn upper_dir(&self) -> Option<&Path> {
-        self.graph_driver.as_ref()?.data.as_ref()?.upper_dir.as_deref()
+        Some(Path::new(self.graph_driver.as_ref()?.data.get("UpperDir")?.as_str()?))
     }
 }
 
@@ -183,6 +179,18 @@ mod tests {
         let podman = format!("[\n  {{\"Id\": \"{}\", \"RootFS\": {{\"Layers\": null}}}}\n]\n", id.hex());
         let found = Inspected::parse(&podman);
         assert_eq!((found[0].id(), found[0].driver(), found[0].diff_ids().len()), (Some(id), None, 0));
+        for (data, upper_dir) in [
+            ("null", None),
+            ("[]", None),
+            (r#""x""#, None),
+            (r#"{"UpperDir":1}"#, None),
+            (r#"{"LowerDir":"/l","UpperDir":"/u"}"#, Some(Path::new("/u"))),
+        ] {
+            let image = format!(r#"{{"Id":"{id}","RootFS":{{}},"GraphDriver":{{"Name":"n","Data":{data}}}}}"#);
+            let found = Inspected::parse(&image);
+            assert_eq!((found[0].driver(), found[0].upper_dir()), (Some("n"), upper_dir), "{data}");
+        }
+        assert_eq!(Inspected::parse(&docker)[0].upper_dir(), None);
         assert!(Inspected::parse("nonsense").is_empty());
         assert!(Inspected::parse(r#"{"Id":"nonsense","RootFS":{}}"#).is_empty());
     }

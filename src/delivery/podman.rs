@@ -1,8 +1,9 @@
-//! What only Podman does: any layer that it has, under whatever chain, can be left out of an archive; and its storage is
-//! a directory that can be read without it.
+//! What only Podman does: any layer that it has, under whatever chain, can be left out of an archive; and what its names
+//! stand for can be read without it.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -22,27 +23,49 @@ pub(super) fn held(image: &Image, others: &[Inspected]) -> BTreeSet<Digest> {
     image.layers.iter().filter(|layer| known.contains(&layer.diff_id)).map(|layer| layer.digest).collect()
 }
 
-/// The file in which its storage lists all images, as far as that follows from where it keeps a layer of this one:
-/// `ROOT/DRIVER-images/images.json` beside `ROOT/DRIVER/LAYER/diff` (containers/storage: store.go, images.go). Nowhere
-/// here, where the image is on another machine.
-pub(super) fn list_of(image: &Inspected) -> Option<PathBuf> {
-    let driver = image.driver()?;
-    let layers = image.upper_dir()?.ancestors().nth(2).filter(|layers| layers.ends_with(driver))?;
-    Some(layers.parent()?.join(format!("{driver}-images/images.json")))
+/// The file in which Podman's storage lists its images, where that follows from where it keeps a layer of `other`, an
+/// image that it has just described: `ROOT/DRIVER-images/images.json` beside `ROOT/DRIVER/LAYER/diff` (containers/storage:
+/// store.go, images.go).
+///
+/// There may be another list at that place, another machine's or another store's. So it counts only if it has that image,
+/// and does not say yet that `name` stands for `image`, which Podman has just denied.
+pub(super) fn list_of(other: &Inspected, image: &Image, name: &str) -> Option<PathBuf> {
+    let driver = other.driver().filter(|driver| !driver.is_empty())?;
+    let upper_dir = other.upper_dir().filter(|dir| dir.is_absolute())?;
+    let layers = upper_dir.ancestors().nth(2).filter(|layers| layers.ends_with(driver))?;
+    let list = layers.parent()?.join(format!("{driver}-images/images.json"));
+    let stored = read(&list);
+    let has_other = stored.iter().any(|stored| parse_id(&stored.id) == other.id());
+    (has_other && !says(&stored, image, name)).then_some(list)
 }
 
-/// Whether the list says that the name stands for the image. It is replaced as a whole whenever it changes.
+/// Whether the list says that the name stands for the image; it is replaced as a whole whenever it changes.
 ///
-/// Who cannot read it, or reads something else there, knows nothing, and has to ask Podman: it reads the same list, once
-/// it has started, which takes longer than all else that a load of a small layer takes beside the load.
+/// Who cannot read it, or reads something else there, knows nothing, and has to ask Podman. That reads the same list, but
+/// has to start for it: some 60 ms (docs/benchmarks.md, `podman image inspect`). It would look at the layers, too; those
+/// are what it has just put together, by a load that ended well.
 pub(super) fn is_listed(list: &Path, image: &Image, name: &str) -> bool {
-    #[derive(Deserialize)]
-    struct Stored {
-        id: String,
-        names: Option<Vec<String>>,
-    }
-    let Ok(contents) = fs::read(list) else { return false };
-    let stored: Vec<Stored> = serde_json::from_slice(&contents).unwrap_or_default();
+    says(&read(list), image, name)
+}
+
+/// An image in the list.
+#[derive(Deserialize)]
+struct Stored {
+    id: String,
+    names: Option<Vec<String>>,
+}
+
+/// More bytes than a list of ten thousand images has: one takes some 1.5 kB.
+const LIST_LIMIT: u64 = 32 << 20;
+
+/// The images in the list; none where it cannot be read to its end or is of another kind.
+fn read(list: &Path) -> Vec<Stored> {
+    let mut contents = Vec::new();
+    let read = File::open(list).and_then(|file| file.take(LIST_LIMIT).read_to_end(&mut contents));
+    read.ok().and_then(|_| serde_json::from_slice(&contents).ok()).unwrap_or_default()
+}
+
+fn says(stored: &[Stored], image: &Image, name: &str) -> bool {
     let mut named = stored.iter().filter(|stored| stored.names.iter().flatten().any(|known| known == name));
     match (named.next(), named.next()) {
         (Some(stored), None) => parse_id(&stored.id) == Some(image.config_digest),
@@ -52,24 +75,55 @@ pub(super) fn is_listed(list: &Path, image: &Image, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use serde_json::{Value, json};
+
     use super::super::samples::image;
     use super::*;
 
+    const NAME: &str = "localhost/hello:v1";
+
+    fn entry(id: &str, names: &[&str]) -> Value {
+        json!({"id": id, "names": names, "created": "unknown"})
+    }
+
+    /// An image of Podman's, as it describes it.
+    fn described(id: &Digest, graph_driver: &Value) -> Inspected {
+        let answer = json!([{"Id": id.hex(), "RootFS": {}, "GraphDriver": graph_driver}]).to_string();
+        Inspected::parse(&answer).remove(0)
+    }
+
     #[test]
     fn the_list_lies_beside_the_layers() {
-        let list = |graph_driver: &str| {
-            let id = "0".repeat(64);
-            let answer = format!(r#"[{{"Id":"{id}","RootFS":{{}},"GraphDriver":{graph_driver}}}]"#);
-            list_of(&Inspected::parse(&answer)[0])
+        let dir = tempfile::tempdir().unwrap();
+        let (image, _) = image("v1", &["base"]);
+        let old = Digest::of(b"old");
+        let lists = dir.path().join("overlay-images");
+        fs::create_dir(&lists).unwrap();
+        let says = |entries: &[Value]| fs::write(lists.join("images.json"), json!(entries).to_string()).unwrap();
+        says(&[entry(&old.hex(), &[NAME])]);
+        let list = |graph_driver: Value| list_of(&described(&old, &graph_driver), &image, NAME);
+        let layer_in = |driver: &str, layers: &str| {
+            let upper_dir = dir.path().join(layers).join("0a1b/diff");
+            list(json!({"Name": driver, "Data": {"UpperDir": upper_dir}}))
         };
-        let in_dir = |driver: &str, dir: &str| list(&format!(r#"{{"Name":"{driver}","Data":{{"UpperDir":"{dir}"}}}}"#));
-        let of_overlay = in_dir("overlay", "/var/lib/containers/storage/overlay/0a1b/diff");
-        assert_eq!(of_overlay.as_deref(), Some(Path::new("/var/lib/containers/storage/overlay-images/images.json")));
-        assert_eq!(in_dir("overlay", "/var/lib/containers/storage/overlay2/0a1b/diff"), None);
-        assert_eq!(in_dir("overlay", "overlay"), None);
-        assert_eq!(list(r#"{"Name":"vfs","Data":null}"#), None);
-        assert_eq!(list(r#"{"Name":"vfs"}"#), None);
-        assert_eq!(list("null"), None);
+        assert_eq!(layer_in("overlay", "overlay"), Some(lists.join("images.json")));
+        assert_eq!(layer_in("overlay", "overlay2"), None);
+        assert_eq!(layer_in("overlay2", "overlay2"), None, "there is none");
+        assert_eq!(layer_in("", "overlay"), None);
+        assert_eq!(list(json!({"Name": "overlay", "Data": {"UpperDir": "overlay/0a1b/diff"}})), None);
+        assert_eq!(list(json!({"Name": "overlay", "Data": {"UpperDir": "/overlay"}})), None);
+        assert_eq!(list(json!({"Name": "vfs", "Data": null})), None);
+        assert_eq!(list(Value::Null), None);
+
+        // Such a place may be another machine's.
+        says(&[entry(&Digest::of(b"other").hex(), &[NAME])]);
+        assert_eq!(layer_in("overlay", "overlay"), None, "it does not have what Podman has");
+        says(&[entry(&old.hex(), &[]), entry(&image.config_digest.hex(), &[NAME])]);
+        assert_eq!(layer_in("overlay", "overlay"), None, "it says what Podman denies");
+        says(&[entry(&old.hex(), &[NAME]), entry(&image.config_digest.hex(), &["localhost/hello:v2"])]);
+        assert!(layer_in("overlay", "overlay").is_some());
     }
 
     #[test]
@@ -77,23 +131,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("images.json");
         let (image, _) = image("v1", &["base"]);
-        let name = "localhost/hello:v1";
-        assert!(!is_listed(&list, &image, name), "there is none");
-        let entry = |id: &str, names: &[&str]| serde_json::json!({"id": id, "names": names, "created": "unknown"});
-        let says = |entries: &[serde_json::Value]| {
-            fs::write(&list, serde_json::to_vec(entries).unwrap()).unwrap();
-            is_listed(&list, &image, name)
+        assert!(!is_listed(&list, &image, NAME), "there is none");
+        let says = |entries: &[Value]| {
+            fs::write(&list, json!(entries).to_string()).unwrap();
+            is_listed(&list, &image, NAME)
         };
         let (id, other) = (image.config_digest.hex(), Digest::of(b"other").hex());
-        assert!(says(&[entry(&other, &["localhost/hello:v2"]), entry(&id, &["localhost/hello:old", name])]));
-        assert!(says(&[serde_json::json!({"id": other, "names": null}), entry(&id, &[name])]));
+        assert!(says(&[entry(&other, &["localhost/hello:v2"]), entry(&id, &["localhost/hello:old", NAME])]));
+        assert!(says(&[json!({"id": other, "names": null}), entry(&id, &[NAME])]));
         assert!(!says(&[entry(&id, &["localhost/hello:v2"])]), "under another name only");
-        assert!(!says(&[entry(&id, &[]), entry(&other, &[name])]), "another image has the name");
-        assert!(!says(&[entry(&id, &[name]), entry(&other, &[name])]), "two have it");
-        assert!(!says(&[entry("nonsense", &[name])]));
-        assert!(!says(&[serde_json::json!({"ID": id, "Names": [name]})]), "of another kind");
+        assert!(!says(&[entry(&id, &[]), entry(&other, &[NAME])]), "another image has the name");
+        assert!(!says(&[entry(&id, &[NAME]), entry(&other, &[NAME])]), "two have it");
+        assert!(!says(&[entry("nonsense", &[NAME])]));
+        assert!(!says(&[json!({"ID": id, "Names": [NAME]})]), "of another kind");
         assert!(!says(&[]));
-        fs::write(&list, format!(r#"[{{"id":"{id}","names":["{name}"]}}"#)).unwrap();
-        assert!(!is_listed(&list, &image, name), "cut off");
+        fs::write(&list, format!(r#"[{{"id":"{id}","names":["{NAME}"]}}"#)).unwrap();
+        assert!(!is_listed(&list, &image, NAME), "cut off");
     }
 }

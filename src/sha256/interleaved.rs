@@ -1,7 +1,8 @@
 //! The blocks of several streams in turns, with the SHA instructions of x86-64.
 //!
-//! The order of operations within a stream is that of Intel's paper on these instructions (Gulley et al., "Intel SHA
-//! Extensions", 2013); those of the other streams stand between them and fill the time that each would wait.
+//! The operations on a stream are those of Intel's paper on these instructions (Gulley et al., "Intel SHA Extensions",
+//! 2013), though words are scheduled further ahead; those of the other streams stand between them and fill the time that
+//! each would wait.
 #![allow(unsafe_code, reason = "whether a CPU has the instructions is known at run time alone; memory is not touched")]
 
 use std::arch::x86_64::{
@@ -74,9 +75,9 @@ fn compress<const N: usize>(states: [&mut [u32; 8]; N], blocks: [&[[u8; BLOCK]];
     }
 }
 
-/// Rounds with the constants from line `FIRST` on. The words are replaced by those that come sixteen later as soon as they
-/// were used, long before those are: nothing waits for them (`cargo bench --bench pack -- sha256`: a twelfth faster than
-/// just before they are used).
+/// Sixteen rounds, with the constants from line `FIRST` on. Words that were used are replaced at once by those that come
+/// sixteen later, if there are any: twelve rounds before they are wanted, so that no round waits for them (two streams:
+/// `cargo bench --bench pack -- sha256` is a twelfth faster than where they are made just before).
 #[inline]
 #[target_feature(enable = "sha,ssse3,sse4.1")]
 fn sixteen_rounds<const N: usize, const FIRST: usize>(lanes: &mut [Lane; N], words: &mut [[__m128i; 4]; N]) {

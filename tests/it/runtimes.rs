@@ -133,15 +133,17 @@ fn podman_gets_only_what_it_lacks_and_nothing_else_is_read() {
     only_what_is_missing_is_read_and_sent(peer!(podman));
 }
 
-/// Each start of Podman's program takes longer than a small layer. Only overlays say where their storage is, and they do not
-/// lie on every file system.
+/// Each start of Podman's program takes longer than a small layer. Only overlays say where their storage is, and they do
+/// not lie on every file system.
 #[test]
 fn podman_starts_no_more_often_than_it_has_to() {
     let (podman, nix) = (peer!(podman), peer!(nix));
-    let driver = podman.run(["info", "--format", "{{.Store.GraphDriverName}}"]);
     let sandbox = Sandbox::new();
+    let mut asked = podman.command(["info", "--format", "{{.Store.GraphDriverName}}"]);
+    let driver = asked.env_clear().envs(sandbox.environment()).env("PATH", std::env::var_os("PATH").unwrap());
+    let driver = String::from_utf8(driver.output().unwrap().stdout).unwrap();
     let real = find_program("podman").unwrap();
-    sandbox.script("podman", &format!("echo \"$1 $2\" >>\"$HOME/calls\"\nexec {} \"$@\"", real.display()));
+    sandbox.script("podman", &format!("echo \"$1 $2\" >>\"$HOME/calls\"\nexec '{}' \"$@\"", real.display()));
     let name = unique_name("twice");
     let image = LoadedImage::new(podman, format!("{name}:latest"));
     let calls = |hello: &str| -> Vec<String> {
