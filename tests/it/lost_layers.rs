@@ -57,10 +57,7 @@ fn gets_all_after_all(client: &RuntimeClient, command: &(dyn Fn(&[&str]) -> Outp
 
 #[test]
 fn docker_gets_every_layer_where_it_loses_some_meanwhile() {
-    if !have(&["docker", "dockerd"]) {
-        return;
-    }
-    let daemon = Dockerd::start();
+    let Some(daemon) = Dockerd::classic() else { return };
     gets_all_after_all(&daemon.client(), &|arguments| daemon.docker(arguments), "hello:v1");
 }
 
