@@ -433,21 +433,21 @@ impl Workshop<'_> {
         lane: Option<&Lane>,
     ) -> Result<Made, LayersError> {
         let to_nowhere = || -> Result<Made, LayersError> {
-            let (packed, state) = self.packer.pack_in_state(contents, &mut io::sink(), lane)?;
+            let (packed, state) = self.packer.pack_in_state(contents, None, lane)?;
             Ok(Made { packed, blob: None, state })
         };
         if self.packer.compression() == Compression::None && !is_own(contents) && !self.packer.is_far(contents) {
             let Some((spool, at, mut out)) = place.and_then(|(spool, at)| Some((spool, at, spool.writer(at)?))) else {
                 return to_nowhere();
             };
-            let (packed, state) = self.packer.pack_in_state(contents, &mut out, lane)?;
+            let (packed, state) = self.packer.pack_in_state(contents, Some(&mut out), lane)?;
             spool.fill(at, packed.digest);
             return Ok(Made { packed, blob: None, state });
         }
         let Some(mut blob) = self.with_store("keep a layer", LayerStore::blob_writer) else {
             return to_nowhere();
         };
-        match self.packer.pack_in_state(contents, &mut blob, lane) {
+        match self.packer.pack_in_state(contents, Some(&mut blob), lane) {
             Ok((packed, _)) => {
                 let blob = self.with_store("keep a layer", |_| blob.commit(&packed.digest));
                 Ok(Made { packed, blob, state: None })

@@ -28,6 +28,8 @@ pub struct Packer<'a> {
     buffers: Buffers,
     /// Those of layers in lanes.
     of_lanes: Buffers,
+    /// Those of layers in lanes whose bytes go nowhere.
+    of_digests: Buffers,
     crew: Crew,
     /// What runtimes will not unpack of the layers that were packed, until that is told.
     lost: Mutex<Lost>,
@@ -38,15 +40,19 @@ pub struct Packer<'a> {
 const OPEN_FILES: usize = 12;
 
 /// How long the pieces are that are hashed together with those of others in lanes: so many have to fit into a core's cache.
+/// Shorter ones take longer to write.
 const PIECE_OF_A_LANE: usize = 128 << 10;
+/// The same, where they are hashed and nothing else.
+const PIECE_OF_A_DIGEST: usize = 64 << 10;
 
 impl<'a> Packer<'a> {
     /// A packer of store paths from `source`; `observer` may stop the work.
     pub fn new(source: &'a dyn Source, compression: Compression, observer: &'a dyn Observer) -> Self {
         let bounds = Bounds::new(compression, rayon::current_num_threads());
         let (buffers, crew) = (Buffers::new(compression.piece()), Crew::new(compression, bounds));
-        let (partners, of_lanes) = (Partners::default(), Buffers::new(PIECE_OF_A_LANE));
-        Self { source, compression, observer, partners, buffers, of_lanes, crew, lost: Mutex::default() }
+        let (of_lanes, of_digests) = (Buffers::new(PIECE_OF_A_LANE), Buffers::new(PIECE_OF_A_DIGEST));
+        let (partners, lost) = (Partners::default(), Mutex::default());
+        Self { source, compression, observer, partners, buffers, of_lanes, of_digests, crew, lost }
     }
 
     /// Warns of files which no container will have, in the layers that were packed since it did so last.
@@ -124,21 +130,22 @@ impl<'a> Packer<'a> {
     pub fn pause(&self) {
         self.buffers.free();
         self.of_lanes.free();
+        self.of_digests.free();
         self.partners.free();
         self.crew.free();
     }
 
     /// Packs one layer into `out` in one pass, and tells the observer of every piece of tar.
     pub fn pack(&self, contents: &LayerContents<'_>, out: &mut dyn Write) -> Result<Packed, PackError> {
-        Ok(self.pack_in_state(contents, out, None)?.0)
+        Ok(self.pack_in_state(contents, Some(out), None)?.0)
     }
 
-    /// As [`Packer::pack`], in a lane where there is one. Of a layer that is not compressed it says in what state the trees
-    /// were: as long as they are in that, its bytes need not be hashed again.
+    /// As [`Packer::pack`], in a lane where there is one, and to nowhere where only digests are wanted. Of a layer that is not
+    /// compressed it says in what state the trees were: as long as they are in that, its bytes need not be hashed again.
     pub fn pack_in_state(
         &self,
         contents: &LayerContents<'_>,
-        out: &mut dyn Write,
+        out: Option<&mut dyn Write>,
         lane: Option<&Lane>,
     ) -> Result<(Packed, Option<TreeState>), PackError> {
         let mut found = Lost::default();
@@ -154,7 +161,7 @@ impl<'a> Packer<'a> {
         contents: &LayerContents<'_>,
         out: &mut dyn Write,
     ) -> Result<(Packed, Option<TreeState>), PackError> {
-        self.pack_and_tell(contents, out, None, &|_| (), &mut Lost::default())
+        self.pack_and_tell(contents, Some(out), None, &|_| (), &mut Lost::default())
     }
 
     /// Writes one layer's tar, and takes no digest: it was taken before. Says in what state the layer's trees were.
@@ -170,14 +177,17 @@ impl<'a> Packer<'a> {
     fn pack_and_tell(
         &self,
         contents: &LayerContents<'_>,
-        out: &mut dyn Write,
+        out: Option<&mut dyn Write>,
         lane: Option<&Lane>,
         tell: &dyn Fn(u64),
         lost: &mut Lost,
     ) -> Result<(Packed, Option<TreeState>), PackError> {
+        let of_lane = if out.is_some() { &self.of_lanes } else { &self.of_digests };
+        let mut nowhere = io::sink();
+        let out = out.unwrap_or(&mut nowhere);
         if self.compression == Compression::None {
             let (tar, buffers) = match lane {
-                Some(lane) => (Stream::Lane(LaneStream::begin(lane, contents.estimated_size())), &self.of_lanes),
+                Some(lane) => (Stream::Lane(LaneStream::begin(lane, contents.estimated_size())), of_lane),
                 None => (Stream::Partner(self.partners.begin()), &self.buffers),
             };
             let mut plain = Plain { observer: self.observer, tar, buffers, tell, out };
@@ -277,6 +287,7 @@ impl TakePiece for Plain<'_> {
     /// Has the piece hashed while others are read, and gives another buffer for the next one.
     fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
         Cancelled::check(self.observer)?;
+        let length = buffer.len();
         let mut write = || self.out.write_all(&buffer[..filled]);
         let another = match &mut self.tar {
             Stream::Partner(stream) => {
@@ -289,7 +300,8 @@ impl TakePiece for Plain<'_> {
             }
         };
         (self.tell)(filled as u64);
-        Ok(another.unwrap_or_else(|| self.buffers.take()))
+        // Another layer of the same thread may have had longer or shorter ones.
+        Ok(another.filter(|another| another.len() == length).unwrap_or_else(|| self.buffers.take()))
     }
 }
 

@@ -5,7 +5,6 @@
 //! disk, all streams of its thread wait: then further threads help.
 
 use std::cmp::Reverse;
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,12 +15,11 @@ use corosensei::{CoroutineResult, ScopedCoroutine, ScopedCoroutineRef, Yielder};
 use super::deal::Deal;
 use super::{LANES, Pace, Sha256, time_worked, update_together};
 
-/// How many pieces of a stream are made before they are hashed, at the most, beyond the number of streams that a thread
-/// makes at once. Of the longest streams more than of others, so that all of them end at about the same time.
+/// How many pieces a stream makes until all others have made at least one, at the most, beyond the number of streams that a
+/// thread makes at once. The longest ones make more than others, so that all of them end at about the same time.
 const MOST_MORE: usize = 2;
 
-/// How many pieces for each of its streams a thread makes before it hashes them, at the most, and one of every stream: so
-/// much memory it takes.
+/// How many pieces for each of its streams a thread makes until then, at the most, and one of every stream.
 const MOST_FOR_EACH: usize = 3;
 
 /// So often a thread that stands by looks whether the others had to wait for more than half of the time.
@@ -173,15 +171,32 @@ impl Lanes {
                 self.deal.may_have_another(hand)
             });
             for track in &mut tracks {
-                if track.coroutine.started() || std::mem::take(&mut may_start) {
-                    self.fill(track, room, lanes, &mut spare);
-                    room -= signed(track.pieces.len() as u64);
-                }
+                let has_share = track.coroutine.started() || std::mem::take(&mut may_start);
+                track.share = if has_share { self.share(track.left, lanes).min(room).max(1) } else { 0 };
+                room -= track.share;
             }
-            self.tell(&mut told);
-            self.hash(&mut tracks, &mut spare);
+            self.make_and_hash(&mut tracks, &mut spare);
             self.tell(&mut told);
             tracks.retain(|track| !track.is_over);
+        }
+    }
+
+    /// Has streams make their shares, piece by piece, and hashes those together, before they have left the core's cache: of
+    /// all streams while they are enough to lie side by side, and then of those that have the most to make.
+    fn make_and_hash(&self, tracks: &mut [Track<'_>], spare: &mut Vec<Box<[u8]>>) {
+        loop {
+            let mut waiting: Vec<&mut Track<'_>> = tracks.iter_mut().filter(|track| track.share > 0).collect();
+            if waiting.is_empty() {
+                break;
+            }
+            if waiting.len() < self.pace.side_by_side {
+                waiting.sort_by_key(|track| Reverse(track.share));
+                waiting.truncate(self.pace.in_turns);
+            }
+            for track in &mut waiting {
+                self.make(track, spare);
+            }
+            hash(waiting, spare);
         }
     }
 
@@ -191,30 +206,33 @@ impl Lanes {
         self.worked.fetch_add(told.saturating_sub(before).as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Has a coroutine make its share of pieces, as far as there is room for more than one; its thread makes so many streams.
-    fn fill(&self, track: &mut Track<'_>, room: i64, lanes: usize, spare: &mut Vec<Box<[u8]>>) {
-        while signed(track.pieces.len() as u64) < self.share(track.left, lanes).min(room).max(1) {
+    /// Has a coroutine make one piece of its share, or come to its stream's end.
+    fn make(&self, track: &mut Track<'_>, spare: &mut Vec<Box<[u8]>>) {
+        track.share -= 1;
+        while track.piece.is_none() {
             match track.coroutine.resume(std::mem::replace(&mut track.reply, Reply::Go)) {
                 CoroutineResult::Yield(Wish::Begin(bytes)) => {
-                    // What is left of one that was given up.
-                    spare.extend(track.pieces.drain(..).map(|(buffer, _)| buffer));
+                    // What was expected of one that was given up.
                     self.forget(track);
                     (track.hasher, track.left) = (Sha256::new(), signed(bytes));
                 }
                 CoroutineResult::Yield(Wish::Hash(buffer, filled)) => {
                     self.left.fetch_sub(signed(filled as u64), Ordering::Relaxed);
                     track.left -= signed(filled as u64);
-                    track.pieces.push_back((buffer, filled));
+                    track.piece = Some((buffer, filled));
                     track.reply = Reply::Buffer(spare.pop());
                 }
                 CoroutineResult::Yield(Wish::Digest) => {
                     self.forget(track);
-                    track.wants_digest = true;
+                    // All pieces were hashed before. The next stream has a share of its own.
+                    track.reply = Reply::Digest(std::mem::take(&mut track.hasher).finish());
+                    track.share = 0;
                     return;
                 }
                 CoroutineResult::Return(()) => {
                     self.forget(track);
                     track.is_over = true;
+                    track.share = 0;
                     return;
                 }
             }
@@ -226,40 +244,21 @@ impl Lanes {
         self.left.fetch_sub(std::mem::take(&mut track.left), Ordering::Relaxed);
     }
 
-    /// How many pieces are made at once of a stream with so many bytes left, beside so many others.
+    /// How many pieces a stream with so many bytes left makes until all of so many have made theirs.
     fn share(&self, left: i64, lanes: usize) -> i64 {
         let fair = self.left.load(Ordering::Relaxed) / signed(self.lanes.load(Ordering::Relaxed) as u64).max(1);
         (left / fair.max(1)).clamp(1, signed((lanes + MOST_MORE) as u64))
     }
+}
 
-    /// Hashes all pieces, those of different streams together: of all streams while they are enough to lie side by side, and
-    /// then of those that have the most.
-    fn hash(&self, tracks: &mut [Track<'_>], spare: &mut Vec<Box<[u8]>>) {
-        loop {
-            let mut waiting: Vec<&mut Track<'_>> = tracks.iter_mut().filter(|track| !track.pieces.is_empty()).collect();
-            if waiting.is_empty() {
-                break;
-            }
-            if waiting.len() < self.pace.side_by_side {
-                waiting.sort_by_key(|track| Reverse(track.pieces.len()));
-                waiting.truncate(self.pace.in_turns);
-            }
-            let mut streams: Vec<(&mut Sha256, &[u8])> = waiting
-                .iter_mut()
-                .filter_map(|track| {
-                    let (buffer, filled) = track.pieces.front()?;
-                    Some((&mut track.hasher, &buffer[..*filled]))
-                })
-                .collect();
-            update_together(&mut streams);
-            spare.extend(waiting.into_iter().filter_map(|track| Some(track.pieces.pop_front()?.0)));
-        }
-        for track in tracks {
-            if std::mem::take(&mut track.wants_digest) {
-                track.reply = Reply::Digest(std::mem::take(&mut track.hasher).finish());
-            }
-        }
-    }
+/// Hashes the pieces of these streams together.
+fn hash(mut tracks: Vec<&mut Track<'_>>, spare: &mut Vec<Box<[u8]>>) {
+    let pieces = tracks.iter_mut().filter_map(|track| {
+        let (buffer, filled) = track.piece.as_ref()?;
+        Some((&mut track.hasher, &buffer[..*filled]))
+    });
+    update_together(&mut pieces.collect::<Vec<_>>());
+    spare.extend(tracks.into_iter().filter_map(|track| Some(track.piece.take()?.0)));
 }
 
 /// Says, at the end of a thread's streams, that there are none left to help with.
@@ -277,18 +276,18 @@ struct Track<'c> {
     coroutine: Coroutine<'c>,
     reply: Reply,
     hasher: Sha256,
+    /// How many pieces it is to make until all have made theirs.
+    share: i64,
     /// Made, and not hashed yet.
-    pieces: VecDeque<(Box<[u8]>, usize)>,
+    piece: Option<(Box<[u8]>, usize)>,
     /// How many bytes of the stream are still to come, about.
     left: i64,
-    wants_digest: bool,
     is_over: bool,
 }
 
 impl<'c> Track<'c> {
     fn new(coroutine: Coroutine<'c>) -> Self {
-        let (hasher, pieces) = (Sha256::new(), VecDeque::new());
-        Self { coroutine, reply: Reply::Go, hasher, pieces, left: 0, wants_digest: false, is_over: false }
+        Self { coroutine, reply: Reply::Go, hasher: Sha256::new(), share: 0, piece: None, left: 0, is_over: false }
     }
 }
 

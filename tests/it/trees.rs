@@ -259,7 +259,7 @@ fn what_is_moved_into_a_pipe_is_what_would_be_copied() {
     let contents = LayerContents::StorePaths(closure.paths().collect());
     let packer = Packer::new(&store, Compression::None, &Silent);
     let mut copied = Vec::new();
-    let (_, state) = packer.pack_in_state(&contents, &mut copied, None).unwrap();
+    let (_, state) = packer.pack_in_state(&contents, Some(&mut copied), None).unwrap();
     assert!(state.is_some());
 
     let large: u64 = sizes.into_iter().filter(|&size| size >= 65_536).map(|size| size as u64).sum();
