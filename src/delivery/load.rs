@@ -265,7 +265,7 @@ impl Sink for RuntimeSink<'_> {
         }
         if self.client.runtime() == Runtime::Podman {
             let name = self.client.name_of(&image.name);
-            self.list = others.iter().find_map(|other| podman::list_of(other, image, &name));
+            self.list = podman::list_of(&others, image, &name);
         }
         self.partial = !held.is_empty();
         self.ready = ready;

@@ -93,22 +93,15 @@ pub(super) struct Inspected {
     id: String,
     #[serde(rename = "RootFS")]
     root_fs: RootFs,
-    graph_driver: Option<GraphDriver>,
+    /// Each driver has something else to say.
+    #[serde(default)]
+    graph_driver: serde_json::Value,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct RootFs {
     layers: Option<Vec<DiffId>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct GraphDriver {
-    name: String,
-    /// Each driver has others.
-    #[serde(default)]
-    data: serde_json::Value,
 }
 
 impl Inspected {
@@ -141,12 +134,12 @@ impl Inspected {
 
     /// What keeps its layers: `overlay2`, `overlayfs`.
     pub(super) fn driver(&self) -> Option<&str> {
-        self.graph_driver.as_ref().map(|driver| &*driver.name)
+        self.graph_driver.get("Name")?.as_str()
     }
 
     /// Where the driver keeps the topmost layer, if it is one that says so.
     pub(super) fn upper_dir(&self) -> Option<&Path> {
-        Some(Path::new(self.graph_driver.as_ref()?.data.get("UpperDir")?.as_str()?))
+        Some(Path::new(self.graph_driver.get("Data")?.get("UpperDir")?.as_str()?))
     }
 }
 
@@ -191,6 +184,10 @@ mod tests {
             assert_eq!((found[0].driver(), found[0].upper_dir()), (Some("n"), upper_dir), "{data}");
         }
         assert_eq!(Inspected::parse(&docker)[0].upper_dir(), None);
+        for graph_driver in ["null", "{}", r#"{"Name":null}"#, r#""x""#] {
+            let found = Inspected::parse(&format!(r#"{{"Id":"{id}","RootFS":{{}},"GraphDriver":{graph_driver}}}"#));
+            assert_eq!((found[0].driver(), found[0].upper_dir()), (None, None), "{graph_driver}");
+        }
         assert!(Inspected::parse("nonsense").is_empty());
         assert!(Inspected::parse(r#"{"Id":"nonsense","RootFS":{}}"#).is_empty());
     }

@@ -2,7 +2,7 @@
 //! stand for can be read without it.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -23,20 +23,25 @@ pub(super) fn held(image: &Image, others: &[Inspected]) -> BTreeSet<Digest> {
     image.layers.iter().filter(|layer| known.contains(&layer.diff_id)).map(|layer| layer.digest).collect()
 }
 
-/// The file in which Podman's storage lists its images, where that follows from where it keeps a layer of `other`, an
-/// image that it has just described: `ROOT/DRIVER-images/images.json` beside `ROOT/DRIVER/LAYER/diff` (containers/storage:
+/// The file in which Podman's storage lists its images, where that follows from where it keeps a layer of one of `others`,
+/// which it has just described: `ROOT/DRIVER-images/images.json` beside `ROOT/DRIVER/LAYER/diff` (containers/storage:
 /// store.go, images.go).
 ///
-/// There may be another list at that place, another machine's or another store's. So it counts only if it has that image,
-/// and does not say yet that `name` stands for `image`, which Podman has just denied.
-pub(super) fn list_of(other: &Inspected, image: &Image, name: &str) -> Option<PathBuf> {
+/// There may be another list at that place, another machine's or another store's. So it counts only if it has one of those
+/// images, and does not say yet that `name` stands for `image`, which Podman has denied.
+pub(super) fn list_of(others: &[Inspected], image: &Image, name: &str) -> Option<PathBuf> {
+    let list = others.iter().find_map(place_of_list)?;
+    let stored = read(&list);
+    let is_known =
+        |stored: &Stored| parse_id(&stored.id).is_some_and(|id| others.iter().any(|other| other.id() == Some(id)));
+    (stored.iter().any(is_known) && !says(&stored, image, name)).then_some(list)
+}
+
+fn place_of_list(other: &Inspected) -> Option<PathBuf> {
     let driver = other.driver().filter(|driver| !driver.is_empty())?;
     let upper_dir = other.upper_dir().filter(|dir| dir.is_absolute())?;
     let layers = upper_dir.ancestors().nth(2).filter(|layers| layers.ends_with(driver))?;
-    let list = layers.parent()?.join(format!("{driver}-images/images.json"));
-    let stored = read(&list);
-    let has_other = stored.iter().any(|stored| parse_id(&stored.id) == other.id());
-    (has_other && !says(&stored, image, name)).then_some(list)
+    Some(layers.parent()?.join(format!("{driver}-images/images.json")))
 }
 
 /// Whether the list says that the name stands for the image; it is replaced as a whole whenever it changes.
@@ -61,8 +66,14 @@ const LIST_LIMIT: u64 = 32 << 20;
 /// The images in the list; none where it cannot be read to its end or is of another kind.
 fn read(list: &Path) -> Vec<Stored> {
     let mut contents = Vec::new();
-    let read = File::open(list).and_then(|file| file.take(LIST_LIMIT).read_to_end(&mut contents));
-    read.ok().and_then(|_| serde_json::from_slice(&contents).ok()).unwrap_or_default()
+    // A pipe there would be waited for until somebody writes to it.
+    if fs::metadata(list).is_ok_and(|metadata| metadata.is_file())
+        && let Ok(file) = File::open(list)
+        && file.take(LIST_LIMIT).read_to_end(&mut contents).is_ok()
+    {
+        return serde_json::from_slice(&contents).unwrap_or_default();
+    }
+    Vec::new()
 }
 
 fn says(stored: &[Stored], image: &Image, name: &str) -> bool {
@@ -75,8 +86,6 @@ fn says(stored: &[Stored], image: &Image, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use serde_json::{Value, json};
 
     use super::super::samples::image;
@@ -103,7 +112,7 @@ mod tests {
         fs::create_dir(&lists).unwrap();
         let says = |entries: &[Value]| fs::write(lists.join("images.json"), json!(entries).to_string()).unwrap();
         says(&[entry(&old.hex(), &[NAME])]);
-        let list = |graph_driver: Value| list_of(&described(&old, &graph_driver), &image, NAME);
+        let list = |graph_driver: Value| list_of(&[described(&old, &graph_driver)], &image, NAME);
         let layer_in = |driver: &str, layers: &str| {
             let upper_dir = dir.path().join(layers).join("0a1b/diff");
             list(json!({"Name": driver, "Data": {"UpperDir": upper_dir}}))

@@ -248,7 +248,7 @@ impl Observer for Watcher {
 
 /// A program that behaves as a runtime does, as far as delivery can see. Its state lies in `$FAKE`:
 /// `images` is what it lists, `blobs` what layers it has, `calls` what was asked of it. A file `fail-COMMAND` there is
-/// a script that is run in the command's place.
+/// a script that runs first, in the same shell.
 const FAKE: &str = r#"#!/bin/sh
 set -eu
 cd "$FAKE"

@@ -287,12 +287,11 @@ impl TakePiece for Plain<'_> {
     /// Has the piece hashed while others are read, and gives another buffer for the next one.
     fn take(&mut self, buffer: Box<[u8]>, filled: usize) -> io::Result<Box<[u8]>> {
         Cancelled::check(self.observer)?;
-        let length = buffer.len();
         let mut write = || self.out.write_all(&buffer[..filled]);
         let another = match &mut self.tar {
             Stream::Partner(stream) => {
                 stream.aside(&mut write)?;
-                stream.give(buffer, filled)
+                stream.give(buffer, filled).unwrap_or_else(|| self.buffers.take())
             }
             Stream::Lane(stream) => {
                 write()?;
@@ -300,8 +299,7 @@ impl TakePiece for Plain<'_> {
             }
         };
         (self.tell)(filled as u64);
-        // Another layer of the same thread may have had longer or shorter ones.
-        Ok(another.filter(|another| another.len() == length).unwrap_or_else(|| self.buffers.take()))
+        Ok(another)
     }
 }
 

@@ -41,8 +41,8 @@ pub enum Wish {
 pub enum Reply {
     /// It goes on.
     Go,
-    /// A buffer that was given before, if one is free.
-    Buffer(Option<Box<[u8]>>),
+    /// The buffer whose bytes were hashed.
+    Buffer(Box<[u8]>),
     /// The stream's hash.
     Digest([u8; 32]),
 }
@@ -160,7 +160,7 @@ impl Lanes {
 
     fn work(&self, coroutines: Vec<Coroutine<'_>>) {
         let mut tracks: Vec<_> = coroutines.into_iter().map(Track::new).collect();
-        let (lanes, mut spare) = (tracks.len(), Vec::new());
+        let lanes = tracks.len();
         let (mut told, mut hand) = (time_worked(), self.deal.join(lanes));
         while !tracks.is_empty() && !self.is_stopped.load(Ordering::Relaxed) {
             let mut room = signed((MOST_FOR_EACH * lanes) as u64);
@@ -175,16 +175,15 @@ impl Lanes {
                 track.share = if has_share { self.share(track.left, lanes).min(room).max(1) } else { 0 };
                 room -= track.share;
             }
-            self.make_and_hash(&mut tracks, &mut spare);
-            self.tell(&mut told);
+            self.make_and_hash(&mut tracks, lanes, &mut told);
             tracks.retain(|track| !track.is_over);
         }
     }
 
     /// Has streams make their shares, piece by piece, and hashes those together, before they have left the core's cache: of
     /// all streams while they are enough to lie side by side, and then of those that have the most to make.
-    fn make_and_hash(&self, tracks: &mut [Track<'_>], spare: &mut Vec<Box<[u8]>>) {
-        loop {
+    fn make_and_hash(&self, tracks: &mut [Track<'_>], lanes: usize, told: &mut Duration) {
+        while !self.is_stopped.load(Ordering::Relaxed) {
             let mut waiting: Vec<&mut Track<'_>> = tracks.iter_mut().filter(|track| track.share > 0).collect();
             if waiting.is_empty() {
                 break;
@@ -194,9 +193,10 @@ impl Lanes {
                 waiting.truncate(self.pace.in_turns);
             }
             for track in &mut waiting {
-                self.make(track, spare);
+                self.make(track, lanes);
             }
-            hash(waiting, spare);
+            hash(waiting);
+            self.tell(told);
         }
     }
 
@@ -206,8 +206,8 @@ impl Lanes {
         self.worked.fetch_add(told.saturating_sub(before).as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Has a coroutine make one piece of its share, or come to its stream's end.
-    fn make(&self, track: &mut Track<'_>, spare: &mut Vec<Box<[u8]>>) {
+    /// Has a coroutine make one piece, unless it has come to its end; its thread makes so many streams.
+    fn make(&self, track: &mut Track<'_>, lanes: usize) {
         track.share -= 1;
         while track.piece.is_none() {
             match track.coroutine.resume(std::mem::replace(&mut track.reply, Reply::Go)) {
@@ -215,24 +215,22 @@ impl Lanes {
                     // What was expected of one that was given up.
                     self.forget(track);
                     (track.hasher, track.left) = (Sha256::new(), signed(bytes));
+                    // It makes one of them now.
+                    track.share = self.share(track.left, lanes) - 1;
                 }
                 CoroutineResult::Yield(Wish::Hash(buffer, filled)) => {
                     self.left.fetch_sub(signed(filled as u64), Ordering::Relaxed);
                     track.left -= signed(filled as u64);
                     track.piece = Some((buffer, filled));
-                    track.reply = Reply::Buffer(spare.pop());
                 }
                 CoroutineResult::Yield(Wish::Digest) => {
                     self.forget(track);
-                    // All pieces were hashed before. The next stream has a share of its own.
+                    // All its pieces were hashed before.
                     track.reply = Reply::Digest(std::mem::take(&mut track.hasher).finish());
-                    track.share = 0;
-                    return;
                 }
                 CoroutineResult::Return(()) => {
                     self.forget(track);
-                    track.is_over = true;
-                    track.share = 0;
+                    (track.is_over, track.share) = (true, 0);
                     return;
                 }
             }
@@ -251,14 +249,18 @@ impl Lanes {
     }
 }
 
-/// Hashes the pieces of these streams together.
-fn hash(mut tracks: Vec<&mut Track<'_>>, spare: &mut Vec<Box<[u8]>>) {
+/// Hashes the pieces of these streams together, and gives each its buffer back.
+fn hash(mut tracks: Vec<&mut Track<'_>>) {
     let pieces = tracks.iter_mut().filter_map(|track| {
         let (buffer, filled) = track.piece.as_ref()?;
         Some((&mut track.hasher, &buffer[..*filled]))
     });
     update_together(&mut pieces.collect::<Vec<_>>());
-    spare.extend(tracks.into_iter().filter_map(|track| Some(track.piece.take()?.0)));
+    for track in tracks {
+        if let Some((buffer, _)) = track.piece.take() {
+            track.reply = Reply::Buffer(buffer);
+        }
+    }
 }
 
 /// Says, at the end of a thread's streams, that there are none left to help with.
@@ -308,13 +310,12 @@ impl<'l> LaneStream<'l> {
         Self { lane, bytes: 0 }
     }
 
-    /// Takes in the first `filled` bytes of `buffer`, sooner or later. What comes back is a buffer that was given before,
-    /// if one is free.
-    pub fn give(&mut self, buffer: Box<[u8]>, filled: usize) -> Option<Box<[u8]>> {
+    /// Takes in the first `filled` bytes of `buffer`, which comes back.
+    pub fn give(&mut self, buffer: Box<[u8]>, filled: usize) -> Box<[u8]> {
         self.bytes += filled as u64;
         match self.lane.suspend(Wish::Hash(buffer, filled)) {
             Reply::Buffer(buffer) => buffer,
-            Reply::Go | Reply::Digest(_) => None,
+            Reply::Go | Reply::Digest(_) => unreachable!("a buffer is what was given"),
         }
     }
 
@@ -357,7 +358,7 @@ mod tests {
                     let mut buffer = vec![0; 4096].into_boxed_slice();
                     for piece in whole.chunks(4096) {
                         buffer[..piece.len()].copy_from_slice(piece);
-                        buffer = stream.give(buffer, piece.len()).unwrap_or_else(|| vec![0; 4096].into());
+                        buffer = stream.give(buffer, piece.len());
                     }
                     if at % 7 == 3 {
                         continue; // given up
@@ -377,7 +378,7 @@ mod tests {
         }
     }
 
-    /// As many as are hashed side by side, several pieces of each at a time, on any CPU.
+    /// As many as are hashed side by side, several pieces of each in a round, on any CPU.
     #[test]
     fn streams_side_by_side_and_what_is_left_of_the_long_ones_each_get_their_own_hash() {
         let lengths: Vec<usize> = (0..60).map(|at| 200_000 / (at + 1) + at * 64 % 1000).collect();

@@ -273,6 +273,37 @@ fn layers_of_many_pieces_are_the_same_on_any_number_of_threads() {
     ");
 }
 
+/// Layers of many pieces, some of which are written and others hashed only, share a thread.
+#[test]
+fn long_layers_hashed_at_once_are_what_each_is_alone() {
+    let file = |n: u32| Node::File { executable: false, contents: text(n, 50_000 + (n * n * 25_000) as usize) };
+    let trees: Vec<_> = (0..14).map(file).collect();
+    with_store(&trees, |store, closure| {
+        let paths: Vec<_> = closure.paths().enumerate().collect();
+        let alone: Vec<_> = paths.iter().map(|&(_, path)| pack(store, vec![path], Compression::None)).collect();
+        let bytes = alone.iter().map(|(_, layer, _)| layer.size).sum();
+        for threads in [1, 2, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let packer = Packer::new(store, Compression::None, &Silent);
+            let done = AtomicUsize::new(0);
+            pool.install(|| {
+                packer.for_each(&paths, bytes, true, |&(at, path), lane| {
+                    let mut out = Vec::new();
+                    let into: Option<&mut dyn io::Write> = if at % 2 == 0 { Some(&mut out) } else { None };
+                    let (layer, _) = packer.pack_in_state(&LayerContents::StorePaths(vec![path]), into, lane)?;
+                    let (_, expected, written) = &alone[at];
+                    assert_eq!(&layer, expected, "{at} on {threads} threads");
+                    assert!(out.is_empty() && at % 2 == 1 || out == *written, "{at} on {threads} threads");
+                    done.fetch_add(1, Ordering::Relaxed);
+                    Ok::<(), PackError>(())
+                })
+            })
+            .unwrap();
+            assert_eq!(done.into_inner(), paths.len());
+        }
+    });
+}
+
 /// A layer that cannot be written ends the others, too: nobody wants them any more.
 #[test]
 fn layers_packed_at_once_end_where_one_fails() {

@@ -141,7 +141,9 @@ fn podman_starts_no_more_often_than_it_has_to() {
     let sandbox = Sandbox::new();
     let mut asked = podman.command(["info", "--format", "{{.Store.GraphDriverName}}"]);
     let driver = asked.env_clear().envs(sandbox.environment()).env("PATH", std::env::var_os("PATH").unwrap());
-    let driver = String::from_utf8(driver.output().unwrap().stdout).unwrap();
+    let driver = driver.output().unwrap();
+    assert!(driver.status.success(), "{driver:?}");
+    let driver = String::from_utf8(driver.stdout).unwrap();
     let real = find_program("podman").unwrap();
     sandbox.script("podman", &format!("echo \"$1 $2\" >>\"$HOME/calls\"\nexec '{}' \"$@\"", real.display()));
     let name = unique_name("twice");
