@@ -210,6 +210,9 @@ fn a_shell_on_a_terminal_ends_when_the_container_is_stopped() {
     read_until(&mut shell.terminal, "flox [floxenv] ");
     shell.terminal.write_all(b"echo $((40 + 2)).; cat /tmp/up\n").unwrap();
     read_until(&mut shell.terminal, "42.\r\nup\r\n");
+    read_until(&mut shell.terminal, "flox [floxenv] ");
+    // A bash that is hung up at the very moment at which it begins to wait for a line goes on waiting.
+    std::thread::sleep(Duration::from_millis(200));
     signal(&shell.child, Signal::TERM);
     assert_eq!(shell.child.wait().unwrap().code(), Some(129), "a hang-up");
     assert_eq!(said(&image, "tmp/stopped"), "stopped\n");
