@@ -76,8 +76,7 @@ fn compress<const N: usize>(states: [&mut [u32; 8]; N], blocks: [&[[u8; BLOCK]];
 }
 
 /// Sixteen rounds, with the constants from line `FIRST` on. Words that were used are replaced at once by those that come
-/// sixteen later, if there are any: twelve rounds before they are wanted, so that no round waits for them (two streams:
-/// `cargo bench --bench pack -- sha256` is a twelfth faster than where they are made just before).
+/// sixteen later, if there are any: twelve rounds before they are wanted, so that no round waits for them.
 #[inline]
 #[target_feature(enable = "sha,ssse3,sse4.1")]
 fn sixteen_rounds<const N: usize, const FIRST: usize>(lanes: &mut [Lane; N], words: &mut [[__m128i; 4]; N]) {
