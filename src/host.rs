@@ -18,8 +18,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 pub(crate) use system::{
-    Listing, boot, device, is_copied_by_hand, is_pipe, link, move_pages, on_one_core, open_directory_below, reserve,
-    return_what_is_freed, share_blocks, unnamed, widen_pipe,
+    Listing, boot, device, is_copied_by_hand, is_pipe, link, make_room_for_open_files, move_pages, on_one_core,
+    open_directory_below, reserve, return_what_is_freed, share_blocks, unnamed, widen_pipe,
 };
 
 /// How long a full pipe is waited for at a time.

@@ -17,7 +17,7 @@ mod wide;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-pub use lanes::{Lane, LaneStream, Lanes};
+pub use lanes::{Lane, LaneStream, Lanes, rest};
 pub use partners::{Partner, Partners};
 use rustix::time::{ClockId, clock_gettime};
 

@@ -34,6 +34,7 @@ use progress::{Progress, Verbosity};
 /// Runs the command line and says how it ended: 0 done, 1 failed, 2 wrong usage, 3 damage found, 130 interrupted.
 pub fn run() -> ExitCode {
     host::return_what_is_freed();
+    host::make_room_for_open_files();
     let mut grammar = without_empty_variables(Cli::command());
     let cli = match parse(&mut grammar) {
         Ok(cli) => cli,

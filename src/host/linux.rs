@@ -7,9 +7,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat, openat2};
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::pipe::SpliceFlags;
+use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+
+/// So many open files are made room for: 32 KiB of the kernel's.
+const OPEN_FILES: u64 = 4096;
 
 /// The space for one `getdents` call, in bytes.
 const SPACE: usize = 32 * 1024;
@@ -137,6 +141,16 @@ pub(crate) fn return_what_is_freed() {
         // pieces are mapped each by itself.
         libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
     }
+}
+
+/// Makes room in the table of open files for as many as a process usually may have; to be called before there are other
+/// threads. With several, whoever opens one more than there is room for waits until none of them can still look into the
+/// old table (`expand_files` in the kernel's fs/file.c), for 10 ms and longer, and so do all that open one meanwhile.
+pub(crate) fn make_room_for_open_files() {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(OPEN_FILES);
+    let last = i32::try_from(limit.min(OPEN_FILES)).unwrap_or(i32::MAX).saturating_sub(1);
+    // Where that fails, the table grows when it has to.
+    let _ = File::open("/").and_then(|any| Ok(fcntl_dupfd_cloexec(any, last)?));
 }
 
 /// Does `work` with this thread, and those that it starts, on the one core where it is. Threads that it starts stay there.

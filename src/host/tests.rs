@@ -256,3 +256,18 @@ fn what_is_freed_goes_back_to_the_system() {
     drop(pieces);
     assert!(resident() < before + (4 << 20), "{before} bytes before, {} after", resident());
 }
+
+/// Without it the kernel makes room for some more at a time, while all threads that open files wait.
+#[cfg(target_os = "linux")]
+#[test]
+fn there_is_room_for_many_open_files_before_they_are_opened() {
+    super::make_room_for_open_files();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("FDSize:")).unwrap();
+    let room: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    assert!(room >= limit.min(4096), "room for {room} of {limit}");
+    let open = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().file_name());
+    let last = open.map(|name| name.to_str().unwrap().parse::<u64>().unwrap()).max().unwrap();
+    assert!(last < limit.min(4096) - 1, "nothing stays open for it");
+}

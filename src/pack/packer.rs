@@ -116,13 +116,19 @@ impl<'a> Packer<'a> {
         let cores = rayon::current_num_threads();
         let Shares { of_a_thread, helpers, of_a_helper } =
             Shares::new(most_at_once(), cores, self.threads(), sha256::streams_at_once);
+        // The first thread shall not have what is there before the others come.
+        let of_a_thread = of_a_thread.min(items.len().div_ceil(cores));
         let lanes = Lanes::new(bytes, cores, of_a_thread, of_a_helper);
         parallel::for_each_with(
             cores.min(most_at_once()) + helpers,
             items,
             |take_items| lanes.run(take_items),
             // The others are not waited for: each has much to do yet, and all that for nothing.
-            |item, lane| work(item, Some(lane)).inspect_err(|_| lanes.stop()),
+            |item, lane| {
+                work(item, Some(lane)).inspect_err(|_| lanes.stop())?;
+                sha256::rest(lane);
+                Ok(())
+            },
         )
     }
 

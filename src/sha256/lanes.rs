@@ -12,7 +12,7 @@ use std::time::Duration;
 use corosensei::stack::DefaultStack;
 use corosensei::{CoroutineResult, ScopedCoroutine, ScopedCoroutineRef, Yielder};
 
-use super::deal::Deal;
+use super::deal::{Deal, Hand};
 use super::{LANES, Pace, Sha256, time_worked, update_together};
 
 /// How many pieces a stream makes until all others have made at least one, at the most, beyond the number of streams that a
@@ -35,6 +35,8 @@ pub enum Wish {
     Hash(Box<[u8]>, usize),
     /// The stream is over.
     Digest,
+    /// Nothing, until this thread may begin another stream.
+    Rest,
 }
 
 /// What a coroutine is resumed with.
@@ -88,7 +90,7 @@ impl Lanes {
         Self {
             pace,
             left: AtomicI64::new(signed(bytes)),
-            deal: Deal::new(pace),
+            deal: Deal::new(pace, threads),
             of_a_thread: of_a_thread.clamp(1, LANES),
             of_a_helper: of_a_helper.clamp(1, LANES),
             threads,
@@ -107,7 +109,8 @@ impl Lanes {
     }
 
     /// Calls `body` once for each stream that a thread makes at once, in a coroutine of its own, on this thread; not at all
-    /// on a thread that came in vain. `body` makes streams, one after the other, as long as there are any to make.
+    /// on a thread that came in vain. `body` makes streams, one after the other, as long as there are any to make, and has its
+    /// lane [`rest`] before it takes the next.
     pub fn run(&self, body: &dyn Fn(&Lane)) {
         let before = self.came.fetch_add(1, Ordering::Relaxed);
         let helps = before >= self.threads;
@@ -164,27 +167,22 @@ impl Lanes {
         let (mut told, mut hand) = (time_worked(), self.deal.join(lanes));
         while !tracks.is_empty() && !self.is_stopped.load(Ordering::Relaxed) {
             let mut room = signed((MOST_FOR_EACH * lanes) as u64);
-            // One after the other, so that each thread has some of the longest streams.
-            let mut may_start = hand.as_mut().is_none_or(|hand| {
-                let started = tracks.iter().filter(|track| track.coroutine.started());
-                self.deal.tell(hand, started.map(|track| track.left));
-                self.deal.may_have_another(hand)
-            });
-            for track in &mut tracks {
-                let has_share = track.coroutine.started() || std::mem::take(&mut may_start);
-                track.share = if has_share { self.share(track.left, lanes).min(room).max(1) } else { 0 };
+            for track in tracks.iter_mut().filter(|track| !track.rests) {
+                track.share = self.share(track.left, lanes).min(room).max(1);
                 room -= track.share;
             }
-            self.make_and_hash(&mut tracks, lanes, &mut told);
+            self.make_and_hash(&mut tracks, lanes, hand.as_mut(), &mut told);
             tracks.retain(|track| !track.is_over);
         }
     }
 
     /// Has streams make their shares, piece by piece, and hashes those together, before they have left the core's cache: of
     /// all streams while they are enough to lie side by side, and then of those that have the most to make.
-    fn make_and_hash(&self, tracks: &mut [Track<'_>], lanes: usize, told: &mut Duration) {
+    fn make_and_hash(&self, tracks: &mut [Track<'_>], lanes: usize, mut hand: Option<&mut Hand>, told: &mut Duration) {
         while !self.is_stopped.load(Ordering::Relaxed) {
-            let mut waiting: Vec<&mut Track<'_>> = tracks.iter_mut().filter(|track| track.share > 0).collect();
+            self.begin_another(tracks, lanes, hand.as_deref_mut());
+            let has_more = |track: &&mut Track<'_>| track.share > 0 || track.piece.is_some();
+            let mut waiting: Vec<&mut Track<'_>> = tracks.iter_mut().filter(has_more).collect();
             if waiting.is_empty() {
                 break;
             }
@@ -200,14 +198,32 @@ impl Lanes {
         }
     }
 
+    /// Has a coroutine that rests begin with another stream, where this thread may: no more than one at once, so that each
+    /// thread has some of the longest.
+    fn begin_another(&self, tracks: &mut [Track<'_>], lanes: usize, hand: Option<&mut Hand>) {
+        if let Some(hand) = hand {
+            self.deal.tell(hand, tracks.iter().filter(|track| !track.rests).map(|track| track.left));
+            if !self.deal.may_have_another(hand) {
+                return;
+            }
+        }
+        if let Some(track) = tracks.iter_mut().find(|track| track.rests && !track.is_over) {
+            track.rests = false;
+            self.make(track, lanes);
+        }
+    }
+
     /// Tells for how long this thread worked, which had told so much before.
     fn tell(&self, told: &mut Duration) {
         let before = std::mem::replace(told, time_worked());
         self.worked.fetch_add(told.saturating_sub(before).as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Has a coroutine make one piece, unless it has come to its end; its thread makes so many streams.
+    /// Has a coroutine make one piece, unless it has one or comes to the end of its stream; its thread makes so many.
     fn make(&self, track: &mut Track<'_>, lanes: usize) {
+        if track.piece.is_some() {
+            return;
+        }
         track.share -= 1;
         while track.piece.is_none() {
             match track.coroutine.resume(std::mem::replace(&mut track.reply, Reply::Go)) {
@@ -228,9 +244,14 @@ impl Lanes {
                     // All its pieces were hashed before.
                     track.reply = Reply::Digest(std::mem::take(&mut track.hasher).finish());
                 }
+                CoroutineResult::Yield(Wish::Rest) => {
+                    self.forget(track);
+                    (track.rests, track.share) = (true, 0);
+                    return;
+                }
                 CoroutineResult::Return(()) => {
                     self.forget(track);
-                    (track.is_over, track.share) = (true, 0);
+                    (track.rests, track.is_over, track.share) = (true, true, 0);
                     return;
                 }
             }
@@ -284,17 +305,25 @@ struct Track<'c> {
     piece: Option<(Box<[u8]>, usize)>,
     /// How many bytes of the stream are still to come, about.
     left: i64,
+    /// Has no stream, and waits for being asked for another.
+    rests: bool,
     is_over: bool,
 }
 
 impl<'c> Track<'c> {
     fn new(coroutine: Coroutine<'c>) -> Self {
-        Self { coroutine, reply: Reply::Go, hasher: Sha256::new(), share: 0, piece: None, left: 0, is_over: false }
+        let (reply, hasher) = (Reply::Go, Sha256::new());
+        Self { coroutine, reply, hasher, share: 0, piece: None, left: 0, rests: true, is_over: false }
     }
 }
 
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Leaves it to the thread when a coroutine goes on to its next stream: those of other threads may have less to do.
+pub fn rest(lane: &Lane) {
+    lane.suspend(Wish::Rest);
 }
 
 /// A stream that is made in a coroutine.
@@ -427,6 +456,39 @@ mod tests {
             }
         });
         assert_eq!(threads.into_inner().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_thread_with_more_to_do_than_the_others_leaves_them_the_next_streams() {
+        let lanes = Lanes::at_pace(Pace { in_turns: 2, side_by_side: 3 }, 1 << 20, 2, 4, 2);
+        let other = Mutex::new(lanes.deal.join(4).unwrap());
+        lanes.deal.tell(&mut other.lock().unwrap(), [1 << 20; 4].into_iter());
+        let [next, begun, before, after, has_less] = [(); 5].map(|()| AtomicUsize::new(0));
+        lanes.run(&|lane| {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                if at >= 12 {
+                    return;
+                }
+                let mut stream = LaneStream::begin(lane, 10_000);
+                let most = if has_less.load(Ordering::Relaxed) == 0 { &before } else { &after };
+                most.fetch_max(begun.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                let mut buffer: Box<[u8]> = vec![7; 1000].into();
+                for _ in 1..10 {
+                    buffer = stream.give(buffer, 1000);
+                }
+                // With its last piece it has nothing more to do.
+                begun.fetch_sub(1, Ordering::Relaxed);
+                stream.give(buffer, 1000);
+                assert_eq!(stream.finish(), <[u8; 32]>::from(sha2::Sha256::digest([7; 10_000])));
+                if at == 3 {
+                    lanes.deal.tell(&mut other.lock().unwrap(), [].into_iter());
+                    has_less.store(1, Ordering::Relaxed);
+                }
+                rest(lane);
+            }
+        });
+        assert_eq!([before.into_inner(), after.into_inner()], [4, 2]);
     }
 
     struct OnDrop<'a>(&'a AtomicUsize);
