@@ -148,7 +148,7 @@ pub(crate) fn return_what_is_freed() {
 /// old table (`expand_files` in the kernel's fs/file.c), for 10 ms and longer, and so do all that open one meanwhile.
 pub(crate) fn make_room_for_open_files() {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(OPEN_FILES);
-    let last = i32::try_from(limit.min(OPEN_FILES)).unwrap_or(i32::MAX).saturating_sub(1);
+    let last = i32::try_from(limit.min(OPEN_FILES)).unwrap_or(i32::MAX).saturating_sub(1).max(0);
     // Where that fails, the table grows when it has to.
     let _ = File::open("/").and_then(|any| Ok(fcntl_dupfd_cloexec(any, last)?));
 }

@@ -7,9 +7,9 @@
 use std::cmp::Reverse;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use super::Pace;
+use super::{FEW, Pace};
 
-/// What the streams that were begun have left to do, on all threads that make more than are hashed in turns.
+/// What the streams that were begun have left to do, on all threads that make more than [`FEW`].
 #[derive(Debug)]
 pub(super) struct Deal {
     pace: Pace,
@@ -33,7 +33,7 @@ impl Deal {
 
     /// A thread joins that makes so many streams at once; none where it makes so few that it takes what there is.
     pub(super) fn join(&self, streams: usize) -> Option<Hand> {
-        (streams > self.pace.in_turns).then(Hand::default)
+        (streams > FEW).then(Hand::default)
     }
 
     /// A thread tells how many bytes each of the streams that it has begun has left, about.
@@ -54,7 +54,7 @@ impl Deal {
         let mean = self.bytes.load(Ordering::Relaxed) / self.threads;
         // What is left of each is a guess, and what others have is a moment old.
         let more = mean / if hand.streams < self.pace.side_by_side { 14 } else { 32 };
-        hand.streams < self.pace.in_turns || hand.bytes <= mean.saturating_add(more)
+        hand.streams < FEW || hand.bytes <= mean.saturating_add(more)
     }
 }
 

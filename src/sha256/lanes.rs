@@ -164,25 +164,25 @@ impl Lanes {
     fn work(&self, coroutines: Vec<Coroutine<'_>>) {
         let mut tracks: Vec<_> = coroutines.into_iter().map(Track::new).collect();
         let lanes = tracks.len();
-        let (mut told, mut hand) = (time_worked(), self.deal.join(lanes));
+        let mut worker = Worker { lanes, told: time_worked(), hand: self.deal.join(lanes) };
         while !tracks.is_empty() && !self.is_stopped.load(Ordering::Relaxed) {
+            self.begin_another(&mut tracks, &mut worker);
             let mut room = signed((MOST_FOR_EACH * lanes) as u64);
             for track in tracks.iter_mut().filter(|track| !track.rests) {
                 track.share = self.share(track.left, lanes).min(room).max(1);
                 room -= track.share;
             }
-            self.make_and_hash(&mut tracks, lanes, hand.as_mut(), &mut told);
+            self.make_and_hash(&mut tracks, &mut worker);
             tracks.retain(|track| !track.is_over);
         }
     }
 
     /// Has streams make their shares, piece by piece, and hashes those together, before they have left the core's cache: of
     /// all streams while they are enough to lie side by side, and then of those that have the most to make.
-    fn make_and_hash(&self, tracks: &mut [Track<'_>], lanes: usize, mut hand: Option<&mut Hand>, told: &mut Duration) {
+    fn make_and_hash(&self, tracks: &mut [Track<'_>], worker: &mut Worker) {
         while !self.is_stopped.load(Ordering::Relaxed) {
-            self.begin_another(tracks, lanes, hand.as_deref_mut());
-            let has_more = |track: &&mut Track<'_>| track.share > 0 || track.piece.is_some();
-            let mut waiting: Vec<&mut Track<'_>> = tracks.iter_mut().filter(has_more).collect();
+            let mut waiting: Vec<&mut Track<'_>> = tracks.iter_mut().filter(|track| track.share > 0).collect();
+            // A stream that began now would be hashed alone.
             if waiting.is_empty() {
                 break;
             }
@@ -191,48 +191,51 @@ impl Lanes {
                 waiting.truncate(self.pace.in_turns);
             }
             for track in &mut waiting {
-                self.make(track, lanes);
+                self.make(track, worker.lanes);
             }
             hash(waiting);
-            self.tell(told);
+            self.tell(worker);
+            if tracks.iter().any(|track| track.share > 0) {
+                self.begin_another(tracks, worker);
+            }
         }
     }
 
     /// Has a coroutine that rests begin with another stream, where this thread may: no more than one at once, so that each
-    /// thread has some of the longest.
-    fn begin_another(&self, tracks: &mut [Track<'_>], lanes: usize, hand: Option<&mut Hand>) {
-        if let Some(hand) = hand {
-            self.deal.tell(hand, tracks.iter().filter(|track| !track.rests).map(|track| track.left));
-            if !self.deal.may_have_another(hand) {
+    /// thread has some of the longest. What makes no stream does not count.
+    fn begin_another(&self, tracks: &mut [Track<'_>], worker: &mut Worker) {
+        while !self.is_stopped.load(Ordering::Relaxed) {
+            if let Some(hand) = &mut worker.hand {
+                self.deal.tell(hand, tracks.iter().filter(|track| !track.rests).map(|track| track.left));
+                if !self.deal.may_have_another(hand) {
+                    return;
+                }
+            }
+            let Some(track) = tracks.iter_mut().find(|track| track.rests && !track.is_over) else { return };
+            track.rests = false;
+            self.make(track, worker.lanes);
+            if track.piece.is_some() {
                 return;
             }
-        }
-        if let Some(track) = tracks.iter_mut().find(|track| track.rests && !track.is_over) {
-            track.rests = false;
-            self.make(track, lanes);
+            self.tell(worker);
         }
     }
 
-    /// Tells for how long this thread worked, which had told so much before.
-    fn tell(&self, told: &mut Duration) {
-        let before = std::mem::replace(told, time_worked());
-        self.worked.fetch_add(told.saturating_sub(before).as_nanos() as u64, Ordering::Relaxed);
+    /// Tells for how long this thread worked since it told that the last time.
+    fn tell(&self, worker: &mut Worker) {
+        let before = std::mem::replace(&mut worker.told, time_worked());
+        self.worked.fetch_add(worker.told.saturating_sub(before).as_nanos() as u64, Ordering::Relaxed);
     }
 
     /// Has a coroutine make one piece, unless it has one or comes to the end of its stream; its thread makes so many.
     fn make(&self, track: &mut Track<'_>, lanes: usize) {
-        if track.piece.is_some() {
-            return;
-        }
-        track.share -= 1;
         while track.piece.is_none() {
             match track.coroutine.resume(std::mem::replace(&mut track.reply, Reply::Go)) {
                 CoroutineResult::Yield(Wish::Begin(bytes)) => {
                     // What was expected of one that was given up.
                     self.forget(track);
                     (track.hasher, track.left) = (Sha256::new(), signed(bytes));
-                    // It makes one of them now.
-                    track.share = self.share(track.left, lanes) - 1;
+                    track.share = self.share(track.left, lanes);
                 }
                 CoroutineResult::Yield(Wish::Hash(buffer, filled)) => {
                     self.left.fetch_sub(signed(filled as u64), Ordering::Relaxed);
@@ -280,6 +283,7 @@ fn hash(mut tracks: Vec<&mut Track<'_>>) {
     for track in tracks {
         if let Some((buffer, _)) = track.piece.take() {
             track.reply = Reply::Buffer(buffer);
+            track.share -= 1;
         }
     }
 }
@@ -294,12 +298,21 @@ impl Drop for NoMoreHelp<'_> {
     }
 }
 
+/// A thread that makes streams.
+struct Worker {
+    /// How many at once.
+    lanes: usize,
+    /// It has told that it worked for so long.
+    told: Duration,
+    hand: Option<Hand>,
+}
+
 /// A coroutine and its stream.
 struct Track<'c> {
     coroutine: Coroutine<'c>,
     reply: Reply,
     hasher: Sha256,
-    /// How many pieces it is to make until all have made theirs.
+    /// How many pieces it is to make, and have hashed, until all have made theirs.
     share: i64,
     /// Made, and not hashed yet.
     piece: Option<(Box<[u8]>, usize)>,
@@ -415,11 +428,19 @@ mod tests {
         let lanes = Lanes::at_pace(pace, lengths.iter().sum::<usize>() as u64, 2, LANES, 2);
         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let body = |lane: &Lane| {
-            while let Some(&length) = lengths.get(next.fetch_add(1, Ordering::Relaxed)) {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(&length) = lengths.get(at) else { return };
+                if at % 5 == 2 {
+                    // No stream at all.
+                    done.fetch_add(1, Ordering::Relaxed);
+                    rest(lane);
+                    continue;
+                }
                 let whole: Vec<u8> = (0..length).map(|place| (place * 31 + length) as u8).collect();
                 let mut stream = LaneStream::begin(lane, length as u64);
                 for (at, piece) in whole.chunks(1000).enumerate() {
-                    // Others are there only after a while, and would not be dealt any.
+                    // Others are there only after a while.
                     if at % 16 == 0 {
                         std::thread::sleep(Duration::from_micros(100));
                     }
@@ -427,6 +448,7 @@ mod tests {
                 }
                 assert_eq!(stream.finish(), <[u8; 32]>::from(sha2::Sha256::digest(&whole)));
                 done.fetch_add(1, Ordering::Relaxed);
+                rest(lane);
             }
         };
         std::thread::scope(|scope| {
@@ -463,12 +485,14 @@ mod tests {
         let lanes = Lanes::at_pace(Pace { in_turns: 2, side_by_side: 3 }, 1 << 20, 2, 4, 2);
         let other = Mutex::new(lanes.deal.join(4).unwrap());
         lanes.deal.tell(&mut other.lock().unwrap(), [1 << 20; 4].into_iter());
-        let [next, begun, before, after, has_less] = [(); 5].map(|()| AtomicUsize::new(0));
+        let [next, begun, before, after, has_less, dropped] = [(); 6].map(|()| AtomicUsize::new(0));
         lanes.run(&|lane| {
+            let _counted = OnDrop(&dropped);
             loop {
                 let at = next.fetch_add(1, Ordering::Relaxed);
                 if at >= 12 {
-                    return;
+                    // Two lanes rest.
+                    return lanes.stop();
                 }
                 let mut stream = LaneStream::begin(lane, 10_000);
                 let most = if has_less.load(Ordering::Relaxed) == 0 { &before } else { &after };
@@ -488,7 +512,7 @@ mod tests {
                 rest(lane);
             }
         });
-        assert_eq!([before.into_inner(), after.into_inner()], [4, 2]);
+        assert_eq!([before.into_inner(), after.into_inner(), dropped.into_inner()], [4, 2, 4]);
     }
 
     struct OnDrop<'a>(&'a AtomicUsize);
