@@ -98,8 +98,10 @@ def codec_jobs(place):
     def parts_at_once(codec):
         shares = place.shares()
         parts = [quoted([f"{place.work / 'part'}.{at}"]) for at in range(len(shares))]
-        begun = "".join(f"({parts_of(codec, quoted([share]), part)}) & " for share, part in zip(shares, parts))
-        return f"{begun}" + "".join("wait -n; " for _ in shares)
+        begin = lambda share, part: f"({parts_of(codec, quoted([share]), part)}) & all+=($!); "
+        begun = "".join(begin(share, part) for share, part in zip(shares, parts))
+        # Each by its number: of two that end at the same moment `wait -n` knows only one.
+        return f'all=(); {begun}for one in "${{all[@]}}"; do wait "$one"; done'
 
     def job(name, codec, pipeline, alone, others=()):
         # The archive is made before anything is measured, by whoever comes first.
