@@ -62,7 +62,7 @@ impl Deal {
 mod tests {
     use super::*;
 
-    const PACE: Pace = Pace { in_turns: 2, side_by_side: 4 };
+    const PACE: Pace = Pace { in_turns: 4, side_by_side: 4 };
 
     #[test]
     fn long_streams_are_dealt_out_and_short_ones_go_to_anyone() {
@@ -70,7 +70,7 @@ mod tests {
         let [mut one, mut other] = [(); 2].map(|()| deal.join(16).unwrap());
         assert!(deal.may_have_another(&one), "nobody has any");
         deal.tell(&mut one, [900].into_iter());
-        assert!(deal.may_have_another(&one), "it takes two in turns");
+        assert!(deal.may_have_another(&one), "one is too few");
         deal.tell(&mut one, [900, 300].into_iter());
         assert!(!deal.may_have_another(&one), "the other one has none yet, but comes");
         deal.tell(&mut other, [500, 300].into_iter());

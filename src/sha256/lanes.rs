@@ -178,16 +178,16 @@ impl Lanes {
     }
 
     /// Has streams make their shares, piece by piece, and hashes those together, before they have left the core's cache: of
-    /// all streams while they are enough to lie side by side, and then of those that have the most to make.
+    /// all streams while they are enough to lie side by side, and then of those that have the most to make. Others begin
+    /// meanwhile.
     fn make_and_hash(&self, tracks: &mut [Track<'_>], worker: &mut Worker) {
         while !self.is_stopped.load(Ordering::Relaxed) {
             let mut waiting: Vec<&mut Track<'_>> = tracks.iter_mut().filter(|track| track.share > 0).collect();
-            // A stream that began now would be hashed alone.
             if waiting.is_empty() {
                 break;
             }
             if waiting.len() < self.pace.side_by_side {
-                waiting.sort_by_key(|track| Reverse(track.share));
+                waiting.sort_by_key(|track| (track.piece.is_none(), Reverse(track.share)));
                 waiting.truncate(self.pace.in_turns);
             }
             for track in &mut waiting {
@@ -195,6 +195,7 @@ impl Lanes {
             }
             hash(waiting);
             self.tell(worker);
+            // Where all have made their shares it would be hashed alone.
             if tracks.iter().any(|track| track.share > 0) {
                 self.begin_another(tracks, worker);
             }
@@ -202,7 +203,7 @@ impl Lanes {
     }
 
     /// Has a coroutine that rests begin with another stream, where this thread may: no more than one at once, so that each
-    /// thread has some of the longest. What makes no stream does not count.
+    /// thread has some of the longest. What makes one piece at the most does not count.
     fn begin_another(&self, tracks: &mut [Track<'_>], worker: &mut Worker) {
         while !self.is_stopped.load(Ordering::Relaxed) {
             if let Some(hand) = &mut worker.hand {
@@ -214,7 +215,7 @@ impl Lanes {
             let Some(track) = tracks.iter_mut().find(|track| track.rests && !track.is_over) else { return };
             track.rests = false;
             self.make(track, worker.lanes);
-            if track.piece.is_some() {
+            if track.piece.is_some() && track.left > 0 {
                 return;
             }
             self.tell(worker);
@@ -227,7 +228,7 @@ impl Lanes {
         self.worked.fetch_add(worker.told.saturating_sub(before).as_nanos() as u64, Ordering::Relaxed);
     }
 
-    /// Has a coroutine make one piece, unless it has one or comes to the end of its stream; its thread makes so many.
+    /// Has a coroutine make one piece, unless it has one, rests or is over; its thread makes so many streams at once.
     fn make(&self, track: &mut Track<'_>, lanes: usize) {
         while track.piece.is_none() {
             match track.coroutine.resume(std::mem::replace(&mut track.reply, Reply::Go)) {
@@ -318,7 +319,7 @@ struct Track<'c> {
     piece: Option<(Box<[u8]>, usize)>,
     /// How many bytes of the stream are still to come, about.
     left: i64,
-    /// Has no stream, and waits for being asked for another.
+    /// Has no stream, and waits for being asked for another, or is over.
     rests: bool,
     is_over: bool,
 }
@@ -478,6 +479,38 @@ mod tests {
             }
         });
         assert_eq!(threads.into_inner().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn what_makes_no_stream_and_what_makes_one_piece_do_not_hold_up_the_next() {
+        let lanes = Lanes::new(1 << 20, 1, 8, 2);
+        let [next, pieces] = [(); 2].map(|()| AtomicUsize::new(0));
+        let before_the_last = Mutex::new(None);
+        lanes.run(&|lane| {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let length = match at {
+                    0 | 11 => 100_000,
+                    1..6 => 0,
+                    6..11 => 1000,
+                    _ => return,
+                };
+                if at == 11 {
+                    *before_the_last.lock().unwrap() = Some(pieces.load(Ordering::Relaxed));
+                }
+                if length > 0 {
+                    let mut stream = LaneStream::begin(lane, length);
+                    let mut buffer: Box<[u8]> = vec![7; 1000].into();
+                    for _ in 0..length / 1000 {
+                        pieces.fetch_add(usize::from(at == 0), Ordering::Relaxed);
+                        buffer = stream.give(buffer, 1000);
+                    }
+                    stream.finish();
+                }
+                rest(lane);
+            }
+        });
+        assert!(before_the_last.into_inner().unwrap().is_some_and(|pieces| pieces < 3));
     }
 
     #[test]
