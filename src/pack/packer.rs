@@ -116,7 +116,7 @@ impl<'a> Packer<'a> {
         let cores = rayon::current_num_threads();
         let Shares { of_a_thread, helpers, of_a_helper } =
             Shares::new(most_at_once(), cores, self.threads(), sha256::streams_at_once);
-        // The first thread shall not have what is there before the others come.
+        // The first thread shall not take all that there is before the others come.
         let of_a_thread = of_a_thread.min(items.len().div_ceil(cores));
         let lanes = Lanes::new(bytes, cores, of_a_thread, of_a_helper);
         parallel::for_each_with(

@@ -65,7 +65,7 @@ mod tests {
     const PACE: Pace = Pace { in_turns: 4, side_by_side: 4 };
 
     #[test]
-    fn long_streams_are_dealt_out_and_short_ones_go_to_anyone() {
+    fn streams_are_dealt_out_so_that_threads_have_about_as_much_to_do() {
         let deal = Deal::new(PACE, 2);
         let [mut one, mut other] = [(); 2].map(|()| deal.join(16).unwrap());
         assert!(deal.may_have_another(&one), "nobody has any");
